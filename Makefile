@@ -1,0 +1,53 @@
+# The same commands for a person and for CI. Everything lives in .venv and runs/; `make clean` removes both.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch goes first, and pinned: where the index offers a CPU wheel of it, nothing later replaces that wheel.
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow bench check format ui clean
+
+demo: $(VENV)/.installed  ## raw images to a report, at laptop size
+	@$(BIN)/python jobs/demo.py
+
+test: $(VENV)/.installed-dev  ## the test suite
+	@$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev  ## long chaos tests
+	@$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-dev  ## benchmarks, each a ratio measured in one run
+	@$(BIN)/python -m pytest -m bench -s tests/benchmarks
+
+check: $(VENV)/.installed-dev  ## formatting, lint, types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+ui: $(VENV)/.installed  ## the MLflow UI over runs/, on http://127.0.0.1:5000
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 \
+		--host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
+
+clean:
+	rm -rf $(VENV) runs
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+		sys.exit(0 if (3, 11) <= v < (3, 14) else "Python %d.%d found: Python 3.11 to 3.13 is wanted; name one with make PYTHON=..." % v)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) (2 GB, some minutes the first time) ..."
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+	@echo "Installing the test tools into $(VENV) ..."
+	@$(PIP) --editable ".[dev]"
+	@touch $@

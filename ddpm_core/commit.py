@@ -1,0 +1,124 @@
+"""Commit last: a file or folder appears under its final name only when it is whole.
+
+Everything is written under another name in the same folder, flushed to disk, then renamed. A folder's
+`manifest.json` lists its files with size and sha256, so that its presence means that the whole is there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddpm_core.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def committed_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary name to write to; on success the file takes its final name, on error it vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with committed_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def committed_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Yields a temporary folder to fill; on success it gets a manifest (`facts` and the files' sha256) and its
+    final name. A folder that stands there already is replaced; on error nothing changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = {
+            str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+            for file in sorted(temporary.rglob("*"))
+            if file.is_file()
+        }
+        for name in files:
+            _flush(temporary / name)
+        write_json(temporary / MANIFEST, {**facts, "files": files})
+        if path.exists():
+            discarded = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            path.rename(discarded)
+            temporary.rename(path)
+            shutil.rmtree(discarded)
+        else:
+            temporary.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_manifest(folder: Path, *, what: str) -> dict[str, Any]:
+    """The manifest of a committed folder. InputError where there is none or it is not JSON."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise InputError(f"{what} {str(folder)!r} does not exist: give the path of a finished one")
+    if not path.is_file():
+        raise InputError(
+            f"{what} {str(folder)!r} has no {MANIFEST}, so it is not one or was never finished: "
+            "run the command that makes it again, it goes on where it stopped"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{what} {str(folder)!r} has a damaged {MANIFEST} ({error}): delete the folder and make it again"
+        ) from error
+    if not isinstance(manifest, dict):
+        raise InputError(f"{what} {str(folder)!r} has a {MANIFEST} that is not an object: make it again")
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Mapping[str, Any], *, what: str) -> None:
+    """Check every file of a manifest by size and sha256. InputError names the first that differs."""
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{what} {str(folder)!r} lacks its file {name!r}: make it again")
+        if path.stat().st_size != facts["bytes"] or sha256_file(path) != facts["sha256"]:
+            raise InputError(f"{what} {str(folder)!r} has a damaged file {name!r} (sha256 differs): make it again")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary names that killed writers left in a folder. Only its single writer may call this."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

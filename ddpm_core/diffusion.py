@@ -1,0 +1,391 @@
+"""The diffusion process of Ho, Jain & Abbeel 2020: q, its posterior, p_theta and every loss of Table 2.
+
+Time: the paper's t runs 1..T; here `t` is 0..T-1, the paper's t minus one, and it is what the network receives.
+Coefficients are float64 [T] buffers on the module's device; they are cast to the images' dtype when gathered.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor, nn
+
+from ddpm_core.schedules import Schedule, make_betas
+
+MeanType = Literal["eps", "xstart", "xprev", "v"]
+VarType = Literal["fixedlarge", "fixedsmall", "learned", "learned_range"]
+LossType = Literal["mse", "kl", "hybrid"]
+DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x_t [B,C,H,W], t [B]) -> [B,C or 2C,H,W]
+
+LEARNED: tuple[VarType, ...] = ("learned", "learned_range")
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian: mean [B,C,H,W], variance and log-variance that broadcast against it."""
+
+    mean: Tensor
+    variance: Tensor
+    log_variance: Tensor
+
+
+class Prediction(NamedTuple):
+    """p_theta(x_{t-1}|x_t) and the x_0 it was made from, all [B,C,H,W]."""
+
+    mean: Tensor
+    variance: Tensor
+    log_variance: Tensor
+    pred_xstart: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """A diffusion process by its values."""
+
+    schedule: Schedule = "linear"
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    mean_type: MeanType = "eps"
+    var_type: VarType = "fixedlarge"
+    loss_type: LossType = "mse"
+
+    def betas(self) -> Tensor:
+        return make_betas(self.schedule, self.num_timesteps, self.beta_start, self.beta_end)
+
+    def build(self) -> "GaussianDiffusion":
+        return GaussianDiffusion(
+            self.betas(), mean_type=self.mean_type, var_type=self.var_type, loss_type=self.loss_type
+        )
+
+
+class GaussianDiffusion(nn.Module):
+    """q(x_t|x_0), q(x_{t-1}|x_t,x_0), p_theta(x_{t-1}|x_t) and their losses for one variance schedule.
+
+    betas: float64 [T], each in (0, 1].
+    mean_type: what the network predicts (section 3.2): eps; xstart = x_0; xprev = mu-tilde; v = sqrt(abar) eps -
+        sqrt(1-abar) x_0 (Salimans & Ho 2022).
+    var_type: sigma_t^2 of p_theta: fixedlarge = beta_t; fixedsmall = beta-tilde_t (section 3.2); learned = the network's
+        second C channels, taken raw as log-variance (Table 2); learned_range = those channels, in [-1, 1], interpolate
+        between log beta-tilde_t and log beta_t (Nichol & Dhariwal 2021, Eq. 15).
+    loss_type: mse = L_simple (Eq. 14); kl = one term of the bound (Eq. 5) in bits/dim; hybrid = L_simple + 0.001 T times
+        that term, whose gradient reaches the variance alone (Nichol & Dhariwal 2021, Eq. 16).
+    timesteps: int64 [T], what to tell the network at each t; 0..T-1 unless this is a strided chain.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance_clipped: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+    timesteps: Tensor
+
+    def __init__(
+        self,
+        betas: Float64[Tensor, " T"],
+        mean_type: MeanType = "eps",
+        var_type: VarType = "fixedlarge",
+        loss_type: LossType = "mse",
+        timesteps: Int[Tensor, " T"] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in [
+            ("mean_type", mean_type, MeanType),
+            ("var_type", var_type, VarType),
+            ("loss_type", loss_type, LossType),
+        ]:
+            if value not in get_args(choices):
+                raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(get_args(choices))}")
+        if loss_type == "mse" and var_type in LEARNED:
+            raise ValueError(
+                f"loss_type is 'mse' and var_type is {var_type!r}: the mean squared error does not train a variance; "
+                "take loss_type 'kl' or 'hybrid', or a fixed variance"
+            )
+        if loss_type == "hybrid" and var_type not in LEARNED:
+            raise ValueError(
+                f"loss_type is 'hybrid' and var_type is {var_type!r}: the hybrid loss adds a term for a learned variance; "
+                "take var_type 'learned' or 'learned_range', or loss_type 'mse'"
+            )
+        betas = torch.as_tensor(betas)
+        if betas.dtype != torch.float64 or betas.ndim != 1 or len(betas) < 1:
+            raise ValueError(f"betas are {betas.dtype} {list(betas.shape)}: a float64 vector [T] is wanted")
+        if not bool(((betas > 0) & (betas <= 1)).all()):
+            raise ValueError(f"betas run from {betas.min():g} to {betas.max():g}: each must lie in (0, 1]")
+        self.mean_type, self.var_type, self.loss_type = mean_type, var_type, loss_type
+        self.num_timesteps = T = len(betas)
+
+        abar = torch.cumprod(1.0 - betas, 0)
+        abar_prev = torch.cat([abar.new_ones(1), abar[:-1]])
+        posterior_variance = betas * (1.0 - abar_prev) / (1.0 - abar)  # Eq. 7
+        # beta-tilde_1 is 0. Ho's code takes beta-tilde_2 in its place, for both fixed choices: the first (log-)
+        # variance only enters the decoder L_0, and samples are returned without noise.
+        first = posterior_variance[1:2] if T > 1 else betas
+        clipped = torch.cat([first, posterior_variance[1:]])
+        self._eps_determines_xstart = bool(abar[-1] > 0)
+        tables = {
+            "betas": betas,
+            "alphas_cumprod": abar,
+            "alphas_cumprod_prev": abar_prev,
+            "sqrt_alphas_cumprod": abar.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1.0 - abar).sqrt(),
+            "sqrt_recip_alphas_cumprod": abar.rsqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1.0 / abar - 1.0).sqrt(),
+            "posterior_variance": posterior_variance,
+            "posterior_log_variance_clipped": clipped.log(),
+            "posterior_mean_coef1": betas * abar_prev.sqrt() / (1.0 - abar),  # Eq. 7, of x_0
+            "posterior_mean_coef2": (1.0 - betas).sqrt() * (1.0 - abar_prev) / (1.0 - abar),  # Eq. 7, of x_t
+            "fixedlarge_log_variance": torch.cat([first, betas[1:]]).log(),
+            "timesteps": torch.arange(T) if timesteps is None else torch.as_tensor(timesteps),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def strided(self, timesteps: Sequence[int]) -> "GaussianDiffusion":
+        """The same process seen only at `timesteps` (ascending, in 0..T-1): its beta'_i = 1 - abar(t_i)/abar(t_{i-1}),
+        with the posterior that follows from them. ValueError where the network's output only has a meaning for single
+        steps (mean_type xprev, var_type learned)."""
+        chosen = torch.as_tensor(timesteps, dtype=torch.int64)
+        if chosen.ndim != 1 or len(chosen) < 1 or bool((chosen.diff() <= 0).any()):
+            raise ValueError(f"timesteps are {list(timesteps)}: they must be ascending, each once")
+        if chosen[0] < 0 or chosen[-1] >= self.num_timesteps:
+            raise ValueError(
+                f"timesteps run from {chosen[0]} to {chosen[-1]}: they must lie in 0..{self.num_timesteps - 1}"
+            )
+        if len(chosen) == self.num_timesteps:
+            return self
+        if self.mean_type == "xprev" or self.var_type == "learned":
+            raise ValueError(
+                f"mean_type is {self.mean_type!r} and var_type is {self.var_type!r}: a network that predicts the previous "
+                f"step or its variance fits only the full chain; take steps={self.num_timesteps}"
+            )
+        abar = self.alphas_cumprod.cpu()[chosen]
+        betas = 1.0 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
+        chain = GaussianDiffusion(betas, self.mean_type, self.var_type, self.loss_type, self.timesteps.cpu()[chosen])
+        return chain.to(self.betas.device)
+
+    def _at(self, table: str, t: Int[Tensor, " b"], like: Tensor) -> Tensor:
+        """Coefficients at t, in the dtype of `like`, shaped to broadcast over its pixels."""
+        values: Tensor = getattr(self, table)[t]
+        return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+    def _network(self, denoise_fn: DenoiseFn, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's output at t, its channel count checked against var_type."""
+        output = denoise_fn(x_t, self.timesteps[t])
+        channels = x_t.shape[1] * (2 if self.var_type in LEARNED else 1)
+        if output.shape != (x_t.shape[0], channels, *x_t.shape[2:]):
+            raise ValueError(
+                f"denoise_fn returned {list(output.shape)} for x_t {list(x_t.shape)}: var_type {self.var_type!r} wants "
+                f"{channels} channels and the same height and width"
+            )
+        return output
+
+    # -- the forward process ---------------------------------------------------------------------------------------
+
+    def q_mean_variance(self, x_start: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Gaussian:
+        """q(x_t|x_0), Eq. 4."""
+        abar = self._at("alphas_cumprod", t, x_start)
+        variance = 1.0 - abar
+        return Gaussian(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, variance, variance.log())
+
+    def q_sample(
+        self, x_start: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], noise: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1-abar_t) eps, Eq. 4."""
+        return (
+            self._at("sqrt_alphas_cumprod", t, x_start) * x_start
+            + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+        )
+
+    def q_posterior_mean_variance(
+        self, x_start: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Gaussian:
+        """q(x_{t-1}|x_t,x_0), Eq. 6 and 7. At t = 0 the variance is 0 and the log-variance that of t = 1."""
+        mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
+        return Gaussian(
+            mean,
+            self._at("posterior_variance", t, x_t),
+            self._at("posterior_log_variance_clipped", t, x_t),
+        )
+
+    # -- from one parameterisation to another ----------------------------------------------------------------------
+
+    def predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_0 = x_t / sqrt(abar_t) - sqrt(1/abar_t - 1) eps, Eq. 15."""
+        if not self._eps_determines_xstart:
+            raise ValueError(
+                "alphas_cumprod ends at 0 in this schedule (jsd), where eps does not determine x_0: "
+                "take mean_type 'xstart' or 'v', or another schedule"
+            )
+        return (
+            self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
+        )
+
+    def predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
+        """eps = (x_t - sqrt(abar_t) x_0) / sqrt(1-abar_t), Eq. 4 solved for eps."""
+        return (x_t - self._at("sqrt_alphas_cumprod", t, x_t) * x_start) / self._at(
+            "sqrt_one_minus_alphas_cumprod", t, x_t
+        )
+
+    def predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
+        """x_0 from mu-tilde, Eq. 7 solved for x_0."""
+        return (xprev - self._at("posterior_mean_coef2", t, x_t) * x_t) / self._at("posterior_mean_coef1", t, x_t)
+
+    def predict_xstart_from_v(self, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """x_0 = sqrt(abar_t) x_t - sqrt(1-abar_t) v."""
+        return self._at("sqrt_alphas_cumprod", t, x_t) * x_t - self._at("sqrt_one_minus_alphas_cumprod", t, x_t) * v
+
+    def target(self, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network's mean output should be, for this mean_type."""
+        if self.mean_type == "eps":
+            return noise
+        if self.mean_type == "xstart":
+            return x_start
+        if self.mean_type == "xprev":
+            return self.q_posterior_mean_variance(x_start, x_t, t).mean
+        return (
+            self._at("sqrt_alphas_cumprod", t, x_t) * noise
+            - self._at("sqrt_one_minus_alphas_cumprod", t, x_t) * x_start
+        )
+
+    # -- the reverse process ---------------------------------------------------------------------------------------
+
+    def p_mean_variance(
+        self,
+        denoise_fn: DenoiseFn,
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        clip_denoised: bool = True,
+    ) -> Prediction:
+        """p_theta(x_{t-1}|x_t). The mean is that of q(x_{t-1}|x_t, x_0) at the predicted x_0, clipped to [-1, 1] if
+        `clip_denoised`; without the clip it equals Eq. 11. With mean_type xprev it is the network's output itself,
+        and the clip only touches the reported x_0."""
+        return self._p_from_output(self._network(denoise_fn, x_t, t), x_t, t, clip_denoised)
+
+    def _p_from_output(self, output: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool) -> Prediction:
+        if self.var_type in LEARNED:
+            output, values = output.chunk(2, dim=1)
+            log_variance = values
+            if self.var_type == "learned_range":
+                low = self._at("posterior_log_variance_clipped", t, x_t)
+                high = self._at("betas", t, x_t).log()
+                fraction = (values + 1.0) / 2.0
+                log_variance = fraction * high + (1.0 - fraction) * low
+        else:
+            table = "fixedlarge_log_variance" if self.var_type == "fixedlarge" else "posterior_log_variance_clipped"
+            log_variance = self._at(table, t, x_t).expand_as(x_t)
+        if self.mean_type == "eps":
+            pred_xstart = self.predict_xstart_from_eps(x_t, t, output)
+        elif self.mean_type == "xstart":
+            pred_xstart = output
+        elif self.mean_type == "xprev":
+            pred_xstart = self.predict_xstart_from_xprev(x_t, t, output)
+        else:
+            pred_xstart = self.predict_xstart_from_v(x_t, t, output)
+        if clip_denoised:
+            pred_xstart = pred_xstart.clamp(-1.0, 1.0)
+        mean = output if self.mean_type == "xprev" else self.q_posterior_mean_variance(pred_xstart, x_t, t).mean
+        return Prediction(mean, log_variance.exp(), log_variance, pred_xstart)
+
+    def p_sample(
+        self,
+        denoise_fn: DenoiseFn,
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        noise: Float[Tensor, "b c h w"],
+        clip_denoised: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """One step of Algorithm 2: (x_{t-1}, predicted x_0). No noise is added at t = 0."""
+        p = self.p_mean_variance(denoise_fn, x_t, t, clip_denoised)
+        masked = torch.where((t > 0).reshape(-1, 1, 1, 1), noise, 0.0)
+        return p.mean + (0.5 * p.log_variance).exp() * masked, p.pred_xstart
+
+    # -- losses ----------------------------------------------------------------------------------------------------
+
+    def training_losses(
+        self,
+        denoise_fn: DenoiseFn,
+        x_start: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        noise: Float[Tensor, "b c h w"],
+    ) -> Float[Tensor, " b"]:
+        """One loss an image: mse per dimension (Eq. 14; 1 for a network that says 0), kl in bits/dim (one term of Eq. 5,
+        x_0 not clipped), or hybrid."""
+        x_t = self.q_sample(x_start, t, noise)
+        output = self._network(denoise_fn, x_t, t)
+        if self.loss_type == "kl":
+            return self._vb_from_output(output, x_start, x_t, t, clip_denoised=False)[0]
+        mean_output = output[:, : x_t.shape[1]]
+        mse = (self.target(x_start, x_t, t, noise) - mean_output).square().flatten(1).mean(1)
+        if self.loss_type == "mse":
+            return mse
+        frozen = torch.cat([mean_output.detach(), output[:, x_t.shape[1] :]], dim=1)
+        vb = self._vb_from_output(frozen, x_start, x_t, t, clip_denoised=False)[0]
+        return mse + 0.001 * self.num_timesteps * vb
+
+    def vb_terms_bpd(
+        self,
+        denoise_fn: DenoiseFn,
+        x_start: Float[Tensor, "b c h w"],
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        clip_denoised: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """(the bound's term at t in bits/dim [B], predicted x_0 [B,C,H,W]): L_0 at t = 0, else the paper's L_t."""
+        return self._vb_from_output(self._network(denoise_fn, x_t, t), x_start, x_t, t, clip_denoised)
+
+    def _vb_from_output(
+        self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool
+    ) -> tuple[Tensor, Tensor]:
+        q = self.q_posterior_mean_variance(x_start, x_t, t)
+        p = self._p_from_output(output, x_t, t, clip_denoised)
+        kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance).flatten(1).mean(1)
+        nll = -discretized_gaussian_log_likelihood(x_start, p.mean, 0.5 * p.log_variance).flatten(1).mean(1)
+        return torch.where(t == 0, nll, kl) / math.log(2.0), p.pred_xstart
+
+    def prior_bpd(self, x_start: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """L_T = KL(q(x_T|x_0) || N(0, I)) in bits/dim for each image (Eq. 5), in float64: it is a difference of
+        nearly equal numbers, 1e-5 for the linear schedule."""
+        x = x_start.to(torch.float64)
+        t = torch.full((len(x),), self.num_timesteps - 1, device=x.device)
+        q = self.q_mean_variance(x, t)
+        log_variance = torch.log1p(-self._at("alphas_cumprod", t, x))
+        zero = torch.zeros_like(x)
+        return normal_kl(q.mean, log_variance, zero, zero).flatten(1).mean(1) / math.log(2.0)
+
+
+def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL(N(mean1, e^log_variance1) || N(mean2, e^log_variance2)) in nats, elementwise."""
+    # expm1 keeps the digits when the two variances are nearly equal: e^d - 1 - d.
+    difference = log_variance1 - log_variance2
+    return 0.5 * (torch.expm1(difference) - difference + (mean1 - mean2).square() * torch.exp(-log_variance2))
+
+
+def _normal_cdf_tanh(z: Tensor) -> Tensor:
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
+
+
+def discretized_gaussian_log_likelihood(
+    x: Float[Tensor, "b c h w"],
+    mean: Float[Tensor, "b c h w"],
+    log_scale: Float[Tensor, "*s"],
+    cdf: Literal["exact", "tanh"] = "exact",
+) -> Float[Tensor, "b c h w"]:
+    """ln p(x) of the decoder, Eq. 13: the Gaussian's mass on x's bin of width 2/255, the outer bins reaching to
+    infinity; at least ln 1e-12 as in Ho's code. `tanh` is that code's approximation of the normal CDF.
+
+    Computed in float64 and returned in the dtype of `mean`. x holds 8-bit pixels scaled to [-1, 1].
+    """
+    phi = torch.special.ndtr if cdf == "exact" else _normal_cdf_tanh
+    centred = x.to(torch.float64) - mean.to(torch.float64)
+    inv_scale = torch.exp(-log_scale.to(torch.float64))
+    upper = (centred + 1.0 / 255.0) * inv_scale
+    lower = (centred - 1.0 / 255.0) * inv_scale
+    # Both ends far to the right: Phi(u) - Phi(l) = Phi(-l) - Phi(-u) keeps the digits that 1 - 1 would lose.
+    right = lower > 0
+    inner = phi(torch.where(right, -lower, upper)) - phi(torch.where(right, -upper, lower))
+    mass = torch.where(x < -0.999, phi(upper), torch.where(x > 0.999, phi(-lower), inner))
+    return mass.clamp(min=1e-12).log().to(mean.dtype)

@@ -1,0 +1,14 @@
+"""The two exceptions of this project. Every other error is a bug and may show its traceback."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one sentence: the thing, what it is, what was wanted,
+    what to do. The command lines print it alone and exit with code 2."""
+
+
+class DivergedError(ArithmeticError):
+    """A training loss or gradient became NaN or infinite. The last good checkpoint is kept."""
+
+    def __init__(self, message: str, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id  # MLflow's, of the run that diverged

@@ -1,0 +1,67 @@
+"""What a number depends on. A metric is only comparable with another of the same protocol."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Literal
+
+INCEPTION = "inception-2015-12-05"
+
+# MLflow tags that the pipelines write and the reports read.
+KIND_TAG = "ddpm.kind"  # train | evaluate | sweep | preprocess
+FINGERPRINT_TAG = "ddpm.fingerprint"  # of the configuration (train, sweep) or the protocol (evaluate)
+
+
+def fingerprint(value: Any) -> str:
+    """12 hex digits that name a configuration: the sha256 of its canonical JSON. Dataclasses count as their
+    fields; the order of keys does not matter."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything besides the checkpoint that a Frechet distance or Inception score depends on."""
+
+    num_samples: int
+    seed: int
+    sampler: Literal["ancestral", "ddim", "dpmpp_2m"]
+    sampler_steps: int
+    spacing: Literal["uniform", "quadratic"]
+    clip_denoised: bool
+    weights: Literal["ema", "raw"]
+    batch_size: int  # float32 features depend on it in the last digits
+    precision: Literal["float32", "bfloat16"]
+    rounding: Literal["half-up"] = "half-up"
+    extractor: str
+    extractor_sha256: str
+    resize: str
+    reference: str
+    reference_sha256: str
+    reference_images: int
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+    @property
+    def distance(self) -> str:
+        """The metric's name: only the 2015-12-05 Inception network makes a Frechet distance an FID."""
+        return "fid" if self.extractor == INCEPTION else f"fd_{self.extractor}"
+
+    @property
+    def score(self) -> str:
+        """The name of the Inception score (exp of the mean KL from the marginal), likewise."""
+        return "is" if self.extractor == INCEPTION else f"is_{self.extractor}"
+
+    def describe(self) -> str:
+        """The protocol as a sentence for a person."""
+        return (
+            f"{self.num_samples:,} samples, {self.sampler} with {self.sampler_steps:,} steps ({self.spacing}), "
+            f"{self.weights.upper() if self.weights == 'ema' else self.weights} weights, "
+            f"x0 {'clipped' if self.clip_denoised else 'not clipped'}, rounded {self.rounding} to 8 bits, "
+            f"{self.precision}, batch {self.batch_size}, seed {self.seed}; features from {self.extractor} "
+            f"(sha256 {self.extractor_sha256[:8]}, resize {self.resize}); against {self.reference_images:,} images of "
+            f"{self.reference} (sha256 {self.reference_sha256[:8]})"
+        )

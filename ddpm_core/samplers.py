@@ -1,0 +1,194 @@
+"""From noise to images: ancestral sampling (Algorithm 2), DDIM, and DPM-Solver++(2M), behind one signature."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
+
+Method = Literal["ancestral", "ddim", "dpmpp_2m"]
+Spacing = Literal["uniform", "quadratic"]
+Noise = Callable[[int], Tensor]  # address -> [B,C,H,W]: T gives x_T, a timestep the noise drawn there
+
+
+class Step(NamedTuple):
+    """One step of a chain: the timestep t it left, the state it reached, the x_0 predicted at t (Eq. 15)."""
+
+    t: int
+    x: Tensor
+    pred_xstart: Tensor
+
+
+def select_timesteps(num_timesteps: int, steps: int, spacing: Spacing = "uniform") -> list[int]:
+    """`steps` timesteps of 0..num_timesteps-1, ascending, from 0.
+
+    uniform: evenly from 0 to T-1. quadratic: squares of evenly spaced numbers up to 0.8 T, dense where little noise is
+    left, as in the DDIM paper (Song et al. 2021, appendix D.2 and its code); equal neighbours are moved apart.
+    ValueError where that many do not fit.
+    """
+    if not 1 <= steps <= num_timesteps:
+        raise ValueError(f"steps is {steps}: it must lie in 1..{num_timesteps}, the schedule's num_timesteps")
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing is {spacing!r}: it must be one of {', '.join(get_args(Spacing))}")
+    if steps == num_timesteps:
+        return list(range(num_timesteps))
+    if steps == 1:
+        return [num_timesteps - 1]
+    if spacing == "uniform":
+        return [round(i * (num_timesteps - 1) / (steps - 1)) for i in range(steps)]
+    timesteps: list[int] = []
+    for i in range(steps):
+        t = int(0.8 * num_timesteps * (i / (steps - 1)) ** 2)
+        timesteps.append(max(t, timesteps[-1] + 1) if timesteps else t)
+    if timesteps[-1] >= num_timesteps:
+        raise ValueError(f"steps is {steps}: quadratic spacing has no room for it in {num_timesteps} timesteps")
+    return timesteps
+
+
+def sample_steps(
+    diffusion: GaussianDiffusion,
+    denoise_fn: DenoiseFn,
+    shape: tuple[int, ...],
+    *,
+    noise: Noise | Tensor,
+    method: Method = "ancestral",
+    steps: int | None = None,
+    spacing: Spacing = "uniform",
+    eta: float = 0.0,
+    clip_denoised: bool = True,
+    start: tuple[Tensor, int] | None = None,
+) -> Iterator[Step]:
+    """Yields each step of a sampling chain, so that a caller keeps what it wants and no more.
+
+    shape: [B,C,H,W]. noise: a function from an address to noise of that shape (ddpm_core.rng.SampleNoise), or, where
+    nothing but x_T is drawn (dpmpp_2m; ddim with eta 0), the tensor x_T itself. steps: how many of the T timesteps to
+    visit (all by default). eta: DDIM's stochasticity, 0 to 1 (Song et al. 2021, Eq. 16). clip_denoised: clip every
+    predicted x_0 to [-1, 1], as Ho's code does. start: (x_t, t) to begin at timestep t from a given x_t instead of
+    x_T; the chain then visits the selected timesteps up to t, and t itself.
+
+    The last state is not clipped. Runs without gradients. ValueError for arguments that do not fit together.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method is {method!r}: it must be one of {', '.join(get_args(Method))}")
+    if eta != 0.0 and (method != "ddim" or not 0.0 <= eta <= 1.0):
+        raise ValueError(f"eta is {eta} with method {method!r}: it belongs to method 'ddim' and lies in [0, 1]")
+    if isinstance(noise, Tensor):
+        if method == "ancestral" or eta != 0.0:
+            raise ValueError(
+                f"noise is a tensor, but method {method!r} with eta {eta} draws noise at every step: give a function of "
+                "the address, such as ddpm_core.rng.SampleNoise"
+            )
+        x_T = noise
+        noise = lambda address: x_T  # noqa: E731
+    T = diffusion.num_timesteps
+    timesteps = select_timesteps(T, T if steps is None else steps, spacing)
+    if start is None:
+        x = noise(T)
+    else:
+        x, first = start
+        timesteps = [t for t in timesteps if t < first] + [first]
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"the initial noise is {list(x.shape)}: shape {list(shape)} was asked for")
+    chain = diffusion.strided(timesteps)
+    if method == "ancestral":
+        yield from _ancestral(chain, denoise_fn, x, noise, timesteps, clip_denoised)
+    elif method == "ddim":
+        yield from _ddim(chain, denoise_fn, x, noise, timesteps, clip_denoised, eta)
+    else:
+        yield from _dpmpp_2m(chain, denoise_fn, x, timesteps, clip_denoised)
+
+
+def sample(
+    diffusion: GaussianDiffusion,
+    denoise_fn: DenoiseFn,
+    shape: tuple[int, ...],
+    *,
+    noise: Noise | Tensor,
+    method: Method = "ancestral",
+    steps: int | None = None,
+    spacing: Spacing = "uniform",
+    eta: float = 0.0,
+    clip_denoised: bool = True,
+    start: tuple[Tensor, int] | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """The end of the chain of `sample_steps`: images [B,C,H,W], nominally in [-1, 1], not clipped."""
+    for step in sample_steps(
+        diffusion,
+        denoise_fn,
+        shape,
+        noise=noise,
+        method=method,
+        steps=steps,
+        spacing=spacing,
+        eta=eta,
+        clip_denoised=clip_denoised,
+        start=start,
+    ):
+        last = step
+    return last.x
+
+
+@torch.no_grad()
+def _ancestral(
+    chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, noise: Noise, timesteps: list[int], clip: bool
+) -> Iterator[Step]:
+    """x_{t-1} ~ p_theta(x_{t-1}|x_t), Algorithm 2, over the strided chain's own posterior."""
+    for i, t in reversed(list(enumerate(timesteps))):
+        index = torch.full((len(x),), i, device=x.device)
+        p = chain.p_mean_variance(denoise_fn, x, index, clip)
+        # "We display mu_theta(x_1, 1) noiselessly" (section 3.3).
+        x = p.mean if i == 0 else p.mean + (0.5 * p.log_variance).exp() * noise(t)
+        yield Step(t, x, p.pred_xstart)
+
+
+@torch.no_grad()
+def _ddim(
+    chain: GaussianDiffusion,
+    denoise_fn: DenoiseFn,
+    x: Tensor,
+    noise: Noise,
+    timesteps: list[int],
+    clip: bool,
+    eta: float,
+) -> Iterator[Step]:
+    """Song, Meng & Ermon 2021, Eq. 12, with sigma = eta sqrt(beta-tilde) of the strided chain (Eq. 16)."""
+    for i, t in reversed(list(enumerate(timesteps))):
+        index = torch.full((len(x),), i, device=x.device)
+        pred_xstart = chain.p_mean_variance(denoise_fn, x, index, clip).pred_xstart
+        eps = chain.predict_eps_from_xstart(x, index, pred_xstart)
+        abar_prev = chain.alphas_cumprod_prev[i].to(x.dtype)
+        variance = eta**2 * chain.posterior_variance[i].to(x.dtype)
+        x = abar_prev.sqrt() * pred_xstart + (1.0 - abar_prev - variance).clamp(min=0.0).sqrt() * eps
+        if eta > 0.0 and i > 0:
+            x = x + variance.sqrt() * noise(t)
+        yield Step(t, x, pred_xstart)
+
+
+@torch.no_grad()
+def _dpmpp_2m(
+    chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, timesteps: list[int], clip: bool
+) -> Iterator[Step]:
+    """Lu et al. 2022 (arXiv:2211.01095), Algorithm 2: second order, multistep, in lambda = ln(sqrt(abar)/sqrt(1-abar)).
+
+    The first step has no history and the last one goes to sigma = 0, where the formula's limit is the predicted x_0."""
+    abar = chain.alphas_cumprod
+    alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
+    lam = alpha.log() - sigma.log()
+    previous: Tensor | None = None
+    for i, t in reversed(list(enumerate(timesteps))):
+        index = torch.full((len(x),), i, device=x.device)
+        pred_xstart = chain.p_mean_variance(denoise_fn, x, index, clip).pred_xstart
+        if i == 0:
+            x = pred_xstart
+        else:
+            h = lam[i - 1] - lam[i]
+            data = pred_xstart
+            if previous is not None:
+                ratio = (lam[i] - lam[i + 1]) / h
+                data = pred_xstart + (pred_xstart - previous) * (0.5 / ratio).to(x.dtype)
+            x = (sigma[i - 1] / sigma[i]).to(x.dtype) * x - (alpha[i - 1] * torch.expm1(-h)).to(x.dtype) * data
+        previous = pred_xstart
+        yield Step(t, x, pred_xstart)

@@ -1,0 +1,207 @@
+"""The paper's U-Net (appendix B): PixelCNN++ backbone, group norm, one-head self-attention at 16x16.
+
+Layer by layer as in Ho's code: 3x3 stride-2 downsampling padded (0, 1, 0, 1) as TensorFlow's SAME, nearest upsampling,
+GroupNorm(32, eps 1e-6), concatenation [h, skip], Glorot-uniform weights, and the layers that close a residual branch
+scaled to 1e-5 of that, so that a new network outputs about 0.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """A U-Net by its values. Level l works at image_size / 2^l with ch * ch_mult[l] channels."""
+
+    image_size: int
+    in_channels: int = 3
+    out_channels: int | None = None  # None: in_channels; twice that for a learned variance
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.ch < 1 or self.ch % 32:
+            raise ValueError(f"ch is {self.ch}: it must be a multiple of 32, for group norm's 32 groups")
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            raise ValueError(f"ch_mult is {self.ch_mult}: it must hold one positive factor a level")
+        factor = 2 ** (len(self.ch_mult) - 1)
+        if self.image_size < factor or self.image_size % factor:
+            raise ValueError(
+                f"image_size is {self.image_size}: {len(self.ch_mult)} levels halve it {len(self.ch_mult) - 1} times, "
+                f"so it must be a multiple of {factor}"
+            )
+        if self.num_res_blocks < 1:
+            raise ValueError(f"num_res_blocks is {self.num_res_blocks}: it must be 1 or more")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1)")
+
+
+def timestep_embedding(t: Int[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:
+    """[sin(t f), cos(t f)] with dim/2 frequencies f from 1 down to 1e-4, float32."""
+    half = dim // 2
+    # float64 for the frequencies: a relative error of 1e-7 in f is an error of 1e-4 radians at t = 999.
+    exponents = torch.arange(half, dtype=torch.float64, device=t.device) / (half - 1)
+    angles = t.to(torch.float64)[:, None] * torch.exp(-math.log(10000.0) * exponents)[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(torch.float32)
+
+
+def _init(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+    """Variance scaling, fan_avg, uniform: U(-L, L) with L = sqrt(3 scale / ((fan_in + fan_out) / 2)); biases 0.
+    Scale 0 stands for 1e-10, as in Ho's code."""
+    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))  # type: ignore[arg-type]
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def _conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Module:
+    return _init(nn.Conv2d(in_channels, out_channels, 3, padding=1), scale)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class Downsample(nn.Module):
+    """Halves height and width: 3x3 convolution, stride 2, padded below and at the right only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _init(nn.Conv2d(channels, channels, 3, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """x + conv(dropout(swish(norm(conv(swish(norm(x))) + dense(swish(temb))))))."""
+
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels)
+        self.conv1 = _conv3x3(in_channels, out_channels)
+        self.temb_proj = _init(nn.Linear(temb_channels, out_channels))
+        self.norm2 = _norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _conv3x3(out_channels, out_channels, scale=0.0)
+        self.shortcut = _init(nn.Conv2d(in_channels, out_channels, 1)) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Self-attention over all pixels with one head of all channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = _init(nn.Linear(channels, channels))
+        self.k = _init(nn.Linear(channels, channels))
+        self.v = _init(nn.Linear(channels, channels))
+        self.proj_out = _init(nn.Linear(channels, channels), scale=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B,C,H,W] -> [B,1,HW,C]: one head, pixels as the sequence; the attention's scale C^-1/2 is the default.
+        h = self.norm(x).flatten(2).transpose(1, 2).unsqueeze(1)
+        h = self.proj_out(F.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h)))
+        return x + h.squeeze(1).transpose(1, 2).reshape(x.shape)
+
+
+class Block(nn.Module):
+    """A residual block, followed by attention where the resolution asks for it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, temb_channels: int, dropout: float, attention: bool
+    ) -> None:
+        super().__init__()
+        self.res = ResBlock(in_channels, out_channels, temb_channels, dropout)
+        self.attn = AttnBlock(out_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        return self.attn(self.res(x, temb))
+
+
+class UNet(nn.Module):
+    """UNet(config)(x [B,C,H,W], t [B]) -> [B,C or 2C,H,W]; t is 0..T-1."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        ch, temb_channels = config.ch, 4 * config.ch
+        self.temb = nn.Sequential(
+            _init(nn.Linear(ch, temb_channels)), nn.SiLU(), _init(nn.Linear(temb_channels, temb_channels))
+        )
+        self.conv_in = _conv3x3(config.in_channels, ch)
+
+        def block(in_channels: int, out_channels: int, resolution: int) -> Block:
+            attention = resolution in config.attn_resolutions
+            return Block(in_channels, out_channels, temb_channels, config.dropout, attention)
+
+        widths = [ch * factor for factor in config.ch_mult]
+        last = len(widths) - 1
+        skips, current = [ch], ch
+        self.down = nn.ModuleList()  # per level: the blocks, then the downsampling of all levels but the last
+        for level, width in enumerate(widths):
+            resolution = config.image_size // 2**level
+            for _ in range(config.num_res_blocks):
+                self.down.append(block(current, width, resolution))
+                current = width
+                skips.append(current)
+            if level != last:
+                self.down.append(Downsample(current))
+                skips.append(current)
+
+        self.mid1 = Block(current, current, temb_channels, config.dropout, attention=True)
+        self.mid2 = Block(current, current, temb_channels, config.dropout, attention=False)
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            resolution = config.image_size // 2**level
+            for _ in range(config.num_res_blocks + 1):
+                self.up.append(block(current + skips.pop(), width, resolution))
+                current = width
+            if level != 0:
+                self.up.append(Upsample(current))
+
+        self.norm_out = _norm(current)
+        self.conv_out = _conv3x3(current, config.out_channels or config.in_channels, scale=0.0)
+
+    def forward(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b out h w"]:
+        config = self.config
+        if x.shape[1:] != (config.in_channels, config.image_size, config.image_size):
+            raise ValueError(
+                f"x is {list(x.shape)}: this network wants [B, {config.in_channels}, {config.image_size}, "
+                f"{config.image_size}]"
+            )
+        temb = self.temb(timestep_embedding(t, config.ch).to(x.dtype))
+        h = self.conv_in(x)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, temb) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        h = self.mid2(self.mid1(h, temb), temb)
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], dim=1), temb) if isinstance(layer, Block) else layer(h)
+        return self.conv_out(F.silu(self.norm_out(h)))

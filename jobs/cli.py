@@ -1,0 +1,72 @@
+"""What every command line here shares: typed options, one sentence for an error, exit codes.
+
+0 done, 1 failed or diverged, 2 wrong input, 130 interrupted.
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from ddpm_core.errors import DivergedError, InputError
+
+Config = TypeVar("Config")
+
+
+def say(line: str) -> None:
+    """A line of progress. In a terminal, lines that count down write over each other; a log gets each at once."""
+    if not sys.stdout.isatty():
+        print(line, flush=True)
+    else:
+        end = "" if line.endswith(" left") and not line.endswith("0:00 left") else "\n"
+        print(f"\r\x1b[2K{line}", end=end, flush=True)
+
+
+def parse(
+    config: type[Config], arguments: list[str], *, description: str, default: Config | Any = tyro.MISSING_NONPROP
+) -> Config:
+    """The options as a `config`; --help prints them all and exits. InputError in one sentence for what is wrong."""
+    complaint = io.StringIO()
+    prog = f"python jobs/{sys.argv[0].rsplit('/', 1)[-1]}"
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(config, args=arguments, description=description, prog=prog, default=default)
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            raise
+        raise InputError(f"{_sentence(complaint.getvalue())}: see {prog} --help") from None
+    except InputError:
+        raise
+    except ValueError as error:  # the rules of a configuration, such as a width that no group norm divides
+        raise InputError(f"{error}: see {prog} --help") from None
+
+
+def _sentence(box: str) -> str:
+    """tyro's framed message as the start of a sentence: what is missing, unknown, or as it says."""
+    body = [line.strip("│ \t") for line in box.splitlines() if line.startswith("│")]
+    sections = "\n".join(line for line in body if not line.startswith("──")).split("Unrecognized options:")
+    required = [line.split()[0] for line in sections[0].splitlines() if line.startswith("--")]
+    if len(sections) > 1 and sections[1].split():
+        return f"option {sections[1].split()[0].rstrip(',')} is unknown"
+    if sections[0].startswith("Missing"):
+        return f"{', '.join(required)} must be given"
+    return " ".join(sections[0].split("For full helptext")[0].split("Argument helptext")[0].split()).rstrip(".")
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a job and leave with its exit code. Any other exception is a bug, and shows its traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except DivergedError as error:
+        print(f"diverged: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,34 @@
+"""The whole workflow at laptop size: python jobs/demo.py (make demo)"""
+
+import os
+import sys
+from dataclasses import dataclass
+
+from jobs.cli import parse, run, say
+from pipelines.demo import demo
+from pipelines.locations import absolute
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Where the demo works."""
+
+    storage: str = "runs"
+    """The folder for everything it makes."""
+
+
+def main() -> None:
+    config = parse(
+        DemoConfig, sys.argv[1:], description="Raw images to a report, at laptop size, on a Ray cluster of its own."
+    )
+    if sys.stdout.isatty():
+        os.environ.setdefault("DDPM_PROGRESS_SECONDS", "1")
+    result = demo(absolute(config.storage, option="--storage"), say)
+    say("")
+    say(f"  report           {result.report}")
+    say(f"  best checkpoint  {result.best}")
+    say("  MLflow UI        make ui")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,43 @@
+"""Attach to Ray, and compare what is asked for with what there is."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+# Ray reads these once, at its first import; each only takes effect where the user has not chosen.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s: the time a report waits to be seen
+
+import ray
+import ray.data
+
+from ddpm_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster has in all, free or not."""
+
+    cpus: float
+    gpus: float
+
+
+def connect() -> Resources:
+    """Attach to the cluster that RAY_ADDRESS or the job names, or start Ray on this machine. Idempotent."""
+    if not ray.is_initialized():
+        # Workers print nothing a person needs; their warnings and errors still reach the log.
+        ray.init(logging_level=logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # the stages have a line of their own
+    total = ray.cluster_resources()
+    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+
+def check_fits(resources: Resources, *, workers: int, cpus: float, gpus: float, what: str) -> None:
+    """InputError where Ray would wait for ever for resources that the cluster does not have."""
+    for kind, each, total in [("CPU", cpus, resources.cpus), ("GPU", gpus, resources.gpus)]:
+        if workers * each > total:
+            raise InputError(
+                f"{what} asks for {workers} x {each:g} {kind}s, but the cluster has {total:g}: ask for fewer workers, or "
+                f"fewer {kind}s for each"
+            )

@@ -1,0 +1,313 @@
+"""Ray Train: shards -> checkpoints, by data-parallel training that resumes where it was stopped.
+
+The driver is the only writer to MLflow; worker 0 sends it records through a queue. What a resumed run needs, the records
+included, lies in its checkpoints.
+"""
+
+import queue as queues
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import ray.util.queue
+
+from ddpm_core.checkpoint import Checkpoint, list_checkpoints
+from ddpm_core.commit import remove_leftovers, write_json
+from ddpm_core.diffusion import LEARNED, DiffusionConfig
+from ddpm_core.errors import DivergedError, InputError
+from ddpm_core.presets import PRESETS, Preset
+from ddpm_core.protocol import fingerprint
+from ddpm_core.training import OptimConfig
+from ddpm_core.unet import UNetConfig
+from pipelines.cluster import Resources, check_fits, connect
+from pipelines.locations import absolute
+from pipelines.progress import Progress, Say
+from pipelines.shards import ShardedDataset
+from pipelines.tracking import TrackedRun, Tracker, default_uri, flatten
+from pipelines.training_loop import WorkerTask, run_worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. What decides its result is in its name; how it is carried out is not."""
+
+    preset: str
+    """The recipe that the other values start from, and the first part of the run's name."""
+    shards: str
+    """The data set: a folder that jobs/preprocess.py made, reachable from every worker."""
+    unet: UNetConfig
+    """The network."""
+    diffusion: DiffusionConfig
+    """The diffusion process and the loss."""
+    optim: OptimConfig
+    """The optimiser."""
+    horizontal_flip: bool
+    """Mirror each training image with probability 1/2."""
+    steps: int
+    """How many updates to make; a finished run given more goes on."""
+    seed: int = 0
+    """Of weights, batches, timesteps, noise and flips."""
+    workers: int = 1
+    """Data-parallel processes, one a GPU where there are GPUs; they share the batch."""
+    cpus_per_worker: float = 0.9
+    """CPUs of each; a little under a whole one leaves room for drivers on a small machine."""
+    checkpoint_every: int = 5000
+    """Updates between checkpoints; a killed run loses at most these."""
+    log_every: int = 100
+    """Updates between log records."""
+    max_failures: int = 3
+    """How often a lost worker is replaced before the run fails."""
+    storage: str = "runs"
+    """The folder for checkpoints and results, reachable from every worker."""
+    tracking_uri: str | None = None
+    """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
+    experiment: str = "ddpm"
+    """The MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "workers", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise InputError(f"{option} is {getattr(self, name)}: give a positive number")
+        if self.workers > self.optim.batch_size:
+            raise InputError(
+                f"--workers is {self.workers} for a batch of {self.optim.batch_size}: each worker needs an image"
+            )
+
+    def identity(self, dataset_sha256: str) -> dict[str, Any]:
+        """Everything that decides the result of each step. The number of steps is not in it: a longer run goes on from a
+        shorter one."""
+        return {
+            "unet": asdict(self.unet),
+            "diffusion": asdict(self.diffusion),
+            "optim": asdict(self.optim),
+            "horizontal_flip": self.horizontal_flip,
+            "seed": self.seed,
+            "dataset": dataset_sha256,
+        }
+
+
+def config_for(preset_name: str, **changes: Any) -> TrainConfig:
+    """The configuration of a preset, with changes. `shards` must be among them."""
+    preset: Preset = PRESETS[preset_name]
+    values = {
+        "preset": preset_name,
+        "unet": preset.unet,
+        "diffusion": preset.diffusion,
+        "optim": preset.optim,
+        "horizontal_flip": preset.horizontal_flip,
+        "steps": preset.steps,
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training run."""
+
+    name: str
+    run_id: str
+    folder: Path
+    checkpoints: tuple[Checkpoint, ...]
+
+    @property
+    def last(self) -> Checkpoint:
+        return self.checkpoints[-1]
+
+
+def run_name(config: TrainConfig, dataset: ShardedDataset) -> str:
+    return f"{config.preset}-{fingerprint(config.identity(dataset.sha256))}"
+
+
+def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: str | None = None) -> TrainResult:
+    """Train, or resume, or find it done.
+
+    InputError for shards that are not there or do not fit the network, or more workers than the cluster has;
+    DivergedError when the loss or gradient stops being finite, with the last good checkpoint kept.
+    """
+    storage = absolute(config.storage, option="--storage")
+    dataset = ShardedDataset.open(absolute(config.shards, option="--shards"))
+    check_dataset(config, dataset)
+    name = run_name(config, dataset)
+    folder = storage / "train" / name
+    tracker = Tracker(config.tracking_uri or default_uri(storage), config.experiment, storage)
+    run = tracker.run(
+        "train",
+        name,
+        fingerprint(config.identity(dataset.sha256)),
+        params=flatten(config),
+        tags={"ddpm.preset": config.preset, "ddpm.code_version": code_version(), "ddpm.data": dataset.name},
+        parent=parent_run_id,
+    )
+    done = checkpoints_until(folder, config.steps)
+    if done and done[-1].step == config.steps:
+        synchronise(run, name, done)
+        run.finish()
+        say(f"train: {name} is done, {config.steps:,} steps")
+        return TrainResult(name, run.run_id, folder, done)
+
+    resources = connect()
+    use_gpu = resources.gpus > 0
+    check_fits(
+        resources,
+        workers=config.workers,
+        cpus=config.cpus_per_worker,
+        gpus=1 if use_gpu else 0,
+        what="--workers",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    write_json(folder / "config.json", {**asdict(config), "dataset_sha256": dataset.sha256})
+    run.log_json("config.json", {**asdict(config), "dataset_sha256": dataset.sha256})
+    log_data_card(run, dataset)
+    run.set_tags({"ddpm.workers": str(config.workers), "ddpm.device": device_name(resources, config.workers)})
+    synchronise(run, name, done)
+
+    outbox = ray.util.queue.Queue(actor_options={"num_cpus": 0})
+    task = WorkerTask(config=config, dataset=dataset, folder=folder, outbox=outbox)
+    follower = Follower(run, name, config, folder, outbox, say)
+    trainer = ray.train.torch.TorchTrainer(
+        run_worker,
+        train_loop_config={"task": task},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        with follower:
+            trainer.fit()
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    finally:
+        outbox.shutdown()
+    done = checkpoints_until(folder, config.steps)
+    synchronise(run, name, done)
+    if follower.diverged is not None:
+        run.finish("FAILED")
+        raise DivergedError(follower.diverged, run.run_id)
+    run.finish()
+    return TrainResult(name, run.run_id, folder, done)
+
+
+def checkpoints_until(folder: Path, step: int) -> tuple[Checkpoint, ...]:
+    """The finished checkpoints of a run up to a step; a longer run of the same configuration may have made more."""
+    return tuple(checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.step <= step)
+
+
+def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
+    """InputError where the shards' images are not the network's."""
+    wanted = (config.unet.image_size, config.unet.image_size, config.unet.in_channels)
+    if dataset.shape != wanted:
+        raise InputError(
+            f"shards {str(dataset.path)!r} hold images {'x'.join(map(str, dataset.shape))}, but preset {config.preset!r} wants "
+            f"{'x'.join(map(str, wanted))}: preprocess with --image-size {wanted[0]} --channels {wanted[2]}"
+        )
+    channels = config.unet.in_channels * (2 if config.diffusion.var_type in LEARNED else 1)
+    if (config.unet.out_channels or config.unet.in_channels) != channels:
+        raise InputError(
+            f"--diffusion.var-type is {config.diffusion.var_type!r}, which wants a network with {channels} output channels: "
+            f"give --unet.out-channels {channels}"
+        )
+
+
+def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -> None:
+    """Give MLflow what the checkpoints know and it does not: a killed driver's records, a model for each checkpoint."""
+    logged = run.logged_steps("loss")
+    for checkpoint in checkpoints:
+        missing = [record for record in checkpoint.history if record["step"] not in logged]
+        run.log_records(missing)
+        run.checkpoint_model(
+            f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, checkpoint.weights_sha256()
+        )
+
+
+def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
+    card = {
+        key: dataset.manifest[key]
+        for key in ("name", "images", "shape", "mean", "std", "second_moment", "source", "sha256", "filter")
+    }
+    run.log_json("data/card.json", {**card, "skipped": len(dataset.manifest["skipped"])})
+    run.log_bytes("data/contact_sheet.png", (dataset.path / "contact_sheet.png").read_bytes())
+
+
+def device_name(resources: Resources, workers: int) -> str:
+    if not resources.gpus:
+        return f"{workers} x CPU"
+    kinds = [key.removeprefix("accelerator_type:") for key in ray.cluster_resources() if "accelerator_type:" in key]
+    return f"{workers} x {' or '.join(kinds) or 'GPU'}"
+
+
+def code_version() -> str:
+    try:
+        return version("ddpm-ray")
+    except PackageNotFoundError:  # run from an uploaded working directory
+        return "not installed"
+
+
+class Follower:
+    """Takes worker 0's records off the queue while the training runs: to MLflow, and to the person who watches."""
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        name: str,
+        config: TrainConfig,
+        folder: Path,
+        outbox: ray.util.queue.Queue,
+        say: Callable[[str], None],
+    ) -> None:
+        self.run, self.name, self.config, self.folder, self.outbox, self.say = run, name, config, folder, outbox, say
+        self.diverged: str | None = None
+        self._logged = run.logged_steps("loss")
+        self._progress: Progress | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while True:
+            stopping = self._stop.is_set()  # looked at before the queue is emptied, so that nothing is left in it
+            try:
+                message = self.outbox.get(timeout=0.5)
+            except (queues.Empty, ray.exceptions.RayError):
+                if stopping:
+                    return
+                continue
+            self._take(message)
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if message["kind"] == "start":
+            self._progress = Progress("train", self.config.steps, "steps", self.say, done=message["step"])
+            self.say(f"train: {self.name} from step {message['step']:,} on {self.config.workers} workers")
+        elif message["kind"] == "record":
+            record = message["record"]
+            if record["step"] not in self._logged:
+                self._logged.add(record["step"])
+                self.run.log_records([record])
+            if self._progress is not None:
+                extra = f"{record['images_per_second']:,.0f} images/s | loss {record['loss']:.4f}"
+                self._progress.at(int(record["step"]), extra)
+        elif message["kind"] == "diverged":
+            self.diverged = message["text"]

@@ -1,0 +1,130 @@
+"""What a report speaks of: the records of one experiment as frozen values, free of MLflow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ddpm_core.protocol import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One evaluated checkpoint: the Frechet distance with its 95 % interval, and the score if there is one.
+    Values may be NaN or infinite; None means not measured."""
+
+    step: int
+    distance: float
+    low: float | None = None
+    high: float | None = None
+    score: float | None = None
+    score_std: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridLayout:
+    """How a sample grid is laid out: `columns` tiles a row, each `tile` = (height, width) pixels, no gaps."""
+
+    tile: tuple[int, int]
+    columns: int
+    count: int
+    indices: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All checkpoints of one training run measured under one protocol."""
+
+    run_id: str
+    status: str
+    protocol: Protocol
+    checkpoints: tuple[Checkpoint, ...] = ()
+    layout: GridLayout | None = None
+    samples: Mapping[int, str] = field(default_factory=dict)  # step -> artifact path of its grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCard:
+    """The training set. `mean`, `std` and `second_moment` are of pixels in [-1, 1]; None means not
+    recorded."""
+
+    name: str
+    images: int | None = None
+    shape: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    second_moment: float | None = None
+    source: str | None = None
+    sha256: str | None = None
+    filter: str | None = None
+    skipped: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """One training run and its evaluations. `latest` holds the last value of each metric."""
+
+    run_id: str
+    name: str
+    status: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    latest: Mapping[str, float]
+    card: DataCard | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images a step over all workers."""
+        text = self.params.get("optim.batch_size", "")
+        return int(text) if text.isdecimal() else None
+
+    def images_seen(self, step: int) -> int | None:
+        return None if self.batch_size is None else step * self.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting of a sweep. `prior_bpd` is L_T in bits/dim, the part of the bound that no training
+    lowers."""
+
+    label: str
+    values: Mapping[str, Any]
+    run_id: str | None
+    evaluation_run_id: str | None
+    steps: int | None
+    status: str
+    prior_bpd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A noise schedule at some of its timesteps, as the sweep recorded them."""
+
+    t: tuple[float, ...]
+    alphas_cumprod: tuple[float, ...]
+    log_snr: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    run_id: str
+    name: str
+    status: str
+    trials: tuple[Trial, ...] = ()
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentRecord:
+    """Everything the report says, except what is drawn. `remarks` are sentences on records that could not be
+    used; `updated` is when the last run started or ended."""
+
+    name: str
+    experiment_id: str
+    tracking_uri: str
+    runs: tuple[TrainingRun, ...]
+    sweeps: tuple[Sweep, ...] = ()
+    remarks: tuple[str, ...] = ()
+    updated: datetime | None = None

@@ -1,0 +1,80 @@
+"""Numbers and counts as text for a person: sensible digits, thousands by commas, a real minus and
+exponent."""
+
+import math
+
+NOT_MEASURED = "not measured"
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_MINUS = str.maketrans("-", "−")
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with `digits` significant digits; below 0.001 and from 10 million on as m × 10ⁿ.
+
+    >>> number(23456.7), number(0.02954), number(2.911e-05, 2), number(None)
+    ('23,457', '0.02954', '2.9 × 10⁻⁵', 'not measured')
+    """
+    special = _special(value)
+    if special is not None or value is None:
+        return special or NOT_MEASURED
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    power = int(exponent)
+    if not -3 <= power < 7:
+        return f"{mantissa.translate(_MINUS)} × 10{str(power).translate(_SUPERSCRIPTS)}"
+    return fixed(value, max(0, digits - 1 - power))
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """A number with a fixed number of decimals, so that a column of them lines up."""
+    special = _special(value)
+    if special is not None or value is None:
+        return special or NOT_MEASURED
+    return f"{value:,.{decimals}f}".translate(_MINUS)
+
+
+def decimals_for(value: float, low: float | None = None, high: float | None = None) -> int:
+    """How many decimals a measured value deserves: two significant digits of its interval's half width, or
+    four of the value where no interval is known.
+
+    >>> decimals_for(12.3456, 11.9, 12.8), decimals_for(12.3456), decimals_for(0.0123)
+    (2, 2, 5)
+    """
+    if low is not None and high is not None and 0 < high - low < math.inf:
+        scale, digits = (high - low) / 2, 2
+    else:
+        scale, digits = abs(value), 4
+    if scale == 0 or not math.isfinite(scale):
+        return 0
+    return min(8, max(0, digits - 1 - math.floor(math.log10(scale))))
+
+
+def count(amount: int | None) -> str:
+    """A whole number with its thousands marked."""
+    return NOT_MEASURED if amount is None else f"{amount:,}"
+
+
+def counted(amount: int, noun: str) -> str:
+    """A count with its noun: '1 checkpoint', '1,200 checkpoints'."""
+    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+
+
+def listed(items: list[str]) -> str:
+    """Items as in a sentence: 'a, b and c'."""
+    return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
+
+
+def shortened(text: str, length: int = 32) -> str:
+    """A long name with its middle left out; the end stays, as fingerprints stand there."""
+    if len(text) <= length:
+        return text
+    tail = length // 2
+    return f"{text[: length - tail - 1]}…{text[-tail:]}"
+
+
+def _special(value: float | None) -> str | None:
+    if value is None or math.isfinite(value):
+        return None
+    return "not a number" if math.isnan(value) else ("infinite" if value > 0 else "minus infinite")

@@ -1,0 +1,165 @@
+"""Records -> tables of text, ready to be set. Whatever is missing says so in its cell."""
+
+from dataclasses import dataclass
+
+from reports.conclusions import interval_text, metric_name
+from reports.formatting import NOT_MEASURED, count, decimals_for, fixed, number, shortened
+from reports.ranking import Entry, Ranking, Verdict
+from reports.sweeps import SweepResult, TrialRanking
+
+SHOWN = 10
+FOLDED = 190
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """`numeric` aligns right; `wraps` lets long text take several lines, where other cells stay on one."""
+
+    title: str
+    numeric: bool = False
+    wraps: bool = False
+
+    @property
+    def css(self) -> str:
+        return "n" if self.numeric else "w" if self.wraps else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The first cell is the row's header. `mark` is "best", "close" or "" and sets the row's look."""
+
+    cells: tuple[str, ...]
+    mark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows to show and rows to fold away; `omitted` counts those that are in neither."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    folded: tuple[Row, ...] = ()
+    omitted: int = 0
+
+
+def ranking_table(ranking: Ranking, name_runs: bool) -> Table:
+    """The checkpoints of one protocol, the lowest distance first. `name_runs` adds the run each belongs
+    to."""
+    protocol = ranking.protocol
+    best = ranking.best
+    decimals = _decimals(best)
+    scored = any(entry.checkpoint.score is not None for entry in ranking.entries)
+    columns = [
+        Column(title="Rank", numeric=True),
+        Column(title="Step", numeric=True),
+        Column(title=metric_name(protocol.distance), numeric=True),
+        Column(title="95 % interval", numeric=True),
+        *([Column(title=metric_name(protocol.score), numeric=True)] if scored else []),
+        Column(title="Standing"),
+        *([Column(title="Run")] if name_runs else []),
+        Column(title="Images seen", numeric=True),
+    ]
+
+    def row(place: str, entry: Entry) -> Row:
+        verdict = ranking.verdict(entry)
+        cells = [
+            place,
+            count(entry.checkpoint.step),
+            fixed(entry.checkpoint.distance, decimals),
+            interval_text(entry, decimals),
+            *([score_text(entry)] if scored else []),
+            str(verdict),
+            *([shortened(entry.run.name)] if name_runs else []),
+            count(entry.images_seen) if entry.images_seen is not None else NOT_RECORDED,
+        ]
+        return Row(cells=tuple(cells), mark=_mark(verdict))
+
+    # Only as many rows as are set: an experiment may hold tens of thousands of checkpoints.
+    rows = [row(count(place), entry) for place, entry in enumerate(ranking.entries[: SHOWN + FOLDED], start=1)]
+    rows += [row("–", entry) for entry in ranking.unranked[: SHOWN + FOLDED - len(rows)]]
+    return Table(
+        caption=f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})",
+        columns=tuple(columns),
+        rows=tuple(rows[:SHOWN]),
+        folded=tuple(rows[SHOWN:]),
+        omitted=len(ranking.entries) + len(ranking.unranked) - len(rows),
+    )
+
+
+def trial_table(trials: TrialRanking) -> Table:
+    """The trials of a sweep that were measured under one protocol."""
+    ranking = trials.ranking
+    name = metric_name(ranking.protocol.distance)
+    decimals = _decimals(ranking.best)
+    rows = [
+        Row(
+            cells=(
+                shortened(result.trial.label),
+                count(result.entry.checkpoint.step),
+                fixed(result.entry.checkpoint.distance, decimals),
+                interval_text(result.entry, decimals),
+                number(result.trial.prior_bpd, 3),
+                str(ranking.verdict(result.entry)),
+            ),
+            mark=_mark(ranking.verdict(result.entry)),
+        )
+        for result in trials.results
+    ]
+    return Table(
+        caption=f"Trials by {name} at their last evaluated step (protocol {ranking.protocol.fingerprint})",
+        columns=(
+            Column(title="Trial"),
+            Column(title="Step", numeric=True),
+            Column(title=name, numeric=True),
+            Column(title="95 % interval", numeric=True),
+            Column(title="L_T (bits/dim)", numeric=True),
+            Column(title="Standing"),
+        ),
+        rows=tuple(rows[:SHOWN]),
+        folded=tuple(rows[SHOWN : SHOWN + FOLDED]),
+        omitted=max(0, len(rows) - SHOWN - FOLDED),
+    )
+
+
+def trials_without_result(result: SweepResult) -> Table | None:
+    """The trials that cannot be ranked and why; None if there are none."""
+    rows = [
+        Row(cells=(shortened(trial.label), count(trial.steps), number(trial.prior_bpd, 3), reason))
+        for trial, reason in result.without
+    ]
+    if not rows:
+        return None
+    return Table(
+        caption="Trials without a result",
+        columns=(
+            Column(title="Trial"),
+            Column(title="Steps", numeric=True),
+            Column(title="L_T (bits/dim)", numeric=True),
+            Column(title="Why", wraps=True),
+        ),
+        rows=tuple(rows[:SHOWN]),
+        folded=tuple(rows[SHOWN : SHOWN + FOLDED]),
+        omitted=max(0, len(rows) - SHOWN - FOLDED),
+    )
+
+
+def score_text(entry: Entry) -> str:
+    """The score with its spread over splits."""
+    point = entry.checkpoint
+    if point.score is None:
+        return NOT_MEASURED
+    decimals = 2 if point.score_std is None else decimals_for(point.score, 0, 2 * point.score_std)
+    return fixed(point.score, decimals) + ("" if point.score_std is None else f" ± {fixed(point.score_std, decimals)}")
+
+
+def _decimals(best: Entry | None) -> int:
+    """The decimals of a whole column: those the best row deserves."""
+    if best is None:
+        return 0
+    return decimals_for(best.checkpoint.distance, best.checkpoint.low, best.checkpoint.high)
+
+
+def _mark(verdict: Verdict) -> str:
+    return {Verdict.BEST: "best", Verdict.INDISTINGUISHABLE: "close"}.get(verdict, "")

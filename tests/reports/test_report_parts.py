@@ -1,0 +1,170 @@
+"""Figures, pictures and numbers: what a reader sees is what was measured, at a size a page can carry."""
+
+import base64
+import doctest
+import io
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reports import figures, formatting, pictures
+from reports.entities import GridLayout
+from reports.figures import Line, by_step, curve, smoothed, thinned
+from reports.formatting import counted, listed, number, shortened
+from reports.samples import spread
+from reports.store import Series
+
+LAYOUT = GridLayout(tile=(8, 8), columns=4, count=16, indices="0..15", seed=0)
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+
+
+def coded(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_examples_in_the_docstrings_run() -> None:
+    assert doctest.testmod(formatting).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "not measured"),
+        (float("nan"), "not a number"),
+        (float("inf"), "infinite"),
+        (0.0, "0"),
+        (-1.5, "−1.500"),
+        (9.9999, "10.00"),
+        (0.00099999, "0.001000"),
+        (1234567.0, "1,234,567"),
+        (2.5e-7, "2.500 × 10⁻⁷"),
+    ],
+)
+def test_numbers_have_sensible_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_words_around_numbers_agree_with_them() -> None:
+    assert (counted(1, "run"), counted(1200, "run")) == ("1 run", "1,200 runs")
+    assert [listed([]), listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
+    assert shortened("x" * 30 + "3f2a9c10b7de").endswith("…xxxx3f2a9c10b7de")
+
+
+def test_the_same_figure_gives_the_same_text_and_another_name_other_ids() -> None:
+    line = Line(label="a", steps=[1, 2, 3], values=[3.0, 1.0, 2.0], lows=[2.0, 0.5, 1.5], highs=[4.0, 1.5, 2.5])
+
+    def draw(name: str) -> str:
+        return by_step(name, [line, line], metric="fd", alt="words", best="min", batch_size=64)
+
+    assert draw("one") == draw("one")
+    ids = [set(re.findall(r'id="([^"]+)"', draw(name))) for name in ("one", "two")]
+    assert ids[0]
+    assert ids[1]
+    assert not ids[0] & ids[1]
+
+
+def test_a_figure_marks_the_minimum_in_words() -> None:
+    line = Line(label="a", steps=[100, 200, 300], values=[3.0, float("nan"), 1.25])
+    text = "".join(ElementTree.fromstring(by_step("n", [line], metric="fd", alt="x", best="min")).itertext())
+    assert "lowest fd: 1.250 at step 300" in text
+
+
+def test_lines_differ_without_their_colour() -> None:
+    lines = [Line(label=str(i), steps=[1, 2], values=[i, i + 1.0]) for i in range(figures.MAX_LINES)]
+    drawing = by_step("grey", lines, metric="fd", alt="x", best="")
+    dashes = {
+        re.search("stroke-dasharray: ([^;]+)", style)[1] if "dasharray" in style else ""  # type: ignore[index]
+        for style in re.findall(r'style="(fill: none; [^"]*var\(--c[^"]*)"', drawing)
+    }
+    assert len(dashes) == figures.MAX_LINES
+
+
+def test_a_figure_takes_any_name_and_no_finite_value() -> None:
+    odd = ["$x$ <b>&", "_hidden", "漢字", ""]
+    lines = [Line(label=name, steps=[1, 2], values=[float("nan"), float("inf")]) for name in odd]
+    root = ElementTree.fromstring(by_step("odd", lines, metric="fd", alt="<&>", best="min", batch_size=8))
+    assert root.get("aria-label") == "<&>"
+    assert {"$x$ <b>&", "_hidden", "漢字"} <= {element.text for element in root.iter("text")}
+
+
+def test_a_long_curve_is_thinned_without_losing_a_spike() -> None:
+    steps, values = np.arange(100_000), np.ones(100_000)
+    values[54_321], values[77_777] = 100.0, -5.0
+    few_steps, few = thinned(steps, values)
+    assert len(few) <= 1000
+    assert {54_321, 77_777} <= set(few_steps.tolist())
+    assert (few.max(), few.min()) == (100.0, -5.0)
+    assert np.all(np.diff(few_steps) > 0)
+    assert (
+        len(curve("long", [("a", Series(steps=tuple(steps), values=tuple(values)))], metric="loss", alt="x")) < 60_000
+    )
+
+
+def test_a_smoothed_line_passes_a_spike_by() -> None:
+    values = np.ones(300)
+    values[150] = 1000.0
+    _, smooth = smoothed(np.arange(300), values)
+    assert smooth.max() == 1.0
+
+
+def test_tiles_are_set_apart_in_a_square_and_keep_their_order_and_pixels() -> None:
+    wide = GridLayout(tile=(8, 8), columns=8, count=15, indices="0..14", seed=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 64), dtype=np.uint8)
+    apart = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), wide)))
+    shades, alpha = (np.asarray(band) for band in apart.split())
+    assert apart.size == (35, 35)
+    ninth = pixels[8:16, 0:8]  # tile 8 begins the second row of eight, and the third of four
+    assert (shades[18:26, 0:8] == ninth).all()
+    assert (alpha[18:26, 0:8] == 255).all()
+    assert (alpha[8] == 0).all()
+    assert (alpha[27:35, 27:35] == 0).all()  # there is no tile 15
+    first = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), wide, most=4)))
+    assert first.size == (17, 17)
+    assert (np.asarray(first.split()[0])[9:17, 9:17] == pixels[0:8, 24:32]).all()
+
+
+@pytest.mark.parametrize("layout", [None, LAYOUT, GridLayout(tile=(0, 0), columns=0, count=0, indices="", seed=0)])
+def test_a_grid_that_is_not_of_the_stated_tiles_is_left_as_it_is(layout: GridLayout | None) -> None:
+    content = coded(Image.new("RGB", (30, 30)))
+    assert pictures.arranged(content, layout) == content
+
+
+def test_a_small_picture_is_enlarged_by_a_whole_factor() -> None:
+    shown = pictures.picture(coded(Image.new("L", (71, 71))), target=576, budget=10_000)
+    assert (shown.width, shown.height, shown.reduced) == (568, 568, 1)
+    assert decoded(shown.uri).size == (71, 71)
+
+
+def test_a_large_picture_is_reduced_to_its_budget_and_says_so() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    shown = pictures.picture(coded(Image.fromarray(noise)), target=576, budget=100_000)
+    assert shown.reduced == 4
+    assert decoded(shown.uri).size == (128, 128)
+    assert len(shown.uri) < 140_000
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg onload='alert(1)'/>", b"\x89PNG\r\n\x1a\n broken"])
+def test_only_a_png_that_decodes_is_shown(content: bytes) -> None:
+    with pytest.raises(pictures.UnreadablePicture):
+        pictures.picture(content, target=100, budget=1000)
+
+
+def test_a_few_steps_stand_for_many_with_the_ends_and_the_best_among_them() -> None:
+    chosen = spread(list(range(0, 5000, 10)), keep=3330)
+    assert len(chosen) == 12
+    assert chosen == sorted(chosen)
+    assert {0, 3330, 4990} <= set(chosen)
+    assert spread([1, 2, 3], keep=2) == [1, 2, 3]
