@@ -34,8 +34,8 @@ def frechet_interval(
     in size.
 
     Measured on Gaussians at level 95 % (as in tests/core/test_intervals.py, for d of 8 and 32, 10 to 50
-    chunks, n of 20 to 5,000): 93 to 98 % where the distributions differ by more than the bias of n, and 95 to
-    99 %, too wide by up to a half, where they are equal, because there the first-order term that a jackknife
+    chunks, n of 20 to 5,000): 92 to 98 % where the distributions differ by more than the bias of n, and 94 to
+    100 %, too wide by up to a half, where they are equal, because there the first-order term that a jackknife
     measures vanishes. A bootstrap over chunks is two to five times too wide there: each resample holds fewer
     distinct chunks, so it adds the bias of a smaller n.
 

@@ -81,7 +81,7 @@ class IndexedFeatures(Mergeable):
         """Add n samples. ValueError where a feature is not finite or the shapes do not fit."""
         check_features(features, self.dim)
         if indices.shape != features.shape[:1]:
-            raise ValueError(f"indices must be [{len(features)}], one a feature; they are {list(indices.shape)}")
+            raise ValueError(f"indices must be [{len(features)}], one a sample; they are {list(indices.shape)}")
         self.features.append(features.detach().clone())
         self.indices.append(indices.detach().to(features.device, torch.int64))
 

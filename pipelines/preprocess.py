@@ -224,10 +224,12 @@ def write_manifest(
         "shards": shards,
         "files": {record["file"]: {"bytes": record["bytes"], "sha256": record["sha256"]} for record in records},
     }
+    shown, columns = min(64, count), 8
+    manifest["contact_sheet"] = {"tile": [config.image_size] * 2, "columns": columns, "count": shown}
     dataset = ShardedDataset(output, manifest)
-    first = torch.from_numpy(dataset.pixels(range(min(64, count))))
+    first = torch.from_numpy(dataset.pixels(range(shown)))
     with committed_file(output / CONTACT_SHEET) as temporary:
-        temporary.write_bytes(images.encode_png(images.tile(first, 8)))
+        temporary.write_bytes(images.encode_png(images.tile(first, columns)))
     manifest["files"][CONTACT_SHEET] = {
         "bytes": (output / CONTACT_SHEET).stat().st_size,
         "sha256": sha256_file(output / CONTACT_SHEET),

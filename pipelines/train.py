@@ -237,11 +237,12 @@ def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -
 
 
 def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
-    card = {
-        key: dataset.manifest[key]
-        for key in ("name", "images", "shape", "mean", "std", "second_moment", "source", "sha256", "filter")
-    }
-    run.log_json("data/card.json", {**card, "skipped": len(dataset.manifest["skipped"])})
+    """What the images are, for the report; paths stay in the data set's own manifest."""
+    keys = ("name", "images", "shape", "mean", "std", "second_moment", "sha256", "filter")
+    source = Path(dataset.manifest["source"]).name
+    card = {key: dataset.manifest[key] for key in keys}
+    run.log_json("data/card.json", {**card, "source": source, "skipped": len(dataset.manifest["skipped"])})
+    run.log_json("data/contact_sheet.json", dataset.manifest["contact_sheet"])
     run.log_bytes("data/contact_sheet.png", (dataset.path / "contact_sheet.png").read_bytes())
 
 

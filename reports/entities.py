@@ -23,13 +23,14 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class GridLayout:
-    """How a sample grid is laid out: `columns` tiles a row, each `tile` = (height, width) pixels, no gaps."""
+    """How a grid of images is laid out: `columns` tiles a row, each `tile` = (height, width) pixels, no gaps;
+    `indices` and `seed` say which samples they are, where they are samples."""
 
     tile: tuple[int, int]
     columns: int
     count: int
-    indices: str
-    seed: int
+    indices: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class TrainingRun:
     tags: Mapping[str, str]
     latest: Mapping[str, float]
     card: DataCard | None = None
+    sheet: GridLayout | None = None  # of the contact sheet
     evaluations: tuple[Evaluation, ...] = ()
 
     @property

@@ -27,23 +27,32 @@ class UnreadablePicture(ValueError):
 
 
 def arranged(content: bytes, layout: GridLayout | None, *, most: int | None = None) -> bytes:
-    """A sample grid's tiles (the first `most` of them) in a square, in their order, with thin transparent gaps.
-    Unchanged where the layout is unknown or is not that of the image."""
+    """A grid's tiles (the first `most` of them) in a square, in their order, with thin transparent gaps. Tiles too
+    small to be seen are enlarged smoothly, see `enlargement`. Unchanged where the layout is unknown or is not that
+    of the image."""
     image = _decode(content)
     if layout is None or not _fits(image, layout):
         return content
     height, width = layout.tile
     count = min(layout.count, most or layout.count)
     columns = math.ceil(math.sqrt(count))
-    gap = max(1, width // 16)
+    scale = enlargement(layout)
+    wide, high = width * scale, height * scale
+    gap = max(1, wide // 16)
     mode = "LA" if image.mode == "L" else "RGBA"
-    sheet = Image.new(mode, (columns * (width + gap) - gap, math.ceil(count / columns) * (height + gap) - gap))
-    tiles = image.convert(mode)
+    sheet = Image.new(mode, (columns * (wide + gap) - gap, math.ceil(count / columns) * (high + gap) - gap))
     for place in range(count):
         x, y = place % layout.columns * width, place // layout.columns * height
         across, down = place % columns, place // columns
-        sheet.paste(tiles.crop((x, y, x + width, y + height)), (across * (width + gap), down * (height + gap)))
+        tile = image.crop((x, y, x + width, y + height)).resize((wide, high), Image.Resampling.BICUBIC)
+        sheet.paste(tile.convert(mode), (across * (wide + gap), down * (high + gap)))
     return _encode(sheet)
+
+
+def enlargement(layout: GridLayout | None) -> int:
+    """By how much tiles are enlarged: an image below 16 pixels is unreadable as blocks, so it becomes 64 or more."""
+    side = max(layout.tile) if layout else 16
+    return 1 if side >= 16 else -(-64 // side)
 
 
 def picture(content: bytes, *, target: int, budget: int) -> Picture:

@@ -87,6 +87,7 @@ class _Reader:
             tags={key: value for key, value in run.data.tags.items() if key.startswith("ddpm.")},
             latest=dict(run.data.metrics),
             card=self._card(run),
+            sheet=self._layout(run, "data/contact_sheet.json"),
             evaluations=evaluations,
         )
 
@@ -113,7 +114,7 @@ class _Reader:
             status=run.info.status,
             protocol=protocol,
             checkpoints=checkpoints,
-            layout=self._layout(run),
+            layout=self._layout(run, "samples/grid.json"),
             samples={int(match[1]): path for path in paths if (match := _SAMPLE_NAME.fullmatch(path))},
         )
 
@@ -168,8 +169,8 @@ class _Reader:
             return None
         return DataCard(**known)
 
-    def _layout(self, run: Run) -> GridLayout | None:
-        layout = self._json(run, "samples/grid.json")
+    def _layout(self, run: Run, path: str) -> GridLayout | None:
+        layout = self._json(run, path)
         if layout is None:
             return None
         try:
@@ -177,11 +178,11 @@ class _Reader:
                 tile=(int(layout["tile"][0]), int(layout["tile"][1])),
                 columns=int(layout["columns"]),
                 count=int(layout["count"]),
-                indices=str(layout["indices"]),
-                seed=int(layout["seed"]),
+                indices=str(layout.get("indices", "")),
+                seed=int(layout.get("seed", 0)),
             )
-        except (KeyError, TypeError, ValueError, IndexError):
-            self._remark(run, "has a samples/grid.json that this version cannot read")
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+            self._remark(run, f"has a {path} that this version cannot read")
             return None
 
     def _json(self, run: Run, path: str) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from reports.conclusions import metric_name
 from reports.entities import Evaluation, TrainingRun
 from reports.formatting import NOT_MEASURED, decimals_for, fixed
-from reports.pictures import Picture, UnreadablePicture, arranged, picture
+from reports.pictures import Picture, UnreadablePicture, arranged, enlargement, picture
 from reports.ranking import Entry
 from reports.store import Store
 
@@ -78,7 +78,7 @@ def contact_sheet(store: Store, run: TrainingRun) -> Shown | None:
     if content is None:
         return None
     try:
-        sheet = picture(content, target=512, budget=SHEET_BYTES)
+        sheet = picture(arranged(content, run.sheet), target=512, budget=SHEET_BYTES)
     except UnreadablePicture:
         return None
     name = run.card.name if run.card else "the training data"
@@ -101,4 +101,7 @@ def _what(evaluation: Evaluation) -> str:
     layout = evaluation.layout
     if layout is None:
         return f"Uncurated samples, seed {evaluation.protocol.seed}."
-    return f"{layout.count} uncurated samples: indices {layout.indices} of seed {layout.seed}, none picked."
+    shown = f"{layout.count} uncurated samples: indices {layout.indices} of seed {layout.seed}, none picked."
+    if enlargement(layout) > 1:
+        shown += f" Images of {layout.tile[1]}x{layout.tile[0]} pixels, enlarged smoothly."
+    return shown

@@ -121,19 +121,30 @@ def test_a_smoothed_line_passes_a_spike_by() -> None:
 
 
 def test_tiles_are_set_apart_in_a_square_and_keep_their_order_and_pixels() -> None:
-    wide = GridLayout(tile=(8, 8), columns=8, count=15, indices="0..14", seed=0)
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 64), dtype=np.uint8)
+    wide = GridLayout(tile=(16, 16), columns=8, count=15, indices="0..14", seed=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 128), dtype=np.uint8)
     apart = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), wide)))
     shades, alpha = (np.asarray(band) for band in apart.split())
-    assert apart.size == (35, 35)
-    ninth = pixels[8:16, 0:8]  # tile 8 begins the second row of eight, and the third of four
-    assert (shades[18:26, 0:8] == ninth).all()
-    assert (alpha[18:26, 0:8] == 255).all()
-    assert (alpha[8] == 0).all()
-    assert (alpha[27:35, 27:35] == 0).all()  # there is no tile 15
+    assert apart.size == (67, 67)
+    ninth = pixels[16:32, 0:16]  # tile 8 begins the second row of eight, and the third of four
+    assert (shades[34:50, 0:16] == ninth).all()
+    assert (alpha[34:50, 0:16] == 255).all()
+    assert (alpha[16] == 0).all()
+    assert (alpha[51:67, 51:67] == 0).all()  # there is no tile 15
     first = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), wide, most=4)))
-    assert first.size == (17, 17)
-    assert (np.asarray(first.split()[0])[9:17, 9:17] == pixels[0:8, 24:32]).all()
+    assert first.size == (33, 33)
+    assert (np.asarray(first.split()[0])[17:33, 17:33] == pixels[0:16, 48:64]).all()
+
+
+def test_tiles_too_small_to_be_read_are_enlarged_each_for_itself() -> None:
+    small = GridLayout(tile=(8, 8), columns=2, count=2)
+    pixels = np.concatenate([np.full((8, 8), 10, np.uint8), np.full((8, 8), 200, np.uint8)], axis=1)
+    shown = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), small)))
+    shades, alpha = (np.asarray(band) for band in shown.split())
+    assert shown.size == (132, 64)
+    assert (shades[:, :64] == 10).all()  # the neighbour does not bleed in
+    assert (shades[:, 68:] == 200).all()
+    assert (alpha[:, 64:68] == 0).all()
 
 
 @pytest.mark.parametrize("layout", [None, LAYOUT, GridLayout(tile=(0, 0), columns=0, count=0, indices="", seed=0)])
