@@ -5,6 +5,7 @@ optimizer.pt                         optimizer state, tensors only, read with we
 manifest.json                        step, configuration, every file's sha256; written last
 """
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,18 +51,27 @@ class Checkpoint:
     def weights_sha256(self, kind: Literal["ema", "raw"] = "ema") -> str:
         return str(self.files[self._weights_file(kind)]["sha256"])
 
-    @staticmethod
-    def _weights_file(kind: Literal["ema", "raw"]) -> str:
-        return "ema.safetensors" if kind == "ema" else "model.safetensors"
+    def _weights_file(self, kind: Literal["ema", "raw"]) -> str:
+        name = "ema.safetensors" if kind == "ema" else "model.safetensors"
+        if name not in self.files:
+            raise InputError(f"{WHAT} {str(self.path)!r} holds no {name}: it is the folder of something else")
+        return name
 
     def restore(self, state: TrainState) -> None:
         """Put model, EMA, optimizer and step back into `state`. InputError where a file is damaged."""
         verify_files(self.path, {"files": self.files}, what=WHAT)
+        try:
+            optimizer = torch.load(self.path / "optimizer.pt", weights_only=True, map_location="cpu")
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"{WHAT} {str(self.path)!r} has an optimizer.pt that holds more than tensors and numbers, which could run "
+                "code when it is loaded: take a checkpoint that this program wrote"
+            ) from error
         state.load_state_dict(
             {
                 "model": load_file(self.path / "model.safetensors"),
                 "ema": load_file(self.path / "ema.safetensors"),
-                "optimizer": torch.load(self.path / "optimizer.pt", weights_only=True, map_location="cpu"),
+                "optimizer": optimizer,
                 "step": self.step,
             }
         )

@@ -75,7 +75,11 @@ def committed_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
         if path.exists():
             discarded = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
             path.rename(discarded)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                discarded.rename(path)
+                raise
             shutil.rmtree(discarded)
         else:
             temporary.rename(path)
@@ -117,6 +121,10 @@ def verify_files(folder: Path, manifest: Mapping[str, Any], *, what: str) -> Non
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary names that killed writers left in a folder. Only its single writer may call this."""
+    for old in folder.glob(".*.old"):
+        final = folder / old.name[1:].rsplit(".", 2)[0]
+        if not final.exists():  # killed between the two renames of a replacement: the earlier one stands again
+            old.rename(final)
     for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

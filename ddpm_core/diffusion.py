@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
+from ddpm_core.checks import check_images, check_timesteps
 from ddpm_core.schedules import Schedule, make_betas
 
 MeanType = Literal["eps", "xstart", "xprev", "v"]
 VarType = Literal["fixedlarge", "fixedsmall", "learned", "learned_range"]
 LossType = Literal["mse", "kl", "hybrid"]
+Cdf = Literal["exact", "tanh"]
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x_t [B,C,H,W], t [B]) -> [B,C or 2C,H,W]
 
 LEARNED: tuple[VarType, ...] = ("learned", "learned_range")
@@ -146,8 +148,8 @@ class GaussianDiffusion(nn.Module):
 
     def strided(self, timesteps: Sequence[int]) -> "GaussianDiffusion":
         """The same process seen only at `timesteps` (ascending, in 0..T-1): its beta'_i = 1 - abar(t_i)/abar(t_{i-1}),
-        with the posterior that follows from them. ValueError where the network's output only has a meaning for single
-        steps (mean_type xprev, var_type learned)."""
+        with the posterior that follows from them. ValueError where steps are left out and the network's output only has a
+        meaning for single ones (mean_type xprev, var_type learned)."""
         chosen = torch.as_tensor(timesteps, dtype=torch.int64)
         if chosen.ndim != 1 or len(chosen) < 1 or bool((chosen.diff() <= 0).any()):
             raise ValueError(f"timesteps are {list(timesteps)}: they must be ascending, each once")
@@ -157,7 +159,8 @@ class GaussianDiffusion(nn.Module):
             )
         if len(chosen) == self.num_timesteps:
             return self
-        if self.mean_type == "xprev" or self.var_type == "learned":
+        leaves_out = bool(chosen[-1] >= len(chosen))  # 0..t without a gap is the full chain's own tail
+        if leaves_out and (self.mean_type == "xprev" or self.var_type == "learned"):
             raise ValueError(
                 f"mean_type is {self.mean_type!r} and var_type is {self.var_type!r}: a network that predicts the previous "
                 f"step or its variance fits only the full chain; take steps={self.num_timesteps}"
@@ -169,11 +172,14 @@ class GaussianDiffusion(nn.Module):
 
     def _at(self, table: str, t: Int[Tensor, " b"], like: Tensor) -> Tensor:
         """Coefficients at t, in the dtype of `like`, shaped to broadcast over its pixels."""
+        check_timesteps(t, len(like), self.num_timesteps)
         values: Tensor = getattr(self, table)[t]
         return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
     def _network(self, denoise_fn: DenoiseFn, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's output at t, its channel count checked against var_type."""
+        check_images("x_t", x_t)
+        check_timesteps(t, len(x_t), self.num_timesteps)
         output = denoise_fn(x_t, self.timesteps[t])
         channels = x_t.shape[1] * (2 if self.var_type in LEARNED else 1)
         if output.shape != (x_t.shape[0], channels, *x_t.shape[2:]):
@@ -187,14 +193,17 @@ class GaussianDiffusion(nn.Module):
 
     def q_mean_variance(self, x_start: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Gaussian:
         """q(x_t|x_0), Eq. 4."""
-        abar = self._at("alphas_cumprod", t, x_start)
-        variance = 1.0 - abar
-        return Gaussian(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, variance, variance.log())
+        check_images("x_start", x_start)
+        # Not 1 - abar: in float32 that is wrong by 1.7e-4 of itself at t = 0.
+        std = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
+        return Gaussian(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, std.square(), 2.0 * std.log())
 
     def q_sample(
         self, x_start: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], noise: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
         """x_t = sqrt(abar_t) x_0 + sqrt(1-abar_t) eps, Eq. 4."""
+        check_images("x_start", x_start, finite=True)
+        check_images("noise", noise, like=x_start, finite=True)
         return (
             self._at("sqrt_alphas_cumprod", t, x_start) * x_start
             + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
@@ -204,6 +213,8 @@ class GaussianDiffusion(nn.Module):
         self, x_start: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Gaussian:
         """q(x_{t-1}|x_t,x_0), Eq. 6 and 7. At t = 0 the variance is 0 and the log-variance that of t = 1."""
+        check_images("x_start", x_start)
+        check_images("x_t", x_t, like=x_start)
         mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
         return Gaussian(
             mean,
@@ -299,6 +310,7 @@ class GaussianDiffusion(nn.Module):
         clip_denoised: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """One step of Algorithm 2: (x_{t-1}, predicted x_0). No noise is added at t = 0."""
+        check_images("noise", noise, like=x_t)
         p = self.p_mean_variance(denoise_fn, x_t, t, clip_denoised)
         masked = torch.where((t > 0).reshape(-1, 1, 1, 1), noise, 0.0)
         return p.mean + (0.5 * p.log_variance).exp() * masked, p.pred_xstart
@@ -333,22 +345,27 @@ class GaussianDiffusion(nn.Module):
         x_t: Float[Tensor, "b c h w"],
         t: Int[Tensor, " b"],
         clip_denoised: bool = True,
+        cdf: Cdf = "exact",
     ) -> tuple[Tensor, Tensor]:
-        """(the bound's term at t in bits/dim [B], predicted x_0 [B,C,H,W]): L_0 at t = 0, else the paper's L_t."""
-        return self._vb_from_output(self._network(denoise_fn, x_t, t), x_start, x_t, t, clip_denoised)
+        """(the bound's term at t in bits/dim [B], predicted x_0 [B,C,H,W]): L_0 at t = 0, with the decoder's `cdf`, else
+        the paper's L_t."""
+        check_images("x_start", x_start, finite=True)
+        check_images("x_t", x_t, like=x_start, finite=True)
+        return self._vb_from_output(self._network(denoise_fn, x_t, t), x_start, x_t, t, clip_denoised, cdf)
 
     def _vb_from_output(
-        self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool
+        self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool, cdf: Cdf = "exact"
     ) -> tuple[Tensor, Tensor]:
         q = self.q_posterior_mean_variance(x_start, x_t, t)
         p = self._p_from_output(output, x_t, t, clip_denoised)
         kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance).flatten(1).mean(1)
-        nll = -discretized_gaussian_log_likelihood(x_start, p.mean, 0.5 * p.log_variance).flatten(1).mean(1)
+        nll = -discretized_gaussian_log_likelihood(x_start, p.mean, 0.5 * p.log_variance, cdf).flatten(1).mean(1)
         return torch.where(t == 0, nll, kl) / math.log(2.0), p.pred_xstart
 
     def prior_bpd(self, x_start: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """L_T = KL(q(x_T|x_0) || N(0, I)) in bits/dim for each image (Eq. 5), in float64: it is a difference of
         nearly equal numbers, 1e-5 for the linear schedule."""
+        check_images("x_start", x_start, finite=True)
         x = x_start.to(torch.float64)
         t = torch.full((len(x),), self.num_timesteps - 1, device=x.device)
         q = self.q_mean_variance(x, t)
@@ -372,13 +389,15 @@ def discretized_gaussian_log_likelihood(
     x: Float[Tensor, "b c h w"],
     mean: Float[Tensor, "b c h w"],
     log_scale: Float[Tensor, "*s"],
-    cdf: Literal["exact", "tanh"] = "exact",
+    cdf: Cdf = "exact",
 ) -> Float[Tensor, "b c h w"]:
     """ln p(x) of the decoder, Eq. 13: the Gaussian's mass on x's bin of width 2/255, the outer bins reaching to
     infinity; at least ln 1e-12 as in Ho's code. `tanh` is that code's approximation of the normal CDF.
 
     Computed in float64 and returned in the dtype of `mean`. x holds 8-bit pixels scaled to [-1, 1].
     """
+    if cdf not in get_args(Cdf):
+        raise ValueError(f"cdf is {cdf!r}: it must be one of {', '.join(get_args(Cdf))}")
     phi = torch.special.ndtr if cdf == "exact" else _normal_cdf_tanh
     centred = x.to(torch.float64) - mean.to(torch.float64)
     inv_scale = torch.exp(-log_scale.to(torch.float64))

@@ -14,8 +14,8 @@ class Ema:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay is {decay}: it must lie in [0, 1)")
         self.decay = decay
-        self._weights = {name: p.detach() for name, p in model.named_parameters()}
-        self.shadow = {name: p.clone() for name, p in self._weights.items()}
+        self._weights = dict(model.named_parameters())  # the parameters themselves: they follow the model to a device
+        self.shadow = {name: p.detach().clone() for name, p in self._weights.items()}
 
     def to(self, device: torch.device) -> None:
         """Move the shadow to a device, after the model moved there."""

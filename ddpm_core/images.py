@@ -7,18 +7,23 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from ddpm_core.checks import check_images
+
 SCALE = 127.5  # x = pixel / SCALE + OFFSET
 OFFSET = -1.0
 
 
 def to_float(pixels: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
     """uint8 [b,h,w,c] -> float32 [b,c,h,w] in [-1, 1], by pixel/127.5 - 1."""
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+        raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}: uint8 [B,H,W,C] is wanted")
     return pixels.permute(0, 3, 1, 2).to(torch.float32) / SCALE + OFFSET
 
 
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:
     """float [b,c,h,w] -> uint8 [b,h,w,c], clipped to [-1, 1] and rounded half up: floor((x+1)*127.5 + 1/2).
     ValueError for NaN, which has no pixel."""
+    check_images("images", images)
     if torch.isnan(images).any():
         raise ValueError("images hold NaN: give finite values, nominally in [-1, 1]")
     scaled = (images.to(torch.float32) * SCALE + (SCALE + 0.5)).clamp(0.0, 255.0)

@@ -37,7 +37,7 @@ def derive_seed(seed: int, purpose: str, *address: int) -> int:
 
 
 def philox4x32(
-    counter: tuple[Int[Tensor, "*s"], Int[Tensor, "*s"], Int[Tensor, "*s"], Int[Tensor, "*s"]],
+    counter: tuple[Int[Tensor, "*#s"], Int[Tensor, "*#s"], Int[Tensor, "*#s"], Int[Tensor, "*#s"]],
     key: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32. Words are int64 tensors that hold 32-bit values; shapes broadcast."""

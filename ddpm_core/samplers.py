@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpm_core.checks import check_images
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 
 Method = Literal["ancestral", "ddim", "dpmpp_2m"]
@@ -89,7 +90,10 @@ def sample_steps(
         x = noise(T)
     else:
         x, first = start
+        if not 0 <= first < T:
+            raise ValueError(f"start is at timestep {first}: it must lie in 0..{T - 1}")
         timesteps = [t for t in timesteps if t < first] + [first]
+    check_images("the initial noise" if start is None else "start", x, finite=True)
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"the initial noise is {list(x.shape)}: shape {list(shape)} was asked for")
     chain = diffusion.strided(timesteps)
@@ -159,11 +163,13 @@ def _ddim(
         index = torch.full((len(x),), i, device=x.device)
         pred_xstart = chain.p_mean_variance(denoise_fn, x, index, clip).pred_xstart
         eps = chain.predict_eps_from_xstart(x, index, pred_xstart)
-        abar_prev = chain.alphas_cumprod_prev[i].to(x.dtype)
-        variance = eta**2 * chain.posterior_variance[i].to(x.dtype)
-        x = abar_prev.sqrt() * pred_xstart + (1.0 - abar_prev - variance).clamp(min=0.0).sqrt() * eps
+        # In float64: 1 - abar_1 - sigma_1^2 is 5e-5, of which float32 would lose the third digit.
+        abar_prev = chain.alphas_cumprod_prev[i]
+        variance = eta**2 * chain.posterior_variance[i]
+        direction = (1.0 - abar_prev - variance).clamp(min=0.0).sqrt()
+        x = abar_prev.sqrt().to(x.dtype) * pred_xstart + direction.to(x.dtype) * eps
         if eta > 0.0 and i > 0:
-            x = x + variance.sqrt() * noise(t)
+            x = x + variance.sqrt().to(x.dtype) * noise(t)
         yield Step(t, x, pred_xstart)
 
 

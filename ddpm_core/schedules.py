@@ -51,6 +51,8 @@ def prior_bits_per_dim(betas: Float64[Tensor, " T"], second_moment: float) -> fl
 
     Paper, Eq. 5 and section 4: 0.5 (-ln(1-abar_T) - abar_T + abar_T E[x_0^2]) / ln 2. Infinite when abar_T is 1.
     """
+    if not 0.0 <= second_moment < math.inf:
+        raise ValueError(f"second_moment is {second_moment}: a mean square is wanted, 1 or less for pixels in [-1, 1]")
     abar = float(torch.cumprod(1.0 - betas, 0)[-1])
     if abar >= 1.0:
         return math.inf

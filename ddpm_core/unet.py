@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ddpm_core.checks import check_images, check_timesteps
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -190,6 +192,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b out h w"]:
         config = self.config
+        check_images("x", x)
+        check_timesteps(t, len(x))
         if x.shape[1:] != (config.in_channels, config.image_size, config.image_size):
             raise ValueError(
                 f"x is {list(x.shape)}: this network wants [B, {config.in_channels}, {config.image_size}, "

@@ -3,7 +3,8 @@
 import sys
 
 from jobs.cli import parse, run, say
-from pipelines.evaluate import EvaluateConfig, describe_values, evaluate
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.results import describe_values
 
 
 def main() -> None:

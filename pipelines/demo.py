@@ -143,7 +143,7 @@ def ray_cluster() -> Iterator[dict[str, str]]:
     commands find it. It ends with this process, whatever ends it."""
     address = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     interpreter = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.update(address, PATH=interpreter, RAY_TRAIN_ENABLE_PRINT_PATCH="0")
+    os.environ.update(address, PATH=interpreter, RAY_worker_maximum_startup_concurrency="16")
     os.environ.pop("RAY_ADDRESS", None)
     import ray  # here, not above: Ray reads the token's environment when it is imported
 

@@ -5,36 +5,30 @@ chunk; the driver merges them in order. The result does not depend on the number
 finish, or on how often the evaluation was killed; running it again makes the chunks that are missing.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 import ray.util
-import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from safetensors.torch import load_file
 
-from ddpm_core import images
-from ddpm_core.checkpoint import Checkpoint, list_checkpoints, open_checkpoint
+from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor
-from ddpm_core.frechet import FeatureStatistics, FrechetDistance
-from ddpm_core.metrics import InceptionScore, frechet_interval
 from ddpm_core.protocol import Protocol
 from ddpm_core.samplers import Method, Spacing
-from pipelines.chunks import Chunk, ChunkWorker, SampleSettings, chunk_file, finished_chunk
+from pipelines.chunks import Chunk, ChunkWorker, SampleSettings, finished_chunk
 from pipelines.cluster import check_fits, connect
 from pipelines.locations import absolute
 from pipelines.progress import Progress, Say
 from pipelines.reference import extractor_for, reference_statistics
+from pipelines.results import GRID, Evaluation, describe_values, measure, read_evaluation, record
+from pipelines.selection import find_checkpoints
 from pipelines.shards import ShardedDataset
-from pipelines.tracking import TrackedRun, Tracker, default_uri, flatten, name_of_run
-
-GRID = 64  # samples shown: the first ones, whatever they look like
+from pipelines.tracking import Tracker, default_uri, flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +80,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation of one checkpoint."""
-
-    step: int
-    protocol: Protocol
-    values: dict[str, float]
-    folder: Path
-
-    @property
-    def distance(self) -> float:
-        return self.values[self.protocol.distance]
-
-
-@dataclass(frozen=True)
 class EvaluateResult:
     """All evaluations of a call, by ascending step, and the MLflow run that holds them."""
 
@@ -119,7 +99,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     """
     storage = absolute(config.storage, option="--storage")
     uri = config.tracking_uri or default_uri(storage)
-    name, checkpoints = find_checkpoints(config, storage, uri)
+    name, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, uri)
     dataset = ShardedDataset.open(absolute(config.reference or checkpoints[0].config["shards"], option="--reference"))
     network = checkpoints[0].unet_config()
     if dataset.shape != (network.image_size, network.image_size, network.in_channels):
@@ -185,44 +165,6 @@ def extractor_spec(config: EvaluateConfig) -> str:
     """The extractor's name, or the absolute path of its file."""
     spec = config.extractor
     return str(absolute(spec, option="--extractor")) if spec.endswith(".pt") else spec
-
-
-def find_checkpoints(config: EvaluateConfig, storage: Path, uri: str) -> tuple[str, tuple[Checkpoint, ...]]:
-    """(the run's name, the checkpoints asked for). InputError where there is no such run or step."""
-    given = Path(config.run).expanduser()
-    if (given / MANIFEST).is_file():
-        return given.resolve().parent.name, (open_checkpoint(given.resolve()),)
-    candidates = [given, storage / "train" / config.run]
-    tracked = name_of_run(uri, config.run)
-    if tracked is not None:
-        candidates.append(storage / "train" / tracked)
-    folder = next((path for path in candidates if any(path.glob("step-*"))), None)
-    if folder is None:
-        known = sorted(path.name for path in (storage / "train").glob("*") if path.is_dir())
-        raise InputError(
-            f"run {config.run!r} is not known: give one of those in {str(storage / 'train')!r} ({', '.join(known) or 'none'}), "
-            "an MLflow run id, or a checkpoint's folder"
-        )
-    found = list_checkpoints(folder.resolve())
-    if not found:
-        raise InputError(f"run {config.run!r} has no finished checkpoint yet: train on, or wait for the first")
-    if config.checkpoints == "latest":
-        found = found[-1:]
-    elif config.checkpoints != "all":
-        try:
-            steps = {int(step) for step in config.checkpoints.split(",")}
-        except ValueError:
-            raise InputError(
-                f"--checkpoints is {config.checkpoints!r}: give all, latest, or steps such as 1000,2000"
-            ) from None
-        there = {checkpoint.step for checkpoint in found}
-        if steps - there:
-            raise InputError(
-                f"run {config.run!r} has no checkpoint at step {min(steps - there)}: it has "
-                f"{', '.join(map(str, sorted(there)))}"
-            )
-        found = [checkpoint for checkpoint in found if checkpoint.step in steps]
-    return folder.resolve().name, tuple(found)
 
 
 def protocol_of(
@@ -313,94 +255,3 @@ def sample_chunks(
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def measure(
-    folder: Path,
-    chunks: Sequence[range],
-    protocol: Protocol,
-    reference: FeatureStatistics,
-    extractor: FeatureExtractor,
-) -> dict[str, float]:
-    """The metrics of a whole evaluation, its chunks merged in order."""
-    distance = FrechetDistance(reference)
-    score = (
-        InceptionScore(protocol.num_samples, min(10, protocol.num_samples), extractor.num_logits)
-        if extractor.num_logits
-        else None
-    )
-    parts: list[FeatureStatistics] = []
-    seconds = 0.0
-    for number, indices in enumerate(chunks):
-        stored = load_file(folder / chunk_file(number))
-        part = FeatureStatistics(extractor.dim)
-        part.update(stored["features"])
-        parts.append(part)
-        distance.merge_state(part.statistics())
-        if score is not None:
-            score.update(stored["logits"], torch.tensor(indices))
-        seconds += json.loads((folder / chunk_file(number)).with_suffix(".json").read_text())["seconds"]
-    values = {protocol.distance: float(distance.compute())}
-    if len(parts) >= 5:
-        low, high = frechet_interval(parts, reference)
-        values |= {f"{protocol.distance}_ci_low": low, f"{protocol.distance}_ci_high": high}
-    if score is not None:
-        mean, std = score.compute()
-        values |= {protocol.score: float(mean), f"{protocol.score}_std": float(std)}
-    values["samples_per_second"] = protocol.num_samples / seconds  # of one worker
-    return values
-
-
-def describe_values(values: dict[str, float], protocol: Protocol) -> str:
-    """The distance with its interval, in words."""
-    name = protocol.distance
-    text = f"{name} {values[name]:.4g}"
-    if f"{name}_ci_low" in values:
-        text += f" (95 % interval {values[f'{name}_ci_low']:.4g} to {values[f'{name}_ci_high']:.4g})"
-    if protocol.score in values:
-        text += f", {protocol.score} {values[protocol.score]:.3g}"
-    return text
-
-
-def read_evaluation(folder: Path) -> Evaluation:
-    facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    return Evaluation(facts["step"], Protocol(**facts["protocol"]), facts["values"], folder)
-
-
-def record(
-    owner: TrackedRun,
-    run: TrackedRun,
-    name: str,
-    checkpoint: Checkpoint,
-    evaluation: Evaluation,
-    dataset: ShardedDataset,
-) -> None:
-    """One checkpoint's numbers and sample grid into MLflow."""
-    model_id = owner.checkpoint_model(
-        f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, checkpoint.weights_sha256()
-    )
-    if not run.log_result(
-        evaluation.values,
-        step=checkpoint.step,
-        model_id=model_id,
-        dataset=dataset.name,
-        dataset_sha256=dataset.sha256,
-    ):
-        return
-    samples = []
-    for number in range(GRID):
-        path = evaluation.folder / chunk_file(number)
-        if not path.is_file() or "images" not in (stored := load_file(path)):
-            break
-        samples.append(stored["images"])
-    shown = torch.cat(samples)[:GRID]
-    columns = min(16, len(shown))
-    run.log_bytes(f"samples/{checkpoint.path.name}.png", images.encode_png(images.tile(shown, columns)))
-    grid = {
-        "tile": list(shown.shape[1:3]),
-        "columns": columns,
-        "count": len(shown),
-        "indices": f"0..{len(shown) - 1}",
-        "seed": evaluation.protocol.seed,
-    }
-    run.log_json("samples/grid.json", grid)

@@ -74,7 +74,8 @@ def transform(encoded: bytes, config: PreprocessConfig) -> np.ndarray:
     side = min(decoded.size)
     left, top = (decoded.width - side) // 2, (decoded.height - side) // 2
     size = (config.image_size, config.image_size)
-    resized = decoded.resize(size, FILTERS[config.filter], box=(left, top, left + side, top + side))
+    # Two steps: resize(box=...) would let the filter look at pixels outside the crop.
+    resized = decoded.crop((left, top, left + side, top + side)).resize(size, FILTERS[config.filter])
     return np.asarray(resized, np.uint8).reshape(*size, config.channels)
 
 

@@ -1,0 +1,68 @@
+"""What tests share: a Ray of their own, small real images, and the samples that may lie beside the repository."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Before ray is imported: a token of this session's, so that no file is written into the home folder.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DDPM_PROGRESS_SECONDS"] = "0"
+os.environ["RAY_worker_maximum_startup_concurrency"] = "16"
+for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DDPM_INCEPTION_WEIGHTS"):
+    os.environ.pop(variable, None)
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Small matrices: more threads than one only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images and a trained network, where they lie beside the repository."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the folder shared/data with real samples is not beside this repository")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests that need one: four logical CPUs, whatever the machine has."""
+    import ray
+
+    from pipelines.cluster import connect
+
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
+    connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def digits_lmdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as an LSUN-layout LMDB: non-square WebP images."""
+    from pipelines.demo import write_lmdb
+
+    path = tmp_path_factory.mktemp("source") / "digits_train_lmdb"
+    write_lmdb(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits(ray_session: None, digits_lmdb: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Those images as shards of 8x8, made by the real pipeline."""
+    from pipelines.preprocess import PreprocessConfig, preprocess
+
+    output = tmp_path_factory.mktemp("shards") / "digits"
+    config = PreprocessConfig(
+        source=str(digits_lmdb), output=str(output), image_size=8, channels=1, images_per_shard=400
+    )
+    return preprocess(config)

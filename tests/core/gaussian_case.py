@@ -1,0 +1,102 @@
+"""Cases whose answer is known: x_0 ~ N(0, s^2 I) with its optimal predictor, and tables recomputed in plain Python.
+
+Nothing here reads a table of GaussianDiffusion: alphas_cumprod comes from the betas by a Python product, the posterior
+from Bayes' rule on two Gaussians.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ANCHORS: dict[str, Any] = json.loads((Path(__file__).parent / "anchors.json").read_text())
+SCHEDULES_WITH_ANCHORS = ("linear", "quad", "const")
+LOG2 = math.log(2.0)
+
+
+def scalars(*values: float) -> Tensor:
+    """One-pixel images, float64 [B,1,1,1]."""
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+
+def cumulative(betas: Tensor) -> list[float]:
+    """abar_1..abar_T as a running product of Python floats."""
+    abar, values = 1.0, []
+    for beta in betas.tolist():
+        abar *= 1.0 - beta
+        values.append(abar)
+    return values
+
+
+def bayes(prior: tuple[float, float], gain: float, noise: float) -> tuple[float, float, float]:
+    """x ~ N(m, v) seen as y = gain x + N(0, noise): x given y has mean a m + b y and variance c; gives (a, b, c)."""
+    _, v = prior
+    precision = 1.0 / v + gain**2 / noise
+    return 1.0 / v / precision, gain / noise / precision, 1.0 / precision
+
+
+class GaussianData:
+    """Pixels drawn from N(0, s2), independent; the predictor that minimises every loss."""
+
+    def __init__(self, betas: Tensor, s2: float) -> None:
+        self.s2 = s2
+        self.betas = betas.tolist()
+        self.abar = cumulative(betas)
+
+    def marginal(self, t: int) -> float:
+        """The variance of x_t."""
+        return self.abar[t] * self.s2 + 1.0 - self.abar[t]
+
+    def xstart_gain(self, t: int) -> float:
+        """E[x_0|x_t] = gain x_t."""
+        return math.sqrt(self.abar[t]) * self.s2 / self.marginal(t)
+
+    def xstart_variance(self, t: int) -> float:
+        """Var[x_0|x_t]."""
+        return self.s2 * (1.0 - self.abar[t]) / self.marginal(t)
+
+    def xprev_gain(self, t: int) -> float:
+        """E[x_{t-1}|x_t] = gain x_t: the covariance of x_{t-1} and x_t over the variance of x_t."""
+        before = self.marginal(t - 1) if t > 0 else self.s2
+        return math.sqrt(1.0 - self.betas[t]) * before / self.marginal(t)
+
+    def xprev_variance(self, t: int) -> float:
+        """Var[x_{t-1}|x_t], the best variance that p_theta(x_{t-1}|x_t) can have."""
+        before = self.marginal(t - 1) if t > 0 else self.s2
+        return before - self.xprev_gain(t) ** 2 * self.marginal(t)
+
+    def gain(self, mean_type: str, t: int) -> float:
+        """The optimal prediction of `mean_type` is gain x_t."""
+        a, b = math.sqrt(self.abar[t]), math.sqrt(1.0 - self.abar[t])
+        eps = b / self.marginal(t)  # E[eps|x_t] = Cov(eps, x_t) / Var(x_t) x_t
+        if mean_type == "eps":
+            return eps
+        if mean_type == "xstart":
+            return self.xstart_gain(t)
+        if mean_type == "xprev":
+            return self.xprev_gain(t)
+        return a * eps - b * self.xstart_gain(t)
+
+    def predictor(
+        self, mean_type: str = "eps", extra: Callable[[int], float] | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The denoise_fn; `extra`(t) fills the channels of a learned variance."""
+        gains = torch.tensor([self.gain(mean_type, t) for t in range(len(self.abar))], dtype=torch.float64)
+        extras = None if extra is None else torch.tensor([extra(t) for t in range(len(self.abar))])
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            mean = gains[t].to(x.dtype).reshape(-1, 1, 1, 1) * x
+            if extras is None:
+                return mean
+            return torch.cat([mean, extras[t].to(x.dtype).reshape(-1, 1, 1, 1).expand_as(x)], dim=1)
+
+        return denoise
+
+
+def constant(value: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network that says `value` whatever it is asked."""
+    return lambda x, t: value.to(x.dtype).expand_as(x)

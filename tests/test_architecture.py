@@ -1,0 +1,109 @@
+"""The house rules that a program can check: who may import whom, and how things are called."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"ddpm_core", "pipelines", "jobs", "reports"}
+# jobs -> {pipelines, reports} -> ddpm_core
+ALLOWED = {
+    "ddpm_core": {"ddpm_core"},
+    "pipelines": {"pipelines", "ddpm_core"},
+    "reports": {"reports", "ddpm_core"},
+    "jobs": {"jobs", "pipelines", "reports", "ddpm_core"},
+}
+FORBIDDEN = {
+    "ddpm_core": {"ray", "mlflow", "torchvision", "diffusers"},
+    "pipelines": {"torchvision", "diffusers"},
+    "reports": {"ray", "torch", "torchvision", "torchmetrics", "diffusers"},
+    "jobs": {"ray", "mlflow", "torch", "torchvision", "diffusers"},
+}
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages a module names, wherever in it the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_imports_go_only_down(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    names = imported(path)
+    assert names & PACKAGES <= ALLOWED[package]
+    assert not names & FORBIDDEN[package]
+
+
+def test_reports_reach_no_torch_through_what_they_import() -> None:
+    seen: set[Path] = set()
+    queue = [path for path in FILES if path.parts[-2] == "reports"]
+    while queue:
+        path = queue.pop()
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddpm_core."):
+                module = ROOT / f"{(node.module or '').replace('.', '/')}.py"
+                if module not in seen:
+                    queue.append(module)
+    assert not any("torch" in imported(path) for path in seen)
+
+
+def test_only_tracking_writes_to_mlflow() -> None:
+    writers = {named(path) for path in FILES if "mlflow" in imported(path) and "reports" not in path.parts}
+    assert writers == {"pipelines/tracking.py"}
+
+
+def test_only_images_converts_between_pixels_and_floats() -> None:
+    assert [named(path) for path in FILES if "127.5" in code_without_strings(path)] == ["ddpm_core/images.py"]
+
+
+def code_without_strings(path: Path) -> str:
+    """A module's numbers as Python reads them, without comments and docstrings."""
+    numbers = [
+        repr(node.value)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, float)
+    ]
+    return " ".join(numbers)
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    assert not {path.stem for path in ROOT.rglob("*.py") if ".venv" not in path.parts} & {"utils", "helpers", "common"}
+
+
+def test_jobs_are_thin() -> None:
+    long = {
+        path.name: lines for path in (ROOT / "jobs").glob("*.py") if (lines := len(path.read_text().split("\n"))) > 100
+    }
+    assert not long
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_print_stays_in_jobs(path: Path) -> None:
+    calls = [
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    # A trial's process has no caller to give its lines to.
+    if path.parts[-2] != "jobs" and path.name != "sweep.py":
+        assert "print" not in calls
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_no_module_is_long(path: Path) -> None:
+    limit = 420 if path.name in {"diffusion.py"} else 350
+    assert len(path.read_text().splitlines()) <= limit
