@@ -381,6 +381,10 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
     return 0.5 * (torch.expm1(difference) - difference + (mean1 - mean2).square() * torch.exp(-log_variance2))
 
 
+def _normal_cdf(z: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(-math.sqrt(0.5) * z)  # torch.special.ndtr is (1 + erf) / 2 and has no digits below 1e-16
+
+
 def _normal_cdf_tanh(z: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
 
@@ -398,7 +402,7 @@ def discretized_gaussian_log_likelihood(
     """
     if cdf not in get_args(Cdf):
         raise ValueError(f"cdf is {cdf!r}: it must be one of {', '.join(get_args(Cdf))}")
-    phi = torch.special.ndtr if cdf == "exact" else _normal_cdf_tanh
+    phi = _normal_cdf if cdf == "exact" else _normal_cdf_tanh
     centred = x.to(torch.float64) - mean.to(torch.float64)
     inv_scale = torch.exp(-log_scale.to(torch.float64))
     upper = (centred + 1.0 / 255.0) * inv_scale

@@ -116,7 +116,7 @@ def interpolate(
     noise: Noise,
     mix: Mix = "linear",
     **options: Unpack[SamplerOptions],
-) -> Float[Tensor, "w b c h w_"]:
+) -> Float[Tensor, "weights b c h w"]:
     """Images [len(weights),B,C,H,W] between `sources`, mixed at `depth` and sampled back (section 4.4, Fig. 8).
 
     All weights share the encoder's two noises ("we fixed the noise for different values of lambda") and the reverse

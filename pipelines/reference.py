@@ -67,14 +67,15 @@ def reference_statistics(dataset: ShardedDataset, spec: str, cpus: float, say: S
         num_cpus=cpus,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(numbers)),
     )
-    parts: dict[int, dict[str, torch.Tensor]] = {}
-    merged = FeatureStatistics(extractor.dim)
+    early: dict[int, dict[str, torch.Tensor]] = {}  # what came before its turn
+    merged, turn = FeatureStatistics(extractor.dim), 0
     for row in rows.iter_rows():
         number = int(row.pop("shard"))
-        parts[number] = {name: torch.as_tensor(np.asarray(value)) for name, value in row.items()}
+        early[number] = {name: torch.from_numpy(np.array(value)) for name, value in row.items()}
+        while turn in early:
+            merged.merge_state(early.pop(turn))
+            turn += 1
         progress.advance(len(dataset.shard_range(number)))
-    for number in sorted(parts):
-        merged.merge_state(parts[number])
     with committed_file(path) as temporary:
         save_file(merged.statistics(), temporary)
     return merged

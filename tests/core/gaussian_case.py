@@ -1,21 +1,33 @@
 """Cases whose answer is known: x_0 ~ N(0, s^2 I) with its optimal predictor, and tables recomputed in plain Python.
 
-Nothing here reads a table of GaussianDiffusion: alphas_cumprod comes from the betas by a Python product, the posterior
-from Bayes' rule on two Gaussians.
+Nothing here reads a table of GaussianDiffusion: alphas_cumprod comes from the betas by a Python product, the moments
+from the joint Gaussian of x_{t-1} and x_t.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import torch
 from torch import Tensor
 
 ANCHORS: dict[str, Any] = json.loads((Path(__file__).parent / "anchors.json").read_text())
 SCHEDULES_WITH_ANCHORS = ("linear", "quad", "const")
 LOG2 = math.log(2.0)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """The code as a user runs it: without pytest's check of annotations, which would refuse bad input first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def scalars(*values: float) -> Tensor:
@@ -30,13 +42,6 @@ def cumulative(betas: Tensor) -> list[float]:
         abar *= 1.0 - beta
         values.append(abar)
     return values
-
-
-def bayes(prior: tuple[float, float], gain: float, noise: float) -> tuple[float, float, float]:
-    """x ~ N(m, v) seen as y = gain x + N(0, noise): x given y has mean a m + b y and variance c; gives (a, b, c)."""
-    _, v = prior
-    precision = 1.0 / v + gain**2 / noise
-    return 1.0 / v / precision, gain / noise / precision, 1.0 / precision
 
 
 class GaussianData:
@@ -86,7 +91,7 @@ class GaussianData:
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The denoise_fn; `extra`(t) fills the channels of a learned variance."""
         gains = torch.tensor([self.gain(mean_type, t) for t in range(len(self.abar))], dtype=torch.float64)
-        extras = None if extra is None else torch.tensor([extra(t) for t in range(len(self.abar))])
+        extras = None if extra is None else torch.tensor([extra(t) for t in range(len(self.abar))], dtype=torch.float64)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             mean = gains[t].to(x.dtype).reshape(-1, 1, 1, 1) * x

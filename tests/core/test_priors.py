@@ -98,7 +98,7 @@ def test_unreachable_level_is_refused() -> None:
 def test_check_warns_of_quad_with_the_published_end_points_and_names_both_levels() -> None:
     with pytest.warns(UserWarning, match="above the reference"):
         check = check_prior(make_betas("quad"), 1.0)
-    # The formula in 40-digit arithmetic, at E[x_0^2] = 1
+    # Values of an independent program, at E[x_0^2] = 1
     assert check.bits_per_dim == pytest.approx(5.292393582830287e-04, rel=1e-9)
     assert check.reference_bits_per_dim == pytest.approx(2.911294542030787e-05, rel=1e-9)
     assert not check.met
