@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddpm_core.checks import check_images
-from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion, Prediction
 
 Method = Literal["ancestral", "ddim", "dpmpp_2m"]
 Spacing = Literal["uniform", "quadratic"]
@@ -28,7 +28,7 @@ def select_timesteps(num_timesteps: int, steps: int, spacing: Spacing = "uniform
 
     uniform: evenly from 0 to T-1. quadratic: squares of evenly spaced numbers up to 0.8 T, dense where little noise is
     left, as in the DDIM paper (Song et al. 2021, appendix D.2 and its code); equal neighbours are moved apart.
-    ValueError where that many do not fit.
+    ValueError unless 1 <= steps <= num_timesteps.
     """
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps is {steps}: it must lie in 1..{num_timesteps}, the schedule's num_timesteps")
@@ -44,8 +44,6 @@ def select_timesteps(num_timesteps: int, steps: int, spacing: Spacing = "uniform
     for i in range(steps):
         t = int(0.8 * num_timesteps * (i / (steps - 1)) ** 2)
         timesteps.append(max(t, timesteps[-1] + 1) if timesteps else t)
-    if timesteps[-1] >= num_timesteps:
-        raise ValueError(f"steps is {steps}: quadratic spacing has no room for it in {num_timesteps} timesteps")
     return timesteps
 
 
@@ -96,6 +94,7 @@ def sample_steps(
     check_images("the initial noise" if start is None else "start", x, finite=True)
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"the initial noise is {list(x.shape)}: shape {list(shape)} was asked for")
+    x = x.detach()
     chain = diffusion.strided(timesteps)
     if method == "ancestral":
         yield from _ancestral(chain, denoise_fn, x, noise, timesteps, clip_denoised)
@@ -136,19 +135,22 @@ def sample(
 
 
 @torch.no_grad()
+def _predict(chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, i: int, clip: bool) -> Prediction:
+    """p_theta at step i of the chain, for all images."""
+    return chain.p_mean_variance(denoise_fn, x, torch.full((len(x),), i, device=x.device), clip)
+
+
 def _ancestral(
     chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, noise: Noise, timesteps: list[int], clip: bool
 ) -> Iterator[Step]:
     """x_{t-1} ~ p_theta(x_{t-1}|x_t), Algorithm 2, over the strided chain's own posterior."""
     for i, t in reversed(list(enumerate(timesteps))):
-        index = torch.full((len(x),), i, device=x.device)
-        p = chain.p_mean_variance(denoise_fn, x, index, clip)
+        p = _predict(chain, denoise_fn, x, i, clip)
         # "We display mu_theta(x_1, 1) noiselessly" (section 3.3).
         x = p.mean if i == 0 else p.mean + (0.5 * p.log_variance).exp() * noise(t)
         yield Step(t, x, p.pred_xstart)
 
 
-@torch.no_grad()
 def _ddim(
     chain: GaussianDiffusion,
     denoise_fn: DenoiseFn,
@@ -160,9 +162,8 @@ def _ddim(
 ) -> Iterator[Step]:
     """Song, Meng & Ermon 2021, Eq. 12, with sigma = eta sqrt(beta-tilde) of the strided chain (Eq. 16)."""
     for i, t in reversed(list(enumerate(timesteps))):
-        index = torch.full((len(x),), i, device=x.device)
-        pred_xstart = chain.p_mean_variance(denoise_fn, x, index, clip).pred_xstart
-        eps = chain.predict_eps_from_xstart(x, index, pred_xstart)
+        pred_xstart = _predict(chain, denoise_fn, x, i, clip).pred_xstart
+        eps = chain.predict_eps_from_xstart(x, torch.full((len(x),), i, device=x.device), pred_xstart)
         # In float64: 1 - abar_1 - sigma_1^2 is 5e-5, of which float32 would lose the third digit.
         abar_prev = chain.alphas_cumprod_prev[i]
         variance = eta**2 * chain.posterior_variance[i]
@@ -173,26 +174,26 @@ def _ddim(
         yield Step(t, x, pred_xstart)
 
 
-@torch.no_grad()
 def _dpmpp_2m(
     chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, timesteps: list[int], clip: bool
 ) -> Iterator[Step]:
     """Lu et al. 2022 (arXiv:2211.01095), Algorithm 2: second order, multistep, in lambda = ln(sqrt(abar)/sqrt(1-abar)).
 
-    The first step has no history and the last one goes to sigma = 0, where the formula's limit is the predicted x_0."""
+    The first step has no history. The last one goes to sigma = 0, where the formula's limit is the predicted x_0. The one
+    before it, to the first timestep, is of first order: in few steps it is much the longest in lambda, and extrapolates
+    far beyond what two predictions know (the authors' `lower_order_final`)."""
     abar = chain.alphas_cumprod
     alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
     lam = alpha.log() - sigma.log()
     previous: Tensor | None = None
     for i, t in reversed(list(enumerate(timesteps))):
-        index = torch.full((len(x),), i, device=x.device)
-        pred_xstart = chain.p_mean_variance(denoise_fn, x, index, clip).pred_xstart
+        pred_xstart = _predict(chain, denoise_fn, x, i, clip).pred_xstart
         if i == 0:
             x = pred_xstart
         else:
             h = lam[i - 1] - lam[i]
             data = pred_xstart
-            if previous is not None:
+            if previous is not None and i > 1:
                 ratio = (lam[i] - lam[i + 1]) / h
                 data = pred_xstart + (pred_xstart - previous) * (0.5 / ratio).to(x.dtype)
             x = (sigma[i - 1] / sigma[i]).to(x.dtype) * x - (alpha[i - 1] * torch.expm1(-h)).to(x.dtype) * data

@@ -44,16 +44,18 @@ def parse(
         raise InputError(f"{error}: see {prog} --help") from None
 
 
-def _sentence(box: str) -> str:
-    """tyro's framed message as the start of a sentence: what is missing, unknown, or as it says."""
-    body = [line.strip("│ \t") for line in box.splitlines() if line.startswith("│")]
-    sections = "\n".join(line for line in body if not line.startswith("──")).split("Unrecognized options:")
-    required = [line.split()[0] for line in sections[0].splitlines() if line.startswith("--")]
-    if len(sections) > 1 and sections[1].split():
-        return f"option {sections[1].split()[0].rstrip(',')} is unknown"
-    if sections[0].startswith("Missing"):
+def _sentence(message: str) -> str:
+    """tyro's framed message (frame, title, paragraphs) as the start of a sentence: what is missing, unknown, or as it
+    says. Where the output is not UTF-8, the frame is made of spaces."""
+    lines = [line.strip("│╭╮╰╯─ \t") for line in message.splitlines()]
+    body = "\n".join([line for line in lines if line.strip("-")][1:])
+    complaint, _, unknown = body.partition("Unrecognized options:")
+    if unknown.split():
+        return f"option {unknown.split()[0].rstrip(',')} is unknown"
+    if complaint.startswith("Missing"):
+        required = [line.split()[0] for line in complaint.splitlines() if line.startswith("--")]
         return f"{', '.join(required)} must be given"
-    return " ".join(sections[0].split("For full helptext")[0].split("Argument helptext")[0].split()).rstrip(".")
+    return " ".join(complaint.split("For full helptext")[0].split("Argument helptext")[0].split()).rstrip(".")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

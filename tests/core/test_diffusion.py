@@ -141,9 +141,7 @@ def test_the_same_knowledge_gives_the_same_step_in_every_parameterisation(mean_t
     x, t = scalars(*[0.8] * 1000), every(1000)
     p = diffusion.p_mean_variance(data.predictor(mean_type), x, t, clip_denoised=False)
     # Where x_0 is mu over coef1, down to 8e-7 (const), it has 1e-16 / 8e-7 of absolute rounding, some ulps of it.
-    assert p.pred_xstart.flatten().tolist() == pytest.approx(
-        [0.8 * data.xstart_gain(i) for i in range(1000)], abs=1e-9
-    )
+    assert p.pred_xstart.flatten().tolist() == pytest.approx([0.8 * data.xstart_gain(i) for i in range(1000)], abs=1e-9)
     # E[x_{t-1}|x_t] from the joint Gaussian of the two, which nothing in the code forms.
     assert p.mean.flatten().tolist() == pytest.approx([0.8 * data.xprev_gain(i) for i in range(1000)], rel=1e-10)
 

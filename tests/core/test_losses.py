@@ -103,7 +103,9 @@ def test_every_cell_of_table_2_has_a_finite_loss_with_a_gradient(
 
 @pytest.mark.parametrize("var_type", ["learned", "learned_range"])
 def test_mse_with_a_learned_variance_is_refused_with_a_sentence(var_type: VarType) -> None:
-    with pytest.raises(ValueError, match="the mean squared error does not train a variance; take loss_type 'kl' or 'hybrid'"):
+    with pytest.raises(
+        ValueError, match="the mean squared error does not train a variance; take loss_type 'kl' or 'hybrid'"
+    ):
         GaussianDiffusion(LINEAR, var_type=var_type, loss_type="mse")
 
 
@@ -162,7 +164,9 @@ def hybrid_parts(var_type: VarType) -> dict[str, Any]:
         return torch.cat([a * x, b * torch.ones_like(x)], 1)
 
     losses = {
-        "hybrid": GaussianDiffusion(LINEAR, var_type=var_type, loss_type="hybrid").training_losses(network, x_0, t, eps),
+        "hybrid": GaussianDiffusion(LINEAR, var_type=var_type, loss_type="hybrid").training_losses(
+            network, x_0, t, eps
+        ),
         "kl": GaussianDiffusion(LINEAR, var_type=var_type, loss_type="kl").training_losses(network, x_0, t, eps),
         "mse": GaussianDiffusion(LINEAR).training_losses(lambda x, t: network(x, t)[:, :2], x_0, t, eps),
     }

@@ -41,7 +41,9 @@ def trained(config: UNetConfig, seed: int = 0) -> UNet:
     with torch.no_grad():
         for parameter in model.parameters():
             fan = max(1, parameter[0].numel()) if parameter.ndim > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator(seed), dtype=torch.float64) / math.sqrt(fan))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator(seed), dtype=torch.float64) / math.sqrt(fan)
+            )
             seed += 1
     return model
 
@@ -278,7 +280,9 @@ def test_weights_fill_the_papers_bounds_and_closing_layers_a_hundred_thousandth_
         assert 0.99 * bound < largest <= bound * (1 + 1e-6), name
         # Their mean square is L^2 / 3, with a standard error of 0.9 / sqrt(n) of itself: five of them.
         n = layer.weight.numel()
-        assert float(layer.weight.detach().double().square().mean()) == pytest.approx(bound**2 / 3, rel=5 * 0.9 / n**0.5)
+        assert float(layer.weight.detach().double().square().mean()) == pytest.approx(
+            bound**2 / 3, rel=5 * 0.9 / n**0.5
+        )
     assert met == set(BOUNDS)
 
 
@@ -292,7 +296,7 @@ def test_exactly_the_layers_that_close_a_branch_start_near_zero() -> None:
 def test_a_new_network_outputs_about_zero() -> None:
     torch.manual_seed(0)
     config = PRESETS["tiny"].unet
-    out = UNet(config)(torch.randn(4, 1, 8, 8, generator=generator(0)), torch.tensor([0, 10, 500, 999]))
+    out = UNet(config)(torch.randn(4, 1, 8, 8, generator=generator(0)), torch.tensor([0, 10, 500, 999])).detach()
     # The paper's network: std 8.3e-6, max 3.5e-5 (paper.md, 6.7). conv_out is 1e-5 of a unit-variance layer.
     assert 1e-7 < float(out.std()) < 3e-5
     assert float(out.abs().max()) < 1e-4
@@ -382,7 +386,12 @@ def test_attention_is_a_softmax_over_all_pixels_with_one_head() -> None:
         ),
         (
             999,
-            {0: -2.646075273706413e-02, 1: 7.267088255747884e-01, 64: 9.996498529808264e-01, 65: -6.869456185402973e-01},
+            {
+                0: -2.646075273706413e-02,
+                1: 7.267088255747884e-01,
+                64: 9.996498529808264e-01,
+                65: -6.869456185402973e-01,
+            },
             13.49846386150112,
         ),
     ],
@@ -430,7 +439,10 @@ def independent_forward(weights: dict[str, Tensor], config: UNetConfig, x: Tenso
         return h @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
     def res(name: str, h: Tensor) -> Tensor:
-        inner = conv(f"{name}.conv1", swish(norm(f"{name}.norm1", h))) + dense(f"{name}.temb_proj", swish(temb))[..., None, None]
+        inner = (
+            conv(f"{name}.conv1", swish(norm(f"{name}.norm1", h)))
+            + dense(f"{name}.temb_proj", swish(temb))[..., None, None]
+        )
         inner = conv(f"{name}.conv2", swish(norm(f"{name}.norm2", inner)))
         return (conv(f"{name}.shortcut", h) if f"{name}.shortcut.weight" in weights else h) + inner
 
@@ -447,7 +459,7 @@ def independent_forward(weights: dict[str, Tensor], config: UNetConfig, x: Tenso
     half = config.ch // 2
     frequencies = [math.exp(-j * math.log(10000) / (half - 1)) for j in range(half)]
     rows = [[f(i * w) for f in (math.sin, math.cos) for w in frequencies] for i in t.tolist()]
-    temb = dense("temb.2", swish(dense("temb.0", torch.tensor(rows, dtype=x.dtype))))
+    temb = dense("temb.2", swish(dense("temb.0", torch.tensor(rows, dtype=torch.float32).to(x.dtype))))
 
     h = conv("conv_in", x)
     hs = [h]
@@ -487,44 +499,26 @@ def test_the_network_equals_the_papers_pseudo_code(config: UNetConfig) -> None:
     with torch.no_grad():
         out, expected = model(x, t), independent_forward(dict(model.named_parameters()), config, x, t)
     assert float(out.std()) > 0.01
-    # float64 throughout but the embedding, which the network rounds to float32: 6e-8, carried through some twenty layers
-    # that may each double it.
-    torch.testing.assert_close(out, expected, rtol=0, atol=2e-6 * float(out.std()) * 20)
+    # float64 rounding, 1e-16, through sums of up to 1152 products and some twenty layers.
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10 * float(out.std()))
 
 
-def test_the_skip_joins_behind_what_comes_from_below() -> None:
-    """[h, skip]: with the second half of every up block's input weights zeroed, the way down no longer matters but for
-    what passes through the middle; with the first half zeroed, the middle no longer matters."""
-    config = UNetConfig(image_size=8, ch=64, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
-    model = trained(config)
-    x, t = inputs(config, 2)
-
-    def run(half: slice, poke: str) -> Tensor:
-        """The output's change when `poke` is disturbed, with half of the first up block's input cut off."""
-        block = model.up[0].res
-        saved = {name: p.clone() for name, p in model.named_parameters()}
-        with torch.no_grad():
-            for weight in (block.conv1.weight, block.shortcut.weight):
-                weight[:, half] = 0
-            # Groups of four channels: none mixes h with the skip.
-            before = model(x, t)
-            handle = getattr(model, poke).register_forward_hook(lambda module, args, out: out + 1.0 + out.square())
-            inner = model.up[0].register_forward_hook(lambda module, args, out: seen.append(out))
-            seen: list[Tensor] = []
-            model(x, t)
-            disturbed = seen[-1]
-            handle.remove()
-            model(x, t)
-            change = disturbed - seen[-1]
-            inner.remove()
-            assert before.shape == x.shape
-            for name, p in model.named_parameters():
-                p.copy_(saved[name])
-        return change
-
-    skip_half, h_half = slice(64, 128), slice(0, 64)
-    assert float(run(skip_half, "mid2").abs().max()) > 0.1
-    assert float(run(h_half, "mid2").abs().max()) == 0.0
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_the_skip_joins_behind_what_comes_from_below(half: str) -> None:
+    """[h, skip]: cut off from the first half of its input, the first block up no longer sees the middle; cut off from the
+    second, it still does. (128 channels make 32 groups of four, so no norm mixes the halves.)"""
+    model = trained(UNetConfig(image_size=8, ch=64, ch_mult=(1,), num_res_blocks=1, attn_resolutions=()))
+    x, t = inputs(model.config, 2)
+    first = model.up[0].res
+    seen: list[Tensor] = []
+    model.up[0].register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad():
+        for weight in (first.conv1.weight, first.shortcut.weight):
+            weight[:, slice(0, 64) if half == "first" else slice(64, 128)] = 0
+        model(x, t)
+        model.mid2.register_forward_hook(lambda module, args, out: out.square() + 1)
+        model(x, t)
+    assert torch.equal(seen[0], seen[1]) == (half == "first")
 
 
 def test_a_gradient_reaches_every_parameter_but_the_key_bias() -> None:
@@ -626,7 +620,11 @@ def test_bfloat16_autocast_and_float32_agree_to_bfloat16() -> None:
         (torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), r"^x is \[2, 1, 8, 8\]: this network wants \[B, 3, 8, 8\]"),
         (torch.zeros(2, 3, 16, 16), torch.zeros(2).long(), r"^x is \[2, 3, 16, 16\]"),
         (torch.zeros(2, 3, 8, 8), torch.zeros(2), r"^t is torch.float32 \[2\]: one int64 timestep an image"),
-        (torch.zeros(2, 3, 8, 8), torch.zeros(1).long(), r"^t is torch.int64 \[1\]: one int64 timestep an image, \[2\]"),
+        (
+            torch.zeros(2, 3, 8, 8),
+            torch.zeros(1).long(),
+            r"^t is torch.int64 \[1\]: one int64 timestep an image, \[2\]",
+        ),
     ],
 )
 @unchecked()

@@ -1,0 +1,117 @@
+"""The commands a person types: complete help, one sentence for an error, exit codes, nothing half-written."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+JOBS = [
+    "preprocess.py",
+    "train_lsun.py",
+    "train_celebahq.py",
+    "train_cifar10.py",
+    "sweep.py",
+    "evaluate.py",
+    "report.py",
+    "demo.py",
+]
+
+
+def run_job(monkeypatch: pytest.MonkeyPatch, job: str, *arguments: str) -> int:
+    """Run a job in this process as `python jobs/<job> ...` would; its exit code."""
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_shows_every_option_with_what_it_means(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_job(monkeypatch, job, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"python jobs/{job}" in out
+    wanted = {
+        "preprocess.py": ["--source", "--output", "--image-size", "--filter {lanczos,bicubic,box}"],
+        "train_lsun.py": ["church, bedroom, bedroom-large, cat, tiny", "--shards", "--unet.ch", "--optim.lr"],
+        "train_celebahq.py": ["--diffusion.schedule", "500000", "fixedsmall"],
+        "train_cifar10.py": ["--optim.ema-decay", "800000", "fixedlarge"],
+        "sweep.py": ["--schedules", "--train.steps", "--evaluate.samples"],
+        "evaluate.py": ["--run", "--extractor", "--samples", "50000", "--sampler {ancestral,ddim,dpmpp_2m}"],
+        "report.py": ["--output", "--experiment"],
+        "demo.py": ["--storage"],
+    }
+    for text in wanted[job]:
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("preprocess.py --source nowhere --output out --image-size 8", "nowhere' does not exist"),
+        ("preprocess.py --output out --image-size 8", "--source must be given"),
+        ("preprocess.py --source . --output out --image-size 8 --imagesize 9", "option --imagesize is unknown"),
+        ("preprocess.py --source . --output out --image-size eight", "--image-size"),
+        ("preprocess.py --source . --output out --image-size 0", "--image-size is 0: give a positive number"),
+        ("preprocess.py --source empty --output out --image-size 8", "empty' holds no images"),
+        ("train_lsun.py", "no recipe is given: put one of church"),
+        ("train_lsun.py chruch --shards out", "recipe 'chruch' is unknown: choose one of church"),
+        ("train_lsun.py tiny", "--shards must be given"),
+        ("train_lsun.py tiny --shards empty", "empty' has no manifest.json"),
+        ("train_lsun.py tiny --shards nowhere", "nowhere' does not exist"),
+        ("train_lsun.py tiny --shards empty --unet.ch 33", "it must be a multiple of 32"),
+        ("train_lsun.py tiny --shards empty --steps 0", "--steps is 0: give a positive number"),
+        ("train_lsun.py tiny --shards empty --diffusion.schedule cubic", "'cubic'"),
+        ("train_cifar10.py --shards s3://bucket/cifar", "URLs are not supported yet"),
+        ("evaluate.py --run nobody", "run 'nobody' is not known"),
+        ("sweep.py giant --train.shards empty", "preset 'giant' is unknown: choose one of cifar10"),
+        ("sweep.py tiny --train.shards empty --schedules linear cubic", "'cubic'"),
+        ("report.py --output r.html --experiment none", "runs/mlflow.db does not exist"),
+    ],
+)
+def test_a_wrong_command_ends_with_2_and_one_sentence_and_leaves_nothing(
+    command: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    job, *arguments = command.split()
+    assert run_job(monkeypatch, job, *arguments) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+SCRIPT = """
+import subprocess, sys
+from pipelines.demo import ROOT, ray_cluster
+with ray_cluster() as environment:
+    for arguments in (["--help"], ["tiny", "--shards", "relative/path", "--storage", "/tmp/unused"]):
+        command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/train_lsun.py", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        print(done.stdout, done.stderr, f"exit code {done.returncode}", flush=True)
+"""
+
+
+def test_a_submitted_job_prints_its_help_and_refuses_relative_paths(tmp_path: Path) -> None:
+    script = tmp_path / "submit.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, env=None, check=False
+    )
+    helped, refused = done.stdout.split("exit code ")[:2]
+    assert "--optim.ema-decay" in helped, done.stderr
+    assert refused.startswith("0")
+    assert "--shards is 'relative/path', a relative path: a submitted job runs in a temporary copy" in refused
+    assert "Traceback" not in refused
+    assert not (tmp_path / "runs").exists()
