@@ -41,11 +41,11 @@ EXPERIMENT = "demo"
 TRAIN = {"--steps": "1600", "--checkpoint-every": "400", "--log-every": "20", "--workers": "2"}
 SWEEP = {"--train.steps": "300", "--train.seed": "1", "--train.log-every": "20", "--train.checkpoint-every": "300"}
 PROTOCOL = {
-    "--samples": "512",
-    "--chunk-size": "64",
-    "--batch-size": "64",
+    "--samples": "1000",
+    "--chunk-size": "100",
+    "--batch-size": "100",
     "--sampler": "ddim",
-    "--sampler-steps": "50",
+    "--sampler-steps": "25",
 }
 OURS = re.compile(r"(preprocess|reference|train|evaluate|sweep|report|error|diverged): ")
 PREFIX = re.compile(r"^(\x1b\[\d+m)?\([^)]*pid=\d+[^)]*\)(\x1b\[0m)? ?")  # of a remote process's output
@@ -102,7 +102,7 @@ def demo(storage: Path, say: Say) -> DemoResult:
             ],
         )
         last = stages.run(
-            "[5/7] evaluate: every checkpoint, 512 samples each, fanned out over workers",
+            "[5/7] evaluate: every checkpoint, 1,000 samples each, fanned out over workers",
             ["python", "jobs/evaluate.py", "--run", run, *flat(measure), *flat(place)],
         )
         best = f"{run}, {last.removeprefix('evaluate: best is ')}"
