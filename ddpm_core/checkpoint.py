@@ -31,7 +31,7 @@ class Checkpoint:
     path: Path
     step: int
     config: Mapping[str, Any]
-    history: Sequence[Mapping[str, float]]  # the log records since the checkpoint before
+    history: Sequence[Mapping[str, float | int]]  # the log records since the checkpoint before
     files: Mapping[str, Mapping[str, Any]]
 
     def unet_config(self) -> UNetConfig:
@@ -83,7 +83,7 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    folder: Path, state: TrainState, config: Mapping[str, Any], history: Sequence[Mapping[str, float]] = ()
+    folder: Path, state: TrainState, config: Mapping[str, Any], history: Sequence[Mapping[str, float | int]] = ()
 ) -> Checkpoint:
     """Write `state` to folder/step-00001234. It appears whole, under its final name, or not at all."""
     path = folder / f"step-{state.step:08d}"

@@ -47,12 +47,22 @@ class DiffusionConfig:
     """A diffusion process by its values."""
 
     schedule: Schedule = "linear"
+    """How beta_1..beta_T run."""
     num_timesteps: int = 1000
+    """T."""
     beta_start: float = 1e-4
+    """beta_1, for the schedules that have one."""
     beta_end: float = 0.02
+    """beta_T, for the schedules that have one."""
     mean_type: MeanType = "eps"
+    """What the network predicts."""
     var_type: VarType = "fixedlarge"
+    """The reverse process's variance."""
     loss_type: LossType = "mse"
+    """L_simple, a term of the bound, or both."""
+
+    def __post_init__(self) -> None:
+        self.build()  # refuses what does not fit together
 
     def betas(self) -> Tensor:
         return make_betas(self.schedule, self.num_timesteps, self.beta_start, self.beta_end)
@@ -212,7 +222,7 @@ class GaussianDiffusion(nn.Module):
     def q_posterior_mean_variance(
         self, x_start: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Gaussian:
-        """q(x_{t-1}|x_t,x_0), Eq. 6 and 7. At t = 0 the variance is 0 and the log-variance that of t = 1."""
+        """q(x_{t-1}|x_t,x_0), Eq. 6 and Eq. 7. At t = 0 the variance is 0 and the log-variance that of t = 1."""
         check_images("x_start", x_start)
         check_images("x_t", x_t, like=x_start)
         mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
@@ -325,7 +335,7 @@ class GaussianDiffusion(nn.Module):
         noise: Float[Tensor, "b c h w"],
     ) -> Float[Tensor, " b"]:
         """One loss an image: mse per dimension (Eq. 14; 1 for a network that says 0), kl in bits/dim (one term of Eq. 5,
-        x_0 not clipped), or hybrid."""
+        x_0 not clipped; for an error in eps it weighs as in Eq. 12), or hybrid."""
         x_t = self.q_sample(x_start, t, noise)
         output = self._network(denoise_fn, x_t, t)
         if self.loss_type == "kl":
@@ -347,8 +357,8 @@ class GaussianDiffusion(nn.Module):
         clip_denoised: bool = True,
         cdf: Cdf = "exact",
     ) -> tuple[Tensor, Tensor]:
-        """(the bound's term at t in bits/dim [B], predicted x_0 [B,C,H,W]): L_0 at t = 0, with the decoder's `cdf`, else
-        the paper's L_t."""
+        """(term t of the bound, Eq. 5, in bits/dim [B], predicted x_0 [B,C,H,W]): L_0 at t = 0, with the decoder's `cdf`,
+        else the paper's L_t."""
         check_images("x_start", x_start, finite=True)
         check_images("x_t", x_t, like=x_start, finite=True)
         return self._vb_from_output(self._network(denoise_fn, x_t, t), x_start, x_t, t, clip_denoised, cdf)

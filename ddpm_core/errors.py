@@ -9,6 +9,6 @@ class InputError(ValueError):
 class DivergedError(ArithmeticError):
     """A training loss or gradient became NaN or infinite. The last good checkpoint is kept."""
 
-    def __init__(self, message: str, run_id: str) -> None:
+    def __init__(self, message: str, run_id: str = "") -> None:
         super().__init__(message)
         self.run_id = run_id  # MLflow's, of the run that diverged

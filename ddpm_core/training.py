@@ -15,13 +15,20 @@ from ddpm_core.ema import Ema
 class OptimConfig:
     """The optimiser: Adam without weight decay, linear warm-up from 0, a clip of the global gradient norm, EMA."""
 
-    batch_size: int = 128  # images a step over all workers
+    batch_size: int = 128
+    """Images a step over all workers."""
     lr: float = 2e-4
+    """Learning rate after the warm-up."""
     warmup_steps: int = 5000
+    """Steps over which the learning rate rises from 0."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay of the first and second moment."""
     adam_eps: float = 1e-8
+    """Adam's epsilon, added after the bias correction."""
     grad_clip: float = 1.0
+    """Largest norm of the gradient of the whole batch."""
     ema_decay: float = 0.9999
+    """Of the averaged weights."""
 
     def __post_init__(self) -> None:
         for name, value in [("batch_size", self.batch_size), ("lr", self.lr), ("grad_clip", self.grad_clip)]:

@@ -21,13 +21,21 @@ class UNetConfig:
     """A U-Net by its values. Level l works at image_size / 2^l with ch * ch_mult[l] channels."""
 
     image_size: int
+    """Height and width of the images."""
     in_channels: int = 3
-    out_channels: int | None = None  # None: in_channels; twice that for a learned variance
+    """Channels of the images."""
+    out_channels: int | None = None
+    """Channels of the output: as many as in_channels by default, twice that for a learned variance."""
     ch: int = 128
+    """Channels at full resolution."""
     ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    """Each level's channels in units of ch; a level halves the resolution."""
     num_res_blocks: int = 2
+    """Residual blocks a level on the way down; one more on the way up."""
     attn_resolutions: tuple[int, ...] = (16,)
+    """Resolutions with self-attention."""
     dropout: float = 0.0
+    """Inside each residual block."""
 
     def __post_init__(self) -> None:
         if self.ch < 1 or self.ch % 32:

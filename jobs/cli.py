@@ -26,11 +26,17 @@ def say(line: str) -> None:
 
 
 def parse(
-    config: type[Config], arguments: list[str], *, description: str, default: Config | Any = tyro.MISSING_NONPROP
+    config: type[Config],
+    arguments: list[str],
+    *,
+    description: str,
+    default: Config | Any = tyro.MISSING_NONPROP,
+    first: str = "",
 ) -> Config:
-    """The options as a `config`; --help prints them all and exits. InputError in one sentence for what is wrong."""
+    """The options as a `config`; --help prints them all and exits. `first` is the word that stood before the options.
+    InputError in one sentence for what is wrong."""
     complaint = io.StringIO()
-    prog = f"python jobs/{sys.argv[0].rsplit('/', 1)[-1]}"
+    prog = f"python jobs/{sys.argv[0].rsplit('/', 1)[-1]} {first}".strip()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(config, args=arguments, description=description, prog=prog, default=default)

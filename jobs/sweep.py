@@ -21,7 +21,7 @@ def main() -> None:
         raise InputError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
     default = SweepConfig(train=config_for(name, shards=tyro.MISSING), evaluate=EvaluateConfig(run="(each trial's)"))
     description = f"Train and evaluate variants under Ray Tune. Presets: {', '.join(PRESETS)} (shown: {name})."
-    result = sweep(parse(SweepConfig, arguments, description=description, default=default), say)
+    result = sweep(parse(SweepConfig, arguments, description=description, default=default, first=name), say)
     for place, trial in enumerate(result.ranking, 1):
         say(f"sweep: {place}. {trial.label}, {result.metric} {trial.distance:.4g}")
 

@@ -21,8 +21,9 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
     if name not in recipes:
         raise InputError(f"recipe {name!r} is unknown: choose one of {', '.join(recipes)}")
     default = config_for(recipes[name], shards=tyro.MISSING)
+    first = name if len(recipes) > 1 else ""
     choice = f"Recipes: {', '.join(recipes)} (shown: {name}). " if len(recipes) > 1 else ""
-    config = parse(TrainConfig, arguments, description=f"{description} {choice}", default=default)
+    config = parse(TrainConfig, arguments, description=f"{description} {choice}", default=default, first=first)
     result = train(config, say)
     say(f"train: checkpoints in {result.folder}; MLflow run {result.run_id}")
     say(f"train: evaluate with python jobs/evaluate.py --run {result.name} --storage {result.folder.parent.parent}")

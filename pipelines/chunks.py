@@ -12,6 +12,7 @@ from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import committed_file, sha256_file, write_json
 from ddpm_core.features import load_extractor
+from ddpm_core.inception import full_float32
 from ddpm_core.samplers import Method, Spacing, sample
 from ddpm_core.unet import UNet
 
@@ -74,6 +75,10 @@ class ChunkWorker:
     @torch.no_grad()
     def run(self, chunk: Chunk) -> tuple[int, int]:
         """Make and commit one chunk: (the checkpoint's step, the number of samples)."""
+        with full_float32(self.device):  # as the protocol says; a GPU's convolutions would round to TF32
+            return self._run(chunk)
+
+    def _run(self, chunk: Chunk) -> tuple[int, int]:
         self._load(chunk.checkpoint)
         settings, started = self.settings, time.monotonic()
         features, logits, kept = [], [], []

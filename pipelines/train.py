@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray
 import ray.train
 import ray.train.torch
 import ray.util.queue
+import tyro
 
 from ddpm_core.checkpoint import Checkpoint, list_checkpoints
 from ddpm_core.commit import remove_leftovers, write_json
@@ -37,7 +38,7 @@ from pipelines.training_loop import WorkerTask, run_worker
 class TrainConfig:
     """A training run. What decides its result is in its name; how it is carried out is not."""
 
-    preset: str
+    preset: Annotated[str, tyro.conf.Suppress]
     """The recipe that the other values start from, and the first part of the run's name."""
     shards: str
     """The data set: a folder that jobs/preprocess.py made, reachable from every worker."""

@@ -285,7 +285,7 @@ def test_quadratic_timesteps_ascend_and_widen(data: st.DataObject, T: int) -> No
     steps = data.draw(st.integers(1, T))
     times = select_timesteps(T, steps, "quadratic")
     assert len(times) == steps
-    assert 0 <= times[0]
+    assert times[0] >= 0
     assert times[-1] < T
     assert all(a < b for a, b in zip(times, times[1:], strict=False))
     if 1 < steps <= math.sqrt(T) / 4:

@@ -1,0 +1,262 @@
+"""Checkpoints: what was saved comes back exactly, damage is named, nothing runs on load, and a killed writer loses nothing."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm_core import checkpoint as module
+from ddpm_core.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint
+from ddpm_core.commit import remove_leftovers, sha256_file, verify_files
+from ddpm_core.diffusion import DiffusionConfig
+from ddpm_core.errors import InputError
+from ddpm_core.presets import PRESETS
+from ddpm_core.training import OptimConfig, TrainState, train_step
+from ddpm_core.unet import UNet
+
+TINY = PRESETS["tiny"]
+OPTIM = OptimConfig(batch_size=2, lr=1e-3, warmup_steps=0, ema_decay=0.9)
+CONFIG = {"unet": asdict(TINY.unet), "diffusion": asdict(TINY.diffusion), "name": "tiny"}
+
+
+def state_after(steps: int, seed: int = 0) -> TrainState:
+    torch.manual_seed(seed)
+    state = TrainState(UNet(TINY.unet), OPTIM)
+    for step in range(steps):
+        advance(state, step)
+    return state
+
+
+def advance(state: TrainState, step: int) -> None:
+    g = torch.Generator().manual_seed(step)
+    x, noise = torch.randn(2, 2, 1, 8, 8, generator=g)
+    train_step(state, TINY.diffusion.build(), state.model, OPTIM, x_start=x, t=torch.tensor([3, 700]), noise=noise)
+
+
+def tensors(state: TrainState) -> dict[str, Tensor]:
+    values = {f"model.{name}": p.detach() for name, p in state.model.named_parameters()}
+    values |= {f"ema.{name}": tensor for name, tensor in state.ema.shadow.items()}
+    for i, entry in state.optimizer.state_dict()["state"].items():
+        values |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+    return values
+
+
+def assert_equal_states(a: TrainState, b: TrainState) -> None:
+    one, two = tensors(a), tensors(b)
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    assert a.step == b.step
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainState:
+    return state_after(2)
+
+
+def test_model_average_and_optimizer_come_back_exactly(tmp_path: Path, trained: TrainState) -> None:
+    saved = save_checkpoint(tmp_path, trained, CONFIG, [{"step": 1, "loss": 0.5}])
+    assert saved.path.name == "step-00000002"
+    resumed = state_after(0, seed=9)
+    open_checkpoint(saved.path).restore(resumed)
+    assert_equal_states(resumed, trained)
+    advance(resumed, 2)  # and goes on as if nothing had happened
+    undisturbed = state_after(3)
+    assert_equal_states(resumed, undisturbed)
+
+
+def test_a_checkpoint_knows_its_step_history_and_configuration(tmp_path: Path, trained: TrainState) -> None:
+    save_checkpoint(tmp_path, trained, CONFIG, [{"step": 1, "loss": 0.5}])
+    (found,) = list_checkpoints(tmp_path)
+    assert found.step == 2
+    assert list(found.history) == [{"step": 1, "loss": 0.5}]
+    assert found.unet_config() == TINY.unet
+    assert found.diffusion_config() == DiffusionConfig(var_type="fixedlarge")
+
+
+def test_weights_are_the_named_ones(tmp_path: Path, trained: TrainState) -> None:
+    saved = save_checkpoint(tmp_path, trained, CONFIG)
+    raw, ema = saved.weights("raw"), saved.weights()
+    assert all(torch.equal(raw[name], p.detach()) for name, p in trained.model.named_parameters())
+    assert all(torch.equal(ema[name], tensor) for name, tensor in trained.ema.shadow.items())
+    assert not torch.equal(raw["conv_out.weight"], ema["conv_out.weight"])
+    UNet(saved.unet_config()).load_state_dict(ema)
+    assert saved.weights_sha256("raw") == sha256_file(saved.path / "model.safetensors") != saved.weights_sha256("ema")
+
+
+def test_checkpoints_are_listed_by_step_and_unfinished_ones_are_not(tmp_path: Path, trained: TrainState) -> None:
+    step = trained.step
+    for trained.step in (100, 20, 123_456_789):
+        save_checkpoint(tmp_path, trained, CONFIG)
+    trained.step = step
+    (tmp_path / "step-00000050").mkdir()
+    (tmp_path / ".step-00000060.0123abcd.tmp").mkdir()
+    (tmp_path / ".step-00000060.0123abcd.tmp" / "manifest.json").write_text("{}")
+    assert [found.step for found in list_checkpoints(tmp_path)] == [20, 100, 123_456_789]
+    assert list_checkpoints(tmp_path / "absent") == []
+
+
+FILES = ["model.safetensors", "ema.safetensors", "optimizer.pt"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
+def test_a_damaged_file_is_refused_by_name_and_changes_nothing(
+    tmp_path: Path, trained: TrainState, name: str, damage: str
+) -> None:
+    saved = save_checkpoint(tmp_path, trained, CONFIG)
+    file = saved.path / name
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+    else:
+        content[len(content) // 2] ^= 0x10
+        file.write_bytes({"truncated": content[: len(content) // 3], "flipped": content, "empty": b""}[damage])
+    state = state_after(1, seed=4)
+    before = {key: value.clone() for key, value in tensors(state).items()}
+    with pytest.raises(InputError, match=rf"checkpoint '.*step-00000002' (has a damaged|lacks its) file '{name}'"):
+        saved.restore(state)
+    assert all(torch.equal(before[key], value) for key, value in tensors(state).items())
+    if name != "optimizer.pt":
+        with pytest.raises(InputError, match=name):
+            saved.weights("ema" if name.startswith("ema") else "raw")
+
+
+class Bomb:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("form", ["torch.save", "pickle"])
+def test_nothing_runs_when_a_forged_optimizer_is_loaded(tmp_path: Path, trained: TrainState, form: str) -> None:
+    """The manifest is forged too, so that every checksum agrees."""
+    saved = save_checkpoint(tmp_path, trained, CONFIG)
+    file, sprung = saved.path / "optimizer.pt", tmp_path / "sprung"
+    payload = {"state": Bomb(str(sprung)), "param_groups": []}
+    if form == "torch.save":
+        torch.save(payload, file)
+    else:
+        file.write_bytes(pickle.dumps(payload, protocol=2))
+    manifest = json.loads((saved.path / "manifest.json").read_text())
+    manifest["files"]["optimizer.pt"] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    (saved.path / "manifest.json").write_text(json.dumps(manifest))
+    forged = open_checkpoint(saved.path)
+    verify_files(forged.path, {"files": forged.files}, what="checkpoint")
+    with pytest.raises(InputError, match=r"optimizer.pt that holds more than tensors and numbers"):
+        forged.restore(state_after(0))
+    assert not sprung.exists()
+    # The bomb is live: a loader that trusts the file would set it off.
+    torch.load(file, weights_only=False) if form == "torch.save" else pickle.loads(file.read_bytes())
+    assert sprung.exists()
+
+
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"checkpoint '.*absent' does not exist"):
+        open_checkpoint(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"has no manifest.json"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"files": {}, "rows": 3}')
+    with pytest.raises(
+        InputError, match=r"a manifest without config, history, step: it is the folder of something else"
+    ):
+        open_checkpoint(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"files": {}, "step": 3, "config": {}, "history": []}')
+    with pytest.raises(InputError, match=r"holds no ema.safetensors: it is the folder of something else"):
+        open_checkpoint(tmp_path).weights()
+
+
+@pytest.mark.parametrize("moment", ["model", "ema", "optimizer", "manifest"])
+def test_a_writer_stopped_at_any_file_leaves_the_checkpoints_before(
+    tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    save_checkpoint(tmp_path, trained, CONFIG)
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    if moment == "optimizer":
+        monkeypatch.setattr(module.torch, "save", stop)
+    elif moment == "manifest":
+        monkeypatch.setattr("ddpm_core.commit.write_json", stop)
+    else:
+        save_file = module.save_file
+
+        def sometimes(weights: Any, path: Path) -> None:
+            if path.stem == moment:
+                path.write_bytes(b"half")
+                stop()
+            save_file(weights, path)
+
+        monkeypatch.setattr(module, "save_file", sometimes)
+    for later in (2, 3):  # over the one that stands there, and beside it
+        trained.step = later
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, trained, CONFIG)
+    trained.step = 2
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    resumed = state_after(0, seed=9)
+    list_checkpoints(tmp_path)[-1].restore(resumed)
+    assert_equal_states(resumed, trained)
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from ddpm_core.checkpoint import save_checkpoint
+from ddpm_core.training import OptimConfig, TrainState
+torch.set_num_threads(1)
+state = TrainState(nn.Linear(300, 300), OptimConfig())
+folder, state.step = Path(sys.argv[1]), int(sys.argv[2])
+while True:
+    state.step += 1
+    for tensor in [*state.model.parameters(), *state.ema.shadow.values()]:
+        tensor.data.fill_(state.step)
+    save_checkpoint(folder, state, {"step": state.step})
+"""
+
+
+def whole(checkpoint: Checkpoint) -> bool:
+    """Every file is there and of the same step."""
+    verify_files(checkpoint.path, {"files": checkpoint.files}, what="checkpoint")
+    values = [*checkpoint.weights("raw").values(), *checkpoint.weights("ema").values()]
+    return checkpoint.config["step"] == checkpoint.step and all(bool((v == checkpoint.step).all()) for v in values)
+
+
+def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
+    """kill -9 of a process that does nothing but save, three times at random moments."""
+    dice, last = random.Random(0), 0
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(last)])
+        try:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / f"step-{last + 2:08d}").exists():
+                assert writer.poll() is None
+                assert time.monotonic() < deadline, "the writer never got to its second checkpoint"
+                time.sleep(0.005)
+            time.sleep(dice.uniform(0, 0.1))
+        finally:
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
+        found = list_checkpoints(tmp_path)
+        assert [c.step for c in found] == list(range(1, found[-1].step + 1))  # none is missing, none is torn
+        assert all(whole(c) for c in found)
+        assert found[-1].step > last
+        last = found[-1].step
+        remove_leftovers(tmp_path)
+        assert all(path.name.startswith("step-") for path in tmp_path.iterdir())
