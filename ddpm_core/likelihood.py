@@ -178,9 +178,8 @@ def estimate_bound(
 
     L_0, half of the whole, is always evaluated. In each stratum of `stratify` every image draws `draws` timesteps of its
     own, uniformly and with replacement; their mean times the stratum's length estimates its sum. The timesteps are a
-    function of (seed, image index, draw). indices: the images' numbers in the data set, on
-    x_start's device. noise: address j -> [B,C,H,W],
-    0 for L_0 and 1, 2, .. for the draws in their order. With T-1 strata of one draw it is the full loop itself.
+    function of (seed, image index, draw). indices: the images' numbers in the data set, on their device. noise: address
+    j -> [B,C,H,W], 0 for L_0 and 1, 2, .. for the draws in their order. With T-1 strata of one draw it is the full loop.
     draws of 2 or more also give the sampling error. ValueError for images outside [-1, 1] and counts that do not fit.
     """
     _check_range(x_start)

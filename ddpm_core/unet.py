@@ -7,6 +7,7 @@ scaled to 1e-5 of that, so that a new network outputs about 0.
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -63,15 +64,18 @@ def timestep_embedding(t: Int[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(torch.float32)
 
 
-def _init(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+def _init(layer: Layer, scale: float = 1.0) -> Layer:
     """Variance scaling, fan_avg, uniform: U(-L, L) with L = sqrt(3 scale / ((fan_in + fan_out) / 2)); biases 0.
     Scale 0 stands for 1e-10, as in Ho's code."""
-    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))  # type: ignore[arg-type]
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
+    nn.init.zeros_(layer.bias)
     return layer
 
 
-def _conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Module:
+def _conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv2d:
     return _init(nn.Conv2d(in_channels, out_channels, 3, padding=1), scale)
 
 

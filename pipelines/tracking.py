@@ -153,7 +153,8 @@ class Tracker:
         else:
             # A server places artifacts itself; for a database on disk they go beside it, whatever the current folder.
             location = None if uri.startswith("http") else (storage / "mlartifacts" / experiment).as_uri()
-            self.experiment_id = self.client.create_experiment(experiment, artifact_location=location)
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # the view the UI opens with
+            self.experiment_id = self.client.create_experiment(experiment, location, kind)
 
     def find(self, kind: Kind, name: str) -> TrackedRun | None:
         """The run of this kind and name, if there is one."""

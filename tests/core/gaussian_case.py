@@ -15,8 +15,10 @@ import jaxtyping
 import torch
 from torch import Tensor
 
+from ddpm_core.schedules import Schedule
+
 ANCHORS: dict[str, Any] = json.loads((Path(__file__).parent / "anchors.json").read_text())
-SCHEDULES_WITH_ANCHORS = ("linear", "quad", "const")
+SCHEDULES_WITH_ANCHORS: tuple[Schedule, ...] = ("linear", "quad", "const")
 LOG2 = math.log(2.0)
 
 

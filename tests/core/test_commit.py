@@ -53,9 +53,14 @@ def test_a_stopped_file_leaves_what_was_there(tmp_path: Path, there: bool) -> No
     target = tmp_path / "file.txt"
     if there:
         write_text(target, "old")
-    with pytest.raises(Killed), committed_file(target) as temporary:
-        temporary.write_text("half")
-        raise Killed
+
+    def write() -> None:
+        with committed_file(target) as temporary:
+            temporary.write_text("half")
+            raise Killed
+
+    with pytest.raises(Killed):
+        write()
     assert names(tmp_path) == (["file.txt"] if there else [])
     assert not there or target.read_text() == "old"
 
@@ -98,10 +103,15 @@ def test_a_stopped_folder_leaves_what_was_there(tmp_path: Path, there: bool) -> 
     target = tmp_path / "thing"
     if there:
         fill(target, "old")
-    with pytest.raises(Killed), committed_folder(target, {}) as temporary:
-        (temporary / "a.txt").write_text("half")
-        assert not (temporary / "manifest.json").exists()  # it comes last
-        raise Killed
+
+    def write() -> None:
+        with committed_folder(target, {}) as temporary:
+            (temporary / "a.txt").write_text("half")
+            assert not (temporary / "manifest.json").exists()  # it comes last
+            raise Killed
+
+    with pytest.raises(Killed):
+        write()
     assert names(tmp_path) == (["thing"] if there else [])
     if there:
         assert (target / "a.txt").read_text() == "old"

@@ -1,5 +1,6 @@
 """The forward process, its posterior, the reverse step and the bound, against anchors, Bayes' rule and closed forms."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ddpm_core.diffusion import (
     GaussianDiffusion,
+    LossType,
     MeanType,
     VarType,
     discretized_gaussian_log_likelihood,
@@ -388,7 +390,7 @@ def test_expected_terms_of_gaussian_data_equal_the_closed_form(
         learned = lambda t: math.log(max(data.xprev_variance(t), 1e-12))  # noqa: E731
     elif var_type == "learned_range":
         learned = lambda t: 0.3  # noqa: E731
-    loss = "kl" if var_type in ("learned", "learned_range") else "mse"
+    loss: LossType = "kl" if var_type in ("learned", "learned_range") else "mse"
     diffusion = GaussianDiffusion(betas, mean_type=mean_type, var_type=var_type, loss_type=loss)
     t, one = every(1000)[1:], torch.ones(999, 1, 1, 1, dtype=torch.float64)
     predictor = data.predictor(mean_type, learned)
@@ -554,7 +556,7 @@ def test_a_strided_posterior_is_bayes_rule_over_the_steps_between(kept: list[int
     chain = GaussianDiffusion(LINEAR).strided(kept)
     betas, x_0, x_t = LINEAR.tolist(), -0.8, 0.45
     means, variances = [], []
-    for a, b in zip(kept[:-1], kept[1:], strict=True):
+    for a, b in itertools.pairwise(kept):
         prior_gain, prior_variance = 1.0, 0.0
         for beta in betas[: a + 1]:
             prior_gain, prior_variance = math.sqrt(1 - beta) * prior_gain, (1 - beta) * prior_variance + beta
@@ -690,11 +692,12 @@ def test_values_that_are_not_finite_are_refused_where_data_enters(value: float) 
     diffusion, t = GaussianDiffusion(LINEAR), torch.tensor([0])
     good, bad = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
     bad[0, 0, 1, 1] = value
-    for name, call in {
+    calls: dict[str, Callable[[], Any]] = {
         "x_start": lambda: diffusion.q_sample(bad, t, good),
         "noise": lambda: diffusion.training_losses(ZERO, good, t, bad),
         "x_t": lambda: diffusion.vb_terms_bpd(ZERO, good, bad, t),
-    }.items():
+    }
+    for name, call in calls.items():
         with pytest.raises(ValueError, match=f"^{name} holds NaN or infinity"):
             call()
 
@@ -703,10 +706,11 @@ def test_values_that_are_not_finite_are_refused_where_data_enters(value: float) 
 def test_images_of_two_shapes_are_refused_and_never_broadcast() -> None:
     diffusion, t = GaussianDiffusion(LINEAR), torch.tensor([0, 0])
     x, other = torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4)
-    for name, call in {
+    calls: dict[str, Callable[[], Any]] = {
         "noise": lambda: diffusion.q_sample(x, t, other),
         "x_t": lambda: diffusion.q_posterior_mean_variance(x, other, t),
-    }.items():
+    }
+    for name, call in calls.items():
         with pytest.raises(ValueError, match=rf"^{name} is \[2, 1, 4, 4\]: the shape of the images"):
             call()
 

@@ -1,5 +1,6 @@
 """Samplers against exact linear propagation, the exact solution of the probability flow and a mixture with its score."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from ddpm_core.diffusion import GaussianDiffusion, VarType
 from ddpm_core.rng import SampleNoise
 from ddpm_core.samplers import Method, sample, sample_steps, select_timesteps
-from ddpm_core.schedules import make_betas
+from ddpm_core.schedules import Schedule, make_betas
 
 LINEAR = make_betas("linear")
 
@@ -152,17 +153,18 @@ def flow_error(method: Method, steps: int) -> float:
 @pytest.mark.parametrize(("method", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
 def test_deterministic_samplers_reach_their_order(method: Method, order: int) -> None:
     errors = [flow_error(method, steps) for steps in (50, 100, 200, 400)]
-    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert errors[-1] < 1e-2
     # An order shows as a slope that tends to it; at 200 to 400 steps the next order adds a few per cent.
     assert slopes[-1] == pytest.approx(order, abs=0.12), (errors, slopes)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "jsd"])  # of jsd the last abar is 0, its ln SNR infinite
 @pytest.mark.parametrize("method", ["ddim", "dpmpp_2m"])
-def test_deterministic_samplers_are_exact_where_x_0_is_known(method: Method) -> None:
+def test_deterministic_samplers_are_exact_where_x_0_is_known(method: Method, schedule: Schedule) -> None:
     """Data at a single point: every prediction is that point, and so is the sample, from any noise in any steps."""
     point = scalars(0.4)
-    diffusion = GaussianDiffusion(LINEAR, mean_type="xstart")
+    diffusion = GaussianDiffusion(make_betas(schedule), mean_type="xstart")
     for steps in (1, 2, 7):
         x = sample(diffusion, lambda x, t: point, (1, 1, 1, 1), noise=scalars(-2.3), method=method, steps=steps)
         assert x.item() == pytest.approx(0.4, abs=1e-15)
@@ -182,7 +184,7 @@ def test_dpmpp_follows_its_published_update() -> None:
     sigma = {t: math.sqrt(1 - abar[t]) for t in times}
     lam = {t: math.log(alpha[t] / sigma[t]) for t in times}
     x, old, h_last = 0.8, None, None
-    for s, t in zip(times, times[1:], strict=False):
+    for s, t in itertools.pairwise(times):
         x0, h = math.sin(x + s / 300), lam[t] - lam[s]
         if old is None or h_last is None or t == 0:  # lower_order_final
             d = x0
@@ -272,7 +274,7 @@ def test_uniform_timesteps_ascend_evenly_from_the_first_to_the_last(data: st.Dat
     times = select_timesteps(T, steps)
     assert len(times) == steps
     assert times[-1] == T - 1
-    assert all(a < b for a, b in zip(times, times[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(times))
     if steps > 1:
         assert times[0] == 0
         gaps = np.diff(times)
@@ -287,7 +289,7 @@ def test_quadratic_timesteps_ascend_and_widen(data: st.DataObject, T: int) -> No
     assert len(times) == steps
     assert times[0] >= 0
     assert times[-1] < T
-    assert all(a < b for a, b in zip(times, times[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(times))
     if 1 < steps <= math.sqrt(T) / 4:
         assert times == [int(0.8 * T * (i / (steps - 1)) ** 2) for i in range(steps)]
 
@@ -361,13 +363,13 @@ def test_networks_of_single_steps_sample_all_of_them_and_start_anywhere(choice: 
 def test_each_step_reports_the_prediction_it_was_made_from() -> None:
     diffusion = GaussianDiffusion(make_betas("linear", 12, 1e-3, 0.3))
     data = GaussianData(diffusion.betas, 0.25)
-    x = scalars(1.4)
-    for step in sample_steps(
-        diffusion, data.predictor(), (1, 1, 1, 1), noise=lambda a: x if a == 12 else scalars(0.3), clip_denoised=False
-    ):
-        assert step.pred_xstart.item() == pytest.approx(data.xstart_gain(step.t) * x.item(), rel=1e-10)
-        x = step.x
-    assert torch.equal(step.x, step.pred_xstart) or step.x.item() == pytest.approx(step.pred_xstart.item(), rel=1e-10)
+    noise = lambda address: scalars(1.4 if address == 12 else 0.3)  # noqa: E731
+    x = 1.4
+    for step in sample_steps(diffusion, data.predictor(), (1, 1, 1, 1), noise=noise, clip_denoised=False):
+        assert step.pred_xstart.item() == pytest.approx(data.xstart_gain(step.t) * x, rel=1e-10)
+        x = step.x.item()
+    assert step.t == 0
+    assert x == pytest.approx(step.pred_xstart.item(), rel=1e-12)
 
 
 def test_clipping_bounds_every_prediction_and_can_be_turned_off() -> None:

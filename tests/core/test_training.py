@@ -32,7 +32,7 @@ def network() -> Network:
     return Network()
 
 
-def batch(step: int, size: int) -> dict[str, Tensor]:
+def batch(step: int, size: int) -> dict[str, Any]:
     g = torch.Generator().manual_seed(step)
     return {
         "x_start": torch.rand((size, 1, 4, 4), generator=g, dtype=torch.float64) * 2 - 1,
@@ -48,7 +48,7 @@ def test_steps_equal_algorithm_1_with_adam_written_out() -> None:
     """Warm-up from a rate of 0, clip of the global norm, Adam with bias correction, EMA whose first update copies."""
     diffusion, state = GaussianDiffusion(BETAS), TrainState(network(), CONFIG)
     twin = network()
-    parameters = list(twin.parameters())
+    parameters: list[Tensor] = list(twin.parameters())
     m, v = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     shadow = [p.detach().clone() for p in parameters]
     abar = torch.cumprod(1 - BETAS, 0)
@@ -71,8 +71,9 @@ def test_steps_equal_algorithm_1_with_adam_written_out() -> None:
             v[i] = 0.999 * v[i] + 0.001 * g**2
             m_hat, v_hat = m[i] / (1 - 0.9 ** (step + 1)), v[i] / (1 - 0.999 ** (step + 1))
             with torch.no_grad():
-                parameters[i] -= rate * m_hat / (v_hat.sqrt() + 1e-8)
-            shadow[i] = parameters[i].detach().clone() if step == 0 else 0.7 * shadow[i] + 0.3 * parameters[i].detach()
+                parameters[i].sub_(rate * m_hat / (v_hat.sqrt() + 1e-8))
+            now = parameters[i].detach().clone()
+            shadow[i] = now if step == 0 else 0.7 * shadow[i] + 0.3 * now
 
         assert state.step == step + 1
         assert metrics.loss.item() == pytest.approx(loss.item(), rel=1e-12)

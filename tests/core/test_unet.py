@@ -358,14 +358,14 @@ def test_attention_is_a_softmax_over_all_pixels_with_one_head() -> None:
     x = torch.randn(2, 64, 3, 5, generator=generator(9), dtype=torch.float64)
     h = F.group_norm(x, 32, block.norm.weight, block.norm.bias, 1e-6)
     q, k, v = (
-        torch.einsum("bchw,oc->bohw", h, layer.weight) + layer.bias.reshape(-1, 1, 1)  # type: ignore[union-attr,operator]
+        torch.einsum("bchw,oc->bohw", h, layer.weight) + layer.bias.reshape(-1, 1, 1)
         for layer in (block.q, block.k, block.v)
     )
     logits = torch.einsum("bchw,bcij->bhwij", q, k) / math.sqrt(64)
     weights = logits.flatten(3).exp()
     weights = (weights / weights.sum(-1, keepdim=True)).reshape(logits.shape)
     mixed = torch.einsum("bhwij,bcij->bchw", weights, v)
-    out = x + torch.einsum("bchw,oc->bohw", mixed, block.proj_out.weight) + block.proj_out.bias.reshape(-1, 1, 1)  # type: ignore[arg-type,operator]
+    out = x + torch.einsum("bchw,oc->bohw", mixed, block.proj_out.weight) + block.proj_out.bias.reshape(-1, 1, 1)
     # Sums of 64 float64 products.
     torch.testing.assert_close(block(x), out, rtol=1e-11, atol=1e-11)
 
@@ -509,11 +509,12 @@ def test_the_skip_joins_behind_what_comes_from_below(half: str) -> None:
     second, it still does. (128 channels make 32 groups of four, so no norm mixes the halves.)"""
     model = trained(UNetConfig(image_size=8, ch=64, ch_mult=(1,), num_res_blocks=1, attn_resolutions=()))
     x, t = inputs(model.config, 2)
-    first = model.up[0].res
+    block = model.up[0]
+    assert isinstance(block, Block)
     seen: list[Tensor] = []
-    model.up[0].register_forward_hook(lambda module, args, out: seen.append(out))
+    block.register_forward_hook(lambda module, args, out: seen.append(out))
     with torch.no_grad():
-        for weight in (first.conv1.weight, first.shortcut.weight):
+        for weight in (block.res.conv1.weight, block.res.shortcut.weight):
             weight[:, slice(0, 64) if half == "first" else slice(64, 128)] = 0
         model(x, t)
         model.mid2.register_forward_hook(lambda module, args, out: out.square() + 1)
