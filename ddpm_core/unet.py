@@ -71,7 +71,7 @@ def _init(layer: Layer, scale: float = 1.0) -> Layer:
     """Variance scaling, fan_avg, uniform: U(-L, L) with L = sqrt(3 scale / ((fan_in + fan_out) / 2)); biases 0.
     Scale 0 stands for 1e-10, as in Ho's code."""
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
 

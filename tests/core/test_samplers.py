@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from gaussian_case import GaussianData, scalars, unchecked
+from gaussian_case import GaussianData, cumulative, scalars, unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -93,6 +93,33 @@ def test_ddim_with_eta_one_is_the_ancestral_chain_of_fixedsmall(steps: int) -> N
     ancestral = coefficients(diffusion, network, method="ancestral", steps=steps)
     # The same map from noise to image, not only the same distribution. 1 - abar - sigma^2 is 4.5e-5 with 1e-16.
     torch.testing.assert_close(ddim, ancestral, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_a_ddim_step_is_eq_12_with_sigma_of_eq_16(eta: float) -> None:
+    """Song, Meng & Ermon 2021, from t = 400 to the next of the chosen timesteps."""
+    diffusion, network = GaussianDiffusion(LINEAR), lambda x, t: torch.full_like(x, 0.9)
+    step = next(
+        sample_steps(
+            diffusion,
+            network,
+            (1, 1, 1, 1),
+            noise=lambda address: scalars(-1.7),
+            method="ddim",
+            eta=eta,
+            steps=11,
+            clip_denoised=False,
+            start=(scalars(0.2), 400),
+        )
+    )
+    abar = cumulative(LINEAR)
+    now, before = abar[400], abar[300]
+    sigma = eta * math.sqrt((1 - before) / (1 - now)) * math.sqrt(1 - now / before)
+    x_0 = (0.2 - math.sqrt(1 - now) * 0.9) / math.sqrt(now)
+    expected = math.sqrt(before) * x_0 + math.sqrt(1 - before - sigma**2) * 0.9 + sigma * -1.7
+    assert step.t == 400
+    assert step.x.item() == pytest.approx(expected, rel=1e-12)
+    assert step.pred_xstart.item() == pytest.approx(x_0, rel=1e-12)
 
 
 def test_float32_ddim_keeps_the_small_coefficients_of_the_last_steps() -> None:

@@ -307,20 +307,20 @@ def test_norms_have_32_groups_and_tensorflows_epsilon() -> None:
     assert {(norm.num_groups, norm.eps, norm.affine) for norm in norms} == {(32, 1e-6, True)}
 
 
-def test_dropout_stands_before_the_second_convolution_alone() -> None:
-    block = ResBlock(64, 64, 32, dropout=0.5)
+def test_dropout_stands_between_the_second_swish_and_the_second_convolution_alone() -> None:
+    """There, at a rate of 1/2, each number is either dropped or doubled; the evaluation leaves it."""
     rates = [module.p for module in on_meta(CIFAR10).modules() if isinstance(module, nn.Dropout)]
     assert rates == [0.1] * 22  # 8 down, 2 in the middle, 12 up
-    with torch.no_grad():
-        block.conv2.weight.fill_(0.01)
-    x, temb = torch.randn(2, 64, 4, 4, generator=generator(0)), torch.randn(2, 32, generator=generator(1))
-    assert torch.equal(block.eval()(x, temb), block(x, temb))
-    assert not torch.equal(block.train()(x, temb), block(x, temb))
+    block = ResBlock(64, 64, 32, dropout=0.5)
     seen: list[Tensor] = []
-    block.conv1.register_forward_hook(lambda module, args, out: seen.append(out))
-    block(x, temb)
-    block(x, temb)
-    assert torch.equal(seen[0], seen[1])  # nothing was dropped before
+    block.conv2.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    x, temb = torch.randn(2, 64, 4, 4, generator=generator(0)), torch.randn(2, 32, generator=generator(1))
+    torch.manual_seed(0)
+    block.eval()(x, temb)
+    block.train()(x, temb)
+    kept, dropped = seen[1] == 2 * seen[0], seen[1] == 0
+    assert bool((kept | dropped).all())
+    assert 0.4 < float(dropped.float().mean()) < 0.6  # of 2048 coins: nine standard errors
 
 
 # -- the parts ----------------------------------------------------------------------------------------------------------
@@ -514,7 +514,7 @@ def test_the_skip_joins_behind_what_comes_from_below(half: str) -> None:
     seen: list[Tensor] = []
     block.register_forward_hook(lambda module, args, out: seen.append(out))
     with torch.no_grad():
-        for weight in (block.res.conv1.weight, block.res.shortcut.weight):
+        for weight in (block.res.conv1.weight, block.res.shortcut.get_parameter("weight")):
             weight[:, slice(0, 64) if half == "first" else slice(64, 128)] = 0
         model(x, t)
         model.mid2.register_forward_hook(lambda module, args, out: out.square() + 1)
