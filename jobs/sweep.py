@@ -9,7 +9,7 @@ from ddpm_core.presets import PRESETS
 from jobs.cli import parse, run, say
 from pipelines.evaluate import EvaluateConfig
 from pipelines.sweep import SweepConfig, sweep
-from pipelines.train import config_for
+from pipelines.training_config import config_for
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ import tyro
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, say
-from pipelines.train import TrainConfig, config_for, train
+from pipelines.train import train
+from pipelines.training_config import TrainConfig, config_for
 
 
 def train_job(recipes: Mapping[str, str], description: str) -> None:

@@ -27,6 +27,7 @@ def connect() -> Resources:
         # Workers print nothing a person needs; their warnings and errors still reach the log.
         ray.init(logging_level=logging.WARNING)
         logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # the stages have a line of their own
     total = ray.cluster_resources()

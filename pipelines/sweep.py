@@ -21,7 +21,8 @@ from pipelines.progress import Say
 from pipelines.reference import reference_statistics
 from pipelines.shards import ShardedDataset
 from pipelines.tracking import TrackedRun, Tracker, default_uri
-from pipelines.train import TrainConfig, check_dataset, run_name, train
+from pipelines.train import check_dataset, run_name, train
+from pipelines.training_config import TrainConfig
 
 POINTS = 200  # of each schedule's curve
 

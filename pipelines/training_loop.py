@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray.train
@@ -19,16 +19,14 @@ from ddpm_core.checkpoint import list_checkpoints, save_checkpoint
 from ddpm_core.training import TrainState, train_step
 from ddpm_core.unet import UNet
 from pipelines.shards import ShardedDataset, global_batch, rank_slice
-
-if TYPE_CHECKING:
-    from pipelines.train import TrainConfig
+from pipelines.training_config import TrainConfig
 
 
 @dataclass(frozen=True)
 class WorkerTask:
     """What the driver hands to every worker."""
 
-    config: "TrainConfig"
+    config: TrainConfig
     dataset: ShardedDataset
     folder: Path  # of the run's checkpoints
     outbox: ray.util.queue.Queue
@@ -43,7 +41,7 @@ class Batch:
     noise: Tensor  # float32 [b,C,H,W]
 
 
-def make_batch(config: "TrainConfig", dataset: ShardedDataset, step: int, rank: int, world_size: int) -> Batch:
+def make_batch(config: TrainConfig, dataset: ShardedDataset, step: int, rank: int, world_size: int) -> Batch:
     """The share of worker `rank` in the batch of step `step`. Images, t, noise and flips of the whole batch are a
     function of (seed, step): position p of the stream of all steps draws them, whoever holds it."""
     size = config.optim.batch_size
@@ -59,7 +57,7 @@ def make_batch(config: "TrainConfig", dataset: ShardedDataset, step: int, rank: 
     return Batch(x_start, t, noise)
 
 
-def initial_state(config: "TrainConfig") -> TrainState:
+def initial_state(config: TrainConfig) -> TrainState:
     """The state before the first step: weights from the seed, drawn on the CPU, the global generator left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive_seed(config.seed, "weights"))
@@ -143,7 +141,7 @@ class Interval:
         self._sums += torch.stack([loss, grad_norm]).to(torch.float64)
         self._steps += 1
 
-    def close(self, step: int, config: "TrainConfig") -> dict[str, float]:
+    def close(self, step: int, config: TrainConfig) -> dict[str, float]:
         """The record for the steps since the last one, equal on all workers but for the speed."""
         if torch.distributed.is_initialized():
             # A worker's loss is its share of the batch's; the gradient norm is global already.

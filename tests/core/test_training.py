@@ -116,10 +116,10 @@ def test_two_workers_with_half_a_batch_make_the_step_of_one() -> None:
         loss = diffusion.training_losses(twin, half["x_start"], half["t"], half["noise"]).sum() / 6 * 2
         gradients.append(torch.autograd.grad(loss, list(twin.parameters())))
     losses = []
-    for half in halves:
+    for half, other in zip(halves, reversed(gradients), strict=True):
         state = TrainState(network(), config)
         for i, p in enumerate(state.model.parameters()):
-            p.register_hook(lambda g, i=i: (gradients[0][i] + gradients[1][i]) / 2)
+            p.register_hook(lambda g, i=i, other=other: (g + other[i]) / 2)
         metrics = train_step(state, diffusion, state.model, config, world_size=2, **half)
         losses.append(metrics.loss.item())
         assert metrics.grad_norm.item() == pytest.approx(whole.grad_norm.item(), rel=1e-12)  # of the global gradient

@@ -22,7 +22,8 @@ from pipelines.evaluate import EvaluateConfig, EvaluateResult, chunk_ranges, eva
 from pipelines.reference import extractor_for, reference_path, reference_statistics
 from pipelines.results import Evaluation
 from pipelines.shards import ShardedDataset
-from pipelines.train import TrainResult, config_for, train
+from pipelines.train import TrainResult, train
+from pipelines.training_config import config_for
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from ddpm_core.training import OptimConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.shards import ShardedDataset
 from pipelines.sweep import SweepConfig, sweep
-from pipelines.train import config_for, train
+from pipelines.train import train
+from pipelines.training_config import config_for
 
 
 def config(digits: ShardedDataset, storage: Path, **train_changes: Any) -> SweepConfig:

@@ -18,7 +18,8 @@ from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.shards import ShardedDataset
-from pipelines.train import TrainConfig, TrainResult, config_for, train
+from pipelines.train import TrainResult, train
+from pipelines.training_config import TrainConfig, config_for
 from pipelines.training_loop import initial_state, make_batch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
