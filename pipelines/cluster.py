@@ -4,8 +4,13 @@ import logging
 import os
 from dataclasses import dataclass
 
-# Ray reads these once, at its first import; each only takes effect where the user has not chosen.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s: the time a report waits to be seen
+# Ray reads these when it is imported or started; each only takes effect where the user has not chosen.
+for name, value in {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s: how long a worker's end goes unseen
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which no verbosity silences
+    "RAY_worker_maximum_startup_concurrency": "16",  # below it, warnings about every actor without a CPU of its own
+}.items():
+    os.environ.setdefault(name, value)
 
 import ray
 import ray.data

@@ -11,7 +11,6 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DDPM_PROGRESS_SECONDS"] = "0"
-os.environ["RAY_worker_maximum_startup_concurrency"] = "16"
 for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DDPM_INCEPTION_WEIGHTS"):
     os.environ.pop(variable, None)
 

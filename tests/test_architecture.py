@@ -86,7 +86,9 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
 
 def test_jobs_are_thin() -> None:
     long = {
-        path.name: lines for path in (ROOT / "jobs").glob("*.py") if (lines := len(path.read_text().split("\n"))) > 100
+        path.name: lines
+        for path in (ROOT / "jobs").glob("*.py")
+        if (lines := len(path.read_text().splitlines())) > (90 if path.name == "cli.py" else 60)
     }
     assert not long
 
