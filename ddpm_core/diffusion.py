@@ -14,12 +14,12 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ddpm_core.checks import check_images, check_timesteps
+from ddpm_core.gaussian import Cdf, discretized_gaussian_log_likelihood, normal_kl
 from ddpm_core.schedules import Schedule, make_betas
 
 MeanType = Literal["eps", "xstart", "xprev", "v"]
 VarType = Literal["fixedlarge", "fixedsmall", "learned", "learned_range"]
 LossType = Literal["mse", "kl", "hybrid"]
-Cdf = Literal["exact", "tanh"]
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x_t [B,C,H,W], t [B]) -> [B,C or 2C,H,W]
 
 LEARNED: tuple[VarType, ...] = ("learned", "learned_range")
@@ -382,43 +382,3 @@ class GaussianDiffusion(nn.Module):
         log_variance = torch.log1p(-self._at("alphas_cumprod", t, x))
         zero = torch.zeros_like(x)
         return normal_kl(q.mean, log_variance, zero, zero).flatten(1).mean(1) / math.log(2.0)
-
-
-def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
-    """KL(N(mean1, e^log_variance1) || N(mean2, e^log_variance2)) in nats, elementwise."""
-    # expm1 keeps the digits when the two variances are nearly equal: e^d - 1 - d.
-    difference = log_variance1 - log_variance2
-    return 0.5 * (torch.expm1(difference) - difference + (mean1 - mean2).square() * torch.exp(-log_variance2))
-
-
-def _normal_cdf(z: Tensor) -> Tensor:
-    return 0.5 * torch.erfc(-math.sqrt(0.5) * z)  # torch.special.ndtr is (1 + erf) / 2 and has no digits below 1e-16
-
-
-def _normal_cdf_tanh(z: Tensor) -> Tensor:
-    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
-
-
-def discretized_gaussian_log_likelihood(
-    x: Float[Tensor, "b c h w"],
-    mean: Float[Tensor, "b c h w"],
-    log_scale: Float[Tensor, "*s"],
-    cdf: Cdf = "exact",
-) -> Float[Tensor, "b c h w"]:
-    """ln p(x) of the decoder, Eq. 13: the Gaussian's mass on x's bin of width 2/255, the outer bins reaching to
-    infinity; at least ln 1e-12 as in Ho's code. `tanh` is that code's approximation of the normal CDF.
-
-    Computed in float64 and returned in the dtype of `mean`. x holds 8-bit pixels scaled to [-1, 1].
-    """
-    if cdf not in get_args(Cdf):
-        raise ValueError(f"cdf is {cdf!r}: it must be one of {', '.join(get_args(Cdf))}")
-    phi = _normal_cdf if cdf == "exact" else _normal_cdf_tanh
-    centred = x.to(torch.float64) - mean.to(torch.float64)
-    inv_scale = torch.exp(-log_scale.to(torch.float64))
-    upper = (centred + 1.0 / 255.0) * inv_scale
-    lower = (centred - 1.0 / 255.0) * inv_scale
-    # Both ends far to the right: Phi(u) - Phi(l) = Phi(-l) - Phi(-u) keeps the digits that 1 - 1 would lose.
-    right = lower > 0
-    inner = phi(torch.where(right, -lower, upper)) - phi(torch.where(right, -upper, lower))
-    mass = torch.where(x < -0.999, phi(upper), torch.where(x > 0.999, phi(-lower), inner))
-    return mass.clamp(min=1e-12).log().to(mean.dtype)

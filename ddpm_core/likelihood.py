@@ -17,7 +17,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ddpm_core import images, rng
-from ddpm_core.diffusion import Cdf, DenoiseFn, GaussianDiffusion
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
+from ddpm_core.gaussian import Cdf
 from ddpm_core.samplers import Noise
 
 RmseConvention = Literal["root_of_mean", "mean_of_roots"]

@@ -107,5 +107,6 @@ def test_print_stays_in_jobs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_no_module_is_long(path: Path) -> None:
-    limit = 430 if path.name in {"diffusion.py"} else 350
+    # The process is one class, whose methods share its tables.
+    limit = 400 if path.name == "diffusion.py" else 350
     assert len(path.read_text().splitlines()) <= limit

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm_core.diffusion import (
-    GaussianDiffusion,
-    LossType,
-    MeanType,
-    VarType,
-    discretized_gaussian_log_likelihood,
-    normal_kl,
-)
+from ddpm_core.diffusion import GaussianDiffusion, LossType, MeanType, VarType
+from ddpm_core.gaussian import discretized_gaussian_log_likelihood, normal_kl
 from ddpm_core.schedules import Schedule, make_betas
 
 LINEAR = make_betas("linear")

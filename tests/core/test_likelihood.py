@@ -24,7 +24,8 @@ from gaussian_case import GaussianData, unchecked
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm_core.diffusion import Cdf, DenoiseFn, GaussianDiffusion, MeanType, VarType
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion, MeanType, VarType
+from ddpm_core.gaussian import Cdf
 from ddpm_core.likelihood import (
     Bound,
     BoundEstimate,
