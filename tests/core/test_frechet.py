@@ -1,6 +1,5 @@
 """The Frechet distance against scipy and closed forms; its statistics as a value; FID-infinity."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,6 @@ from ddpm_core.metrics import (
 from ddpm_core.rng import permutation
 
 Array = NDArray[np.float64]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny matrix products: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def gaussian_features(seed: int, n: int, d: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:

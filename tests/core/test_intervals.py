@@ -1,6 +1,6 @@
 """The confidence interval of the Frechet distance: its derivative, its jackknife, its coverage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
@@ -17,15 +17,6 @@ from ddpm_core.intervals import (
     leave_one_out_distances,
     student_t_quantile,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny matrix products: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal(seed: int, *shape: int) -> Tensor:

@@ -1,7 +1,6 @@
 """The Inception score and KID against direct formulas; the merge law; what they refuse."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddpm_core.mergeable import Mergeable
-from ddpm_core.metrics import InceptionScore, KernelDistance, PrecisionRecall
+from ddpm_core.metrics import FeatureStatistics, FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
 from ddpm_core.rng import permutation
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny matrix products: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -138,6 +128,41 @@ def test_kid_equals_torchmetrics_formula_on_whole_sets() -> None:
     # A subset of all 40 is the set in another order.
     got = kid_of(generated, reference, subsets=1, subset_size=40)
     assert got == pytest.approx((expected, 0.0), rel=1e-11)
+
+
+class FirstPixels(torch.nn.Module):
+    """An extractor for torchmetrics: an image's values as its features."""
+
+    num_features = 6
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(len(images), -1)
+
+
+def test_frechet_distance_equals_torchmetrics_on_the_same_features() -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    theirs = FrechetInceptionDistance(feature=FirstPixels(), normalize=True).set_dtype(torch.float64)
+    generated, reference = normal(6, 90, 6).double(), normal(7, 80, 6).double() * 1.5 + 0.2
+    theirs.update(reference.reshape(80, 1, 2, 3), real=True)
+    theirs.update(generated.reshape(90, 1, 2, 3), real=False)
+    statistics = FeatureStatistics(6)
+    statistics.update(reference)
+    ours = FrechetDistance(statistics)
+    ours.update(generated)
+    # Both are float64; theirs takes the root of eigenvalues of a matrix that is not symmetric.
+    assert ours.compute().item() == pytest.approx(theirs.compute().item(), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save", r"ignore:std\(\)")
+def test_inception_score_equals_torchmetrics_where_its_shuffle_does_not_matter() -> None:
+    from torchmetrics.image.inception import InceptionScore as Theirs
+
+    logits = normal(8, 50, 6).double() * 2
+    theirs = Theirs(feature=FirstPixels(), splits=1)
+    theirs.update(logits.reshape(50, 1, 2, 3))
+    # One split: theirs permutes the samples, which then changes nothing, and averages in the same way.
+    assert score_of(logits, 1)[0] == pytest.approx(theirs.compute()[0].item(), rel=1e-9)
 
 
 def test_kid_is_unbiased() -> None:
