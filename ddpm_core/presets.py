@@ -74,7 +74,7 @@ PRESETS: dict[str, Preset] = {
         unet=UNetConfig(image_size=8, in_channels=1, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)),
         diffusion=DiffusionConfig(var_type="fixedlarge"),
         optim=OptimConfig(batch_size=64, lr=2e-3, warmup_steps=50, ema_decay=0.995),
-        steps=1500,
+        steps=1200,
         horizontal_flip=False,
     ),
 }

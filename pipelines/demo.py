@@ -38,14 +38,14 @@ from pipelines.shards import ShardedDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = "demo"
-TRAIN = {"--steps": "1600", "--checkpoint-every": "400", "--log-every": "20", "--workers": "2"}
-SWEEP = {"--train.steps": "300", "--train.seed": "1", "--train.log-every": "20", "--train.checkpoint-every": "300"}
+TRAIN = {"--steps": "1200", "--checkpoint-every": "300", "--log-every": "20", "--workers": "2"}
+SWEEP = {"--train.steps": "200", "--train.seed": "1", "--train.log-every": "20", "--train.checkpoint-every": "200"}
 PROTOCOL = {
     "--samples": "1000",
     "--chunk-size": "100",
     "--batch-size": "100",
     "--sampler": "ddim",
-    "--sampler-steps": "25",
+    "--sampler-steps": "20",
 }
 OURS = re.compile(r"(preprocess|reference|train|evaluate|sweep|report|error|diverged): ")
 PREFIX = re.compile(r"^(\x1b\[\d+m)?\([^)]*pid=\d+[^)]*\)(\x1b\[0m)? ?")  # of a remote process's output
