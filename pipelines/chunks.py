@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +26,7 @@ class SampleSettings:
     method: Method
     steps: int
     spacing: Spacing
-    weights: str
+    weights: Literal["ema", "raw"]
     seed: int
     batch_size: int
     images_to_keep: int  # the samples below this index are stored as images
@@ -67,7 +68,7 @@ class ChunkWorker:
     def _load(self, checkpoint: Checkpoint) -> None:
         if self.loaded is None or self.loaded.path != checkpoint.path:
             self.network = UNet(checkpoint.unet_config())
-            self.network.load_state_dict(checkpoint.weights("ema" if self.settings.weights == "ema" else "raw"))
+            self.network.load_state_dict(checkpoint.weights(self.settings.weights))
             self.network.to(self.device).eval()
             self.diffusion = checkpoint.diffusion_config().build().to(self.device)
             self.loaded = checkpoint
@@ -112,7 +113,7 @@ class ChunkWorker:
             "first": chunk.indices.start,
             "stop": chunk.indices.stop,
             "sha256": sha256_file(path),
-            "weights_sha256": chunk.checkpoint.files["ema.safetensors"]["sha256"],
+            "weights_sha256": chunk.checkpoint.weights_sha256(settings.weights),
             "seconds": time.monotonic() - started,
         }
         write_json(path.with_suffix(".json"), facts)

@@ -87,6 +87,9 @@ def sweep(config: SweepConfig, say: Say = lambda line: None) -> SweepResult:
     names = {label: run_name(trial, dataset) for label, trial in trials.items()}
     identity = {"runs": names, "steps": config.train.steps, "evaluate": flat_protocol(config.evaluate)}
     name = f"sweep-{config.train.preset}-{fingerprint(identity)}"
+    resources = connect()
+    cpus = config.train.workers * config.train.cpus_per_worker
+    check_fits(resources, workers=1, cpus=cpus, gpus=0, what="a trial")
     tracker = Tracker(config.train.tracking_uri or default_uri(storage), config.train.experiment, storage)
     run = tracker.run(
         "sweep",
@@ -101,9 +104,6 @@ def sweep(config: SweepConfig, say: Say = lambda line: None) -> SweepResult:
     for label, bits in priors.items():
         say(f"sweep: {label} leaves L_T = {bits:.2g} bits/dim of this data in x_T")
 
-    resources = connect()
-    cpus = config.train.workers * config.train.cpus_per_worker
-    check_fits(resources, workers=1, cpus=cpus, gpus=0, what="a trial")
     # Once, here: two trials would make it at the same time.
     reference_statistics(dataset, extractor_spec(config.evaluate), config.evaluate.cpus_per_worker, say)
     # Each trial's workers are placed by Train and evaluate, not by Tune: Tune must not start more trials than there is

@@ -60,6 +60,18 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     check_dataset(config, dataset)
     name = run_name(config, dataset)
     folder = storage / "train" / name
+    done = checkpoints_until(folder, config.steps)
+    finished = bool(done) and done[-1].step == config.steps
+    if not finished:  # before anything is written: a refusal leaves no run behind
+        resources = connect()
+        use_gpu = resources.gpus > 0
+        check_fits(
+            resources,
+            workers=config.workers,
+            cpus=config.cpus_per_worker,
+            gpus=1 if use_gpu else 0,
+            what="--workers",
+        )
     tracker = Tracker(config.tracking_uri or default_uri(storage), config.experiment, storage)
     run = tracker.run(
         "train",
@@ -69,33 +81,24 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
         tags={"ddpm.preset": config.preset, "ddpm.code_version": code_version(), "ddpm.data": dataset.name},
         parent=parent_run_id,
     )
-    done = checkpoints_until(folder, config.steps)
-    if done and done[-1].step == config.steps:
+    if finished:
         synchronise(run, name, done)
         run.finish()
         say(f"train: {name} is done, {config.steps:,} steps")
         return TrainResult(name, run.run_id, folder, done)
 
-    resources = connect()
-    use_gpu = resources.gpus > 0
-    check_fits(
-        resources,
-        workers=config.workers,
-        cpus=config.cpus_per_worker,
-        gpus=1 if use_gpu else 0,
-        what="--workers",
-    )
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    write_json(folder / "config.json", {**asdict(config), "dataset_sha256": dataset.sha256})
-    run.log_json("config.json", {**asdict(config), "dataset_sha256": dataset.sha256})
+    resolved = {**asdict(config), "dataset_sha256": dataset.sha256}
+    write_json(folder / "config.json", resolved)
+    run.log_json("config.json", resolved)
     log_data_card(run, dataset)
     run.set_tags({"ddpm.workers": str(config.workers), "ddpm.device": device_name(resources, config.workers)})
     synchronise(run, name, done)
 
     outbox = ray.util.queue.Queue(actor_options={"num_cpus": 0})
     task = WorkerTask(config=config, dataset=dataset, folder=folder, outbox=outbox)
-    follower = Follower(run, name, config, folder, outbox, say)
+    follower = Follower(run, name, config, outbox, say)
     trainer = ray.train.torch.TorchTrainer(
         run_worker,
         train_loop_config={"task": task},
@@ -192,11 +195,10 @@ class Follower:
         run: TrackedRun,
         name: str,
         config: TrainConfig,
-        folder: Path,
         outbox: ray.util.queue.Queue,
         say: Callable[[str], None],
     ) -> None:
-        self.run, self.name, self.config, self.folder, self.outbox, self.say = run, name, config, folder, outbox, say
+        self.run, self.name, self.config, self.outbox, self.say = run, name, config, outbox, say
         self.diverged: str | None = None
         self._logged = run.logged_steps("loss")
         self._progress: Progress | None = None
