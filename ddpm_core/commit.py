@@ -5,6 +5,7 @@ Everything is written under another name in the same folder, flushed to disk, th
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -51,8 +52,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, _json(value))
 
 
 @contextlib.contextmanager
@@ -69,23 +74,35 @@ def committed_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
             for file in sorted(temporary.rglob("*"))
             if file.is_file()
         }
-        for name in files:
+        # opened by name, not through write_json, which would make a folder anew that was cleared away under us
+        (temporary / MANIFEST).write_text(_json({**facts, "files": files}), encoding="utf-8")
+        for name in [*files, MANIFEST]:
             _flush(temporary / name)
-        write_json(temporary / MANIFEST, {**facts, "files": files})
-        if path.exists():
-            discarded = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            path.rename(discarded)
-            try:
-                temporary.rename(path)
-            except BaseException:
-                discarded.rename(path)
-                raise
-            shutil.rmtree(discarded)
-        else:
-            temporary.rename(path)
+        _replace_folder(temporary, path)
         _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Give `temporary` the name `path`, moving away what stands there; also where another writer is as quick."""
+    while True:
+        discarded = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+        with contextlib.suppress(FileNotFoundError):  # nothing stood there
+            path.rename(discarded)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            if not taken:
+                with contextlib.suppress(OSError):
+                    discarded.rename(path)
+                raise
+        else:
+            taken = False
+        shutil.rmtree(discarded, ignore_errors=True)
+        if not taken:
+            return
 
 
 def read_manifest(folder: Path, *, what: str) -> dict[str, Any]:
@@ -120,13 +137,23 @@ def verify_files(folder: Path, manifest: Mapping[str, Any], *, what: str) -> Non
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary names that killed writers left in a folder. Only its single writer may call this."""
+    """Clear away the temporary names that killed writers left in a folder.
+
+    A writer that still lives, such as a worker that outlasts its killed driver by a moment, is safe: its folder is
+    renamed before anything in it is deleted, so that it either commits the whole or finds its folder gone.
+    """
     for old in folder.glob(".*.old"):
         final = folder / old.name[1:].rsplit(".", 2)[0]
         if not final.exists():  # killed between the two renames of a replacement: the earlier one stands again
-            old.rename(final)
-    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # its writer lives and is done with it by now
+                old.rename(final)
+    for path in [path for ending in ("tmp", "old", "del") for path in folder.glob(f".*.{ending}")]:
+        discarded = path.with_name(f".{uuid.uuid4().hex[:8]}.del")
+        try:
+            path.rename(discarded)
+        except FileNotFoundError:  # committed or given up in this moment
+            continue
+        if discarded.is_dir():
+            shutil.rmtree(discarded, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            discarded.unlink(missing_ok=True)

@@ -192,7 +192,7 @@ def test_a_writer_stopped_at_any_file_leaves_the_checkpoints_before(
     if moment == "optimizer":
         monkeypatch.setattr(torch, "save", stop)
     elif moment == "manifest":
-        monkeypatch.setattr("ddpm_core.commit.write_json", stop)
+        monkeypatch.setattr("ddpm_core.commit._json", stop)
     else:
 
         def sometimes(weights: Any, path: Path) -> None:

@@ -1,7 +1,11 @@
 """Commit last: under its final name a thing is whole, whatever happened while it was written."""
 
+import contextlib
 import hashlib
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +165,41 @@ def test_a_writer_killed_between_the_two_renames_of_a_replacement_loses_nothing(
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["step-00000010.v2"]
     verify_files(tmp_path / "step-00000010.v2", read_manifest(tmp_path / "step-00000010.v2", what="x"), what="x")
+
+
+def test_a_writer_whose_folder_is_cleared_away_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), committed_folder(tmp_path / "thing", {}) as temporary:  # noqa: PT012
+        (temporary / "a.txt").write_text("whole")
+        remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_clearing_away_beside_living_writers_never_tears_what_they_commit(tmp_path: Path) -> None:
+    """A worker outlasts its killed driver by a moment, while the next driver already clears the folder."""
+    stop = threading.Event()
+
+    def write(value: str) -> int:
+        committed = 0
+        while not stop.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                fill(tmp_path / "thing", value)
+                committed += 1
+        return committed
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(write, "x" * 1000) for _ in range(2)]
+        deadline = time.monotonic() + 3
+        try:
+            while time.monotonic() < deadline:
+                remove_leftovers(tmp_path)
+        finally:
+            stop.set()
+    assert all(writer.result() > 0 for writer in writers)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["thing"]
+    manifest = read_manifest(tmp_path / "thing", what="x")
+    assert set(manifest["files"]) == {"a.txt", "deep/b.txt"}
+    verify_files(tmp_path / "thing", manifest, what="x")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "longer", "missing", "a folder"])
