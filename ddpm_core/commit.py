@@ -13,14 +13,26 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ddpm_core.errors import InputError
 
 MANIFEST = "manifest.json"
 
 
-def sha256_file(path: Path) -> str:
+@runtime_checkable
+class ReadablePath(Protocol):
+    """What reading needs of pathlib.Path, which other file systems' paths offer as well."""
+
+    def __truediv__(self, name: str, /) -> Any: ...
+    def is_dir(self) -> bool: ...
+    def is_file(self) -> bool: ...
+    def open(self, mode: Any = ..., /) -> Any: ...
+    def read_text(self, encoding: str | None = ...) -> str: ...
+    def stat(self) -> Any: ...
+
+
+def sha256_file(path: ReadablePath) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -105,7 +117,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
             return
 
 
-def read_manifest(folder: Path, *, what: str) -> dict[str, Any]:
+def read_manifest(folder: ReadablePath, *, what: str) -> dict[str, Any]:
     """The manifest of a committed folder. InputError where there is none or it is not JSON."""
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -126,7 +138,7 @@ def read_manifest(folder: Path, *, what: str) -> dict[str, Any]:
     return manifest
 
 
-def verify_files(folder: Path, manifest: Mapping[str, Any], *, what: str) -> None:
+def verify_files(folder: ReadablePath, manifest: Mapping[str, Any], *, what: str) -> None:
     """Check every file of a manifest by size and sha256. InputError names the first that differs."""
     for name, facts in manifest["files"].items():
         path = folder / name

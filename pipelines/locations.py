@@ -1,8 +1,20 @@
-"""Paths from the command line, made absolute: a job, its workers and MLflow each have a current folder of their own."""
+"""Where things lie: a local path or a URL such as s3://bucket/folder, absolute, with one way to commit a file there.
 
+pathlib's interface throughout: `pathlib.Path` for what is local, `UPath` (fsspec) for everything else.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from upath import UPath
+
+from ddpm_core.commit import committed_file, write_json
 from ddpm_core.errors import InputError
+
+Location = Path | UPath
 
 
 def in_submitted_job() -> bool:
@@ -12,9 +24,9 @@ def in_submitted_job() -> bool:
 
 def absolute(path: str, *, option: str) -> Path:
     """A local path from the command line, absolute. Inside a submitted job a relative one would point into the uploaded
-    copy of the code, which Ray deletes: InputError."""
+    copy of the code, which Ray deletes: InputError. Likewise for a URL."""
     if "://" in path:
-        raise InputError(f"{option} is {path!r}: URLs are not supported yet, give a path that every node can reach")
+        raise InputError(f"{option} is {path!r}, a URL: give a local path that every node can reach")
     expanded = Path(path).expanduser()
     if not expanded.is_absolute() and in_submitted_job():
         raise InputError(
@@ -22,3 +34,52 @@ def absolute(path: str, *, option: str) -> Path:
             "absolute path that every node can reach"
         )
     return expanded.resolve()
+
+
+def location(path: str, *, option: str) -> Location:
+    """A local path, absolute, or a URL that fsspec knows. InputError where its library is missing or nobody answers."""
+    if "://" not in path:
+        return absolute(path, option=option)
+    try:
+        found = UPath(path)
+        found.exists()  # a wrong endpoint, missing credentials: now, not in a worker
+    except (ImportError, ValueError) as error:  # fsspec's own sentences: an unknown protocol, what to install
+        raise InputError(f"{option} is {path!r}, which cannot be opened: {error}") from error
+    except Exception as error:  # every store raises its own
+        raise InputError(f"{option} is {path!r}, which cannot be reached: {type(error).__name__}: {error}") from error
+    return found
+
+
+def is_local(place: Location) -> bool:
+    return isinstance(place, Path)
+
+
+@contextlib.contextmanager
+def committed(place: Location) -> Iterator[Path]:
+    """Yields a local name to write to; on success the file appears under its final name, whole, on error not at all.
+
+    An object store shows an upload only when it is complete; nothing is renamed there.
+    """
+    if isinstance(place, Path):
+        with committed_file(place) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as folder:
+        temporary = Path(folder) / "file"
+        yield temporary
+        place.fs.put_file(str(temporary), place.path)
+
+
+def commit_json(place: Location, value: Any) -> None:
+    """`value` as a JSON file, whole or not at all."""
+    if isinstance(place, Path):
+        write_json(place, value)
+    else:
+        with committed(place) as temporary:
+            write_json(temporary, value)
+
+
+def forget_listings(place: Location) -> None:
+    """Drop what fsspec remembers of a remote folder, before asking it what other processes have written."""
+    if not isinstance(place, Path):
+        place.fs.invalidate_cache()

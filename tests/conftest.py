@@ -11,6 +11,8 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DDPM_PROGRESS_SECONDS"] = "0"
+# Credentials of nobody: no test ever talks to a store outside this machine.
+os.environ.update(AWS_ACCESS_KEY_ID="tests", AWS_SECRET_ACCESS_KEY="tests", AWS_DEFAULT_REGION="us-east-1")
 for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DDPM_INCEPTION_WEIGHTS"):
     os.environ.pop(variable, None)
 
@@ -65,3 +67,22 @@ def digits(ray_session: None, digits_lmdb: Path, tmp_path_factory: pytest.TempPa
         source=str(digits_lmdb), output=str(output), image_size=8, channels=1, images_per_shard=400
     )
     return preprocess(config)
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URL of an empty bucket on an S3 server of this session's own."""
+    import logging
+
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    s3fs.S3FileSystem().mkdir("ddpm-tests")
+    yield "s3://ddpm-tests"
+    server.stop()
+    del os.environ["AWS_ENDPOINT_URL"]
