@@ -2,36 +2,47 @@
 
 model.safetensors  ema.safetensors   weights, float32
 optimizer.pt                         optimizer state, tensors only, read with weights_only
+history.jsonl                        the run's log records up to here, from its first step on, one a line
 manifest.json                        step, configuration, every file's sha256; written last
+
+A file is read once and what was read is checked, so that a checkpoint that is deleted or replaced beneath its reader
+gives its own values or an error.
 """
 
+import hashlib
+import io
+import json
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_core.commit import committed_folder, read_manifest, verify_files
+from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import InputError
 from ddpm_core.training import TrainState
 from ddpm_core.unet import UNetConfig
 
 WHAT = "checkpoint"
+HISTORY = "history.jsonl"
+NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint on disk; nothing is read but its manifest until it is asked for."""
+    """A finished checkpoint; nothing is read but its manifest until it is asked for."""
 
-    path: Path
+    path: ReadablePath
     step: int
     config: Mapping[str, Any]
-    history: Sequence[Mapping[str, float | int]]  # the log records since the checkpoint before
     files: Mapping[str, Mapping[str, Any]]
 
     def unet_config(self) -> UNetConfig:
@@ -43,38 +54,59 @@ class Checkpoint:
         return DiffusionConfig(**self.config["diffusion"])
 
     def weights(self, kind: Literal["ema", "raw"] = "ema") -> dict[str, Tensor]:
-        """The network's weights, after a check of their sha256. InputError where the file is damaged."""
-        name = self._weights_file(kind)
-        verify_files(self.path, {"files": {name: self.files[name]}}, what=WHAT)
-        return load_file(self.path / name)
+        """The network's weights, on the CPU. InputError where the file is damaged or gone."""
+        return safetensors.torch.load(self._read(_weights_file(kind)))
 
     def weights_sha256(self, kind: Literal["ema", "raw"] = "ema") -> str:
-        return str(self.files[self._weights_file(kind)]["sha256"])
+        return str(self._facts(_weights_file(kind))["sha256"])
 
-    def _weights_file(self, kind: Literal["ema", "raw"]) -> str:
-        name = "ema.safetensors" if kind == "ema" else "model.safetensors"
-        if name not in self.files:
-            raise InputError(f"{WHAT} {str(self.path)!r} holds no {name}: it is the folder of something else")
-        return name
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The log records of the run so far, in order, read anew. InputError where the file is damaged or gone."""
+        return [json.loads(line) for line in self._read(HISTORY).splitlines()]
 
     def restore(self, state: TrainState) -> None:
-        """Put model, EMA, optimizer and step back into `state`. InputError where a file is damaged."""
-        verify_files(self.path, {"files": self.files}, what=WHAT)
+        """Put model, EMA, optimizer and step back into `state`. InputError where a file is damaged or gone; `state` is
+        as it was then."""
+        model, ema = self.weights("raw"), self.weights("ema")
         try:
-            optimizer = torch.load(self.path / "optimizer.pt", weights_only=True, map_location="cpu")
+            optimizer = torch.load(io.BytesIO(self._read("optimizer.pt")), weights_only=True, map_location="cpu")
         except pickle.UnpicklingError as error:
             raise InputError(
                 f"{WHAT} {str(self.path)!r} has an optimizer.pt that holds more than tensors and numbers, which could run "
                 "code when it is loaded: take a checkpoint that this program wrote"
             ) from error
-        state.load_state_dict(
-            {
-                "model": load_file(self.path / "model.safetensors"),
-                "ema": load_file(self.path / "ema.safetensors"),
-                "optimizer": optimizer,
-                "step": self.step,
-            }
-        )
+        state.load_state_dict({"model": model, "ema": ema, "optimizer": optimizer, "step": self.step})
+
+    def _facts(self, name: str) -> Mapping[str, Any]:
+        if name not in self.files:
+            raise InputError(f"{WHAT} {str(self.path)!r} holds no {name}: it is the folder of something else")
+        return self.files[name]
+
+    def _read(self, name: str) -> bytes:
+        """A file's bytes, of the sha256 that the manifest states."""
+        facts = self._facts(name)
+        try:
+            content = (self.path / name).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{WHAT} {str(self.path)!r} lacks its file {name!r}, for instance because the run has deleted it "
+                "meanwhile: take another, or have the run keep more"
+            ) from error
+        except Exception as error:  # every file system raises its own
+            raise InputError(
+                f"{WHAT} {str(self.path)!r} has a file {name!r} that cannot be read ({type(error).__name__}: {error}): "
+                "try again, or take another"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise InputError(
+                f"{WHAT} {str(self.path)!r} has a damaged file {name!r} (sha256 differs): take another, or make it again"
+            )
+        return content
+
+
+def _weights_file(kind: Literal["ema", "raw"]) -> str:
+    return "ema.safetensors" if kind == "ema" else "model.safetensors"
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,33 +114,104 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+def snapshot(state: TrainState, into: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """state.state_dict() copied to the CPU's memory, which later steps leave alone.
+
+    into: an earlier snapshot that is no longer needed. Its memory is written over, for new memory costs many times the
+    copy. What lies on a GPU goes to pinned memory, all of it under way at once, with one synchronisation.
+    """
+    saved: dict[str, Any] = _copied(state.state_dict(), into)
+    device = next(state.model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return saved
+
+
+def _copied(value: Any, into: Any) -> Any:
+    if isinstance(value, Tensor):
+        fits = isinstance(into, Tensor) and (into.dtype, into.shape, into.stride()) == (
+            value.dtype,
+            value.shape,
+            value.stride(),
+        )
+        buffer = into if fits else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return buffer.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Mapping):
+        earlier = into if isinstance(into, Mapping) else {}
+        return {key: _copied(item, earlier.get(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item, None) for item in value)
+    return value
+
+
 def save_checkpoint(
-    folder: Path, state: TrainState, config: Mapping[str, Any], history: Sequence[Mapping[str, float | int]] = ()
+    folder: Path, state: TrainState, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()
 ) -> Checkpoint:
-    """Write `state` to folder/step-00001234. It appears whole, under its final name, or not at all."""
-    path = folder / f"step-{state.step:08d}"
-    saved = state.state_dict()
-    with committed_folder(path, {"step": state.step, "config": config, "history": list(history)}) as temporary:
+    """Write `state` to folder/step-00001234, with all records of the run so far. It appears whole, under its final name,
+    or not at all. OSError where the disk is full or gone."""
+    return write_checkpoint(folder, snapshot(state), config, history)
+
+
+def write_checkpoint(
+    folder: Path,
+    saved: Mapping[str, Any],
+    config: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+) -> Checkpoint:
+    """save_checkpoint() of a snapshot. Its calls let other threads run all the while."""
+    path = folder / checkpoint_name(saved["step"])
+    with committed_folder(path, {"step": saved["step"], "config": config}) as temporary:
         for kind in ("model", "ema"):
             weights = {name: tensor.contiguous() for name, tensor in saved[kind].items()}
-            save_file(weights, temporary / f"{kind}.safetensors")
-        torch.save(saved["optimizer"], temporary / "optimizer.pt")
+            try:
+                save_file(weights, temporary / f"{kind}.safetensors")
+            except SafetensorError as error:  # its name for an OSError
+                raise OSError(str(error)) from error
+        try:
+            # Given a name, torch.save writes with the interpreter locked.
+            with (temporary / "optimizer.pt").open("wb") as file:
+                torch.save(saved["optimizer"], file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # what stopped it, before it fell over its own half of a file
+                raise error.__context__ from None
+            raise
+        with (temporary / HISTORY).open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(record) + "\n" for record in history)
     return open_checkpoint(path)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def checkpoint_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def open_checkpoint(path: ReadablePath) -> Checkpoint:
     """InputError where there is no finished checkpoint at `path`."""
     manifest = read_manifest(path, what=WHAT)
-    missing = {"step", "config", "history", "files"} - manifest.keys()
+    missing = {"step", "config", "files"} - manifest.keys()
     if missing:
         raise InputError(
             f"{WHAT} {str(path)!r} has a manifest without {', '.join(sorted(missing))}: it is the folder of something "
             "else; give one named step-..."
         )
-    return Checkpoint(path, manifest["step"], manifest["config"], manifest["history"], manifest["files"])
+    return Checkpoint(path, manifest["step"], manifest["config"], manifest["files"])
 
 
-def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The finished checkpoints of a run, by ascending step; what a killed writer left is not among them."""
-    paths = sorted(path.parent for path in folder.glob("step-*/manifest.json"))
-    return sorted((open_checkpoint(path) for path in paths), key=lambda checkpoint: checkpoint.step)
+def list_steps(folder: ReadablePath) -> list[int]:
+    """The steps of a run's finished checkpoints, ascending; what a killed writer left is not among them."""
+    if not folder.is_dir():
+        return []
+    named = [(path, match) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
+    return sorted(int(match[1]) for path, match in named if (path / MANIFEST).is_file())
+
+
+def list_checkpoints(folder: ReadablePath) -> list[Checkpoint]:
+    """The finished checkpoints of a run, by ascending step, without those that are deleted in this moment."""
+    found = []
+    for step in list_steps(folder):
+        try:
+            found.append(open_checkpoint(folder / checkpoint_name(step)))
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return found

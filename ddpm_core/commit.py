@@ -24,10 +24,16 @@ MANIFEST = "manifest.json"
 class ReadablePath(Protocol):
     """What reading needs of pathlib.Path, which other file systems' paths offer as well."""
 
+    @property
+    def name(self) -> str: ...
+    @property
+    def parent(self) -> Any: ...
     def __truediv__(self, name: str, /) -> Any: ...
     def is_dir(self) -> bool: ...
     def is_file(self) -> bool: ...
+    def iterdir(self) -> Any: ...
     def open(self, mode: Any = ..., /) -> Any: ...
+    def read_bytes(self) -> bytes: ...
     def read_text(self, encoding: str | None = ...) -> str: ...
     def stat(self) -> Any: ...
 
@@ -119,16 +125,15 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 def read_manifest(folder: ReadablePath, *, what: str) -> dict[str, Any]:
     """The manifest of a committed folder. InputError where there is none or it is not JSON."""
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise InputError(f"{what} {str(folder)!r} does not exist: give the path of a finished one")
-    if not path.is_file():
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not folder.is_dir():
+            raise InputError(f"{what} {str(folder)!r} does not exist: give the path of a finished one") from error
         raise InputError(
             f"{what} {str(folder)!r} has no {MANIFEST}, so it is not one or was never finished: "
             "run the command that makes it again, it goes on where it stopped"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        ) from error
     except ValueError as error:
         raise InputError(
             f"{what} {str(folder)!r} has a damaged {MANIFEST} ({error}): delete the folder and make it again"

@@ -1,19 +1,26 @@
 """Exponential moving average of the weights (paper, appendix B: decay 0.9999)."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+EmaStart = Literal["copy", "initial", "warmup"]
+
 
 class Ema:
-    """Shadow weights in float32. As in Ho's code, the first update copies the weights and every later one is
-    shadow += (1 - decay) (weight - shadow): no warm-up of the decay, no debiasing."""
+    """Shadow weights in float32: shadow += (1 - d) (weight - shadow) after every update, one group of kernels for all.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    start: how update n = 0, 1, ... begins, without debiasing. copy: the first copies the weights, then d = decay, as in
+    Ho's code. initial: d = decay at once, so the shadow remembers the initial weights, as TensorFlow's
+    ExponentialMovingAverage by default. warmup: d = min(decay, (1 + n) / (10 + n)), as TensorFlow's with num_updates = n.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, start: EmaStart = "copy") -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay is {decay}: it must lie in [0, 1)")
-        self.decay = decay
+        self.decay, self.start = decay, start
         self._weights = dict(model.named_parameters())  # the parameters themselves: they follow the model to a device
         self.shadow = {name: p.detach().clone() for name, p in self._weights.items()}
 
@@ -21,11 +28,16 @@ class Ema:
         """Move the shadow to a device, after the model moved there."""
         self.shadow = {name: tensor.to(device) for name, tensor in self.shadow.items()}
 
+    def decay_of(self, step: int) -> float:
+        """d of update number `step`, counted from 0."""
+        if self.start == "warmup":
+            return min(self.decay, (1 + step) / (10 + step))
+        return 0.0 if step == 0 and self.start == "copy" else self.decay
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Fold in the weights after update number `step` (0 for the first)."""
-        weight = 1.0 if step == 0 else 1.0 - self.decay
-        torch._foreach_lerp_(list(self.shadow.values()), list(self._weights.values()), weight)
+        torch._foreach_lerp_(list(self.shadow.values()), list(self._weights.values()), 1.0 - self.decay_of(step))
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.shadow)

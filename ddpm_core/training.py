@@ -1,19 +1,24 @@
 """One training step (Algorithm 1) on a batch that the caller made. No loop, no data, no randomness of its own."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
-from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.ema import Ema
+from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.ema import Ema, EmaStart
+from ddpm_core.unet import UNet
+
+QUARTERS = 4  # of 0..T-1, whose losses are recorded apart
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimiser: Adam without weight decay, linear warm-up from 0, a clip of the global gradient norm, EMA."""
+    """The optimiser: Adam without weight decay, linear warm-up from 0, a clip of the gradient's norm, EMA."""
 
     batch_size: int = 128
     """Images a step over all workers."""
@@ -24,11 +29,20 @@ class OptimConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay of the first and second moment."""
     adam_eps: float = 1e-8
-    """Adam's epsilon, added after the bias correction."""
+    """Adam's epsilon."""
+    adam_eps_hat: bool = False
+    """Add epsilon before the bias correction ("epsilon hat"), as TensorFlow's Adam and so the paper's code, not after it,
+    as Adam's Algorithm 1 and PyTorch; with 1e-8 they differ in the first steps alone."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient of the whole batch."""
+    """Largest norm of the gradient."""
+    clip_replicas: int = 1
+    """In how many equal parts the batch's gradient is clipped before they are averaged. 1 clips the gradient of the whole
+    batch; the paper's code clips on each TPU core before the all-reduce, which is 8."""
     ema_decay: float = 0.9999
     """Of the averaged weights."""
+    ema_start: EmaStart = "copy"
+    """EMA's first update copies the weights (the paper's code), or averages from the initial ones at once, or warms the
+    decay up."""
 
     def __post_init__(self) -> None:
         for name, value in [("batch_size", self.batch_size), ("lr", self.lr), ("grad_clip", self.grad_clip)]:
@@ -38,27 +52,93 @@ class OptimConfig:
             raise ValueError(f"warmup_steps is {self.warmup_steps}: it must be 0 or more")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+        if self.clip_replicas < 1 or self.batch_size % self.clip_replicas:
+            raise ValueError(
+                f"clip_replicas is {self.clip_replicas} for a batch of {self.batch_size}: it must divide the batch"
+            )
 
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, counted from 0: as in Ho's code, the first of a warm-up is 0."""
         return self.lr * min(step / self.warmup_steps, 1.0) if self.warmup_steps else self.lr
 
+    def epsilon(self, step: int) -> float:
+        """What PyTorch's Adam is to add in update number `step`: epsilon-hat over the root of the bias correction."""
+        return self.adam_eps / (1.0 - self.adam_betas[1] ** (step + 1)) ** 0.5 if self.adam_eps_hat else self.adam_eps
+
+    def identity(self) -> dict[str, Any]:
+        """The values that name a run, without named alternatives that are not taken: what they were added to keeps its
+        name."""
+        alternatives = {"adam_eps_hat": False, "clip_replicas": 1, "ema_start": "copy"}
+        return {name: value for name, value in asdict(self).items() if alternatives.get(name) != value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a step is carried out. `precision` changes what is computed and belongs to a run's identity; the other values
+    change the order and the rounding of sums alone."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's convolutions and products. Weights, norms, loss, gradients, Adam and EMA are float32 with both; on
+    a GPU, float32 convolutions multiply in TF32, as PyTorch's default is."""
+    micro_batch: int | None = None
+    """Most images at once: a worker's share is cut into parts of so many, whose gradients add up; by default it is whole.
+    Best a divisor of the share."""
+    activation_checkpointing: bool = False
+    """Keep each layer's input alone for the backward pass: far less memory for a third more work."""
+    channels_last: bool = False
+    """NHWC storage, for tensor cores."""
+    compile: bool = False
+    """torch.compile the network: minutes at the start, fewer and larger kernels after."""
+    fused_adam: bool | None = None
+    """Adam as one kernel; by default on GPUs alone. On a CPU it takes a third of the time and rounds otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch is {self.micro_batch}: it must be 1 or more, or None for the whole share")
+
+    def identity(self) -> dict[str, Any]:
+        """What of it names a run: nothing where all is float32."""
+        return {} if self.precision == "float32" else {"precision": self.precision}
+
 
 class TrainState:
-    """Everything a step reads and writes: model, EMA, optimizer, and `step`, the number of updates done."""
+    """Everything a step reads and writes: model, EMA, optimizer, and `step`, the number of updates done.
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
-        self.model = model
-        self.ema = Ema(model, config.ema_decay)
+    first_bad: float64 [3] on the device, (step, loss, gradient norm) of the first update whose loss or gradient was not
+    finite; (inf, 0, 0) while there is none. The update itself is made, nothing is masked: whoever saves the state looks
+    here first, and at parameter_norm(), and keeps the checkpoint before.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, execution: Execution | None = None) -> None:
+        self.model, self.execution = model, execution or Execution()
+        if self.execution.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.execution.activation_checkpointing:
+            if not isinstance(model, UNet):
+                raise ValueError(f"activation_checkpointing is on for a {type(model).__name__}: a UNet is wanted")
+            model.activation_checkpointing = True
+        if self.execution.compile:
+            model.compile(fullgraph=True)
+        self.ema = Ema(model, config.ema_decay, config.ema_start)
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=config.lr, betas=config.adam_betas, eps=config.adam_eps
         )
         self.step = 0
+        self.to(next(model.parameters()).device)
 
     def to(self, device: torch.device) -> None:
         """Move weights and EMA to a device; to be called before the first step."""
         self.model.to(device)
         self.ema.to(device)
+        self.first_bad = torch.tensor([torch.inf, 0.0, 0.0], dtype=torch.float64, device=device)
+        fused = self.execution.fused_adam
+        for group in self.optimizer.param_groups:
+            # None, not False, which would also turn PyTorch's default, foreach, off.
+            group["fused"] = (device.type == "cuda" if fused is None else fused) or None
+
+    def parameter_norm(self) -> Tensor:
+        """The Euclidean norm of all weights, on the device; not finite where an update overflowed."""
+        return nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -69,9 +149,16 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes a state of any execution: moments come into this one's layout, kernels stay this one's."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved, fused = state["optimizer"], self.optimizer.param_groups[0]["fused"]
+        self.optimizer.load_state_dict(
+            {**saved, "param_groups": [{**group, "fused": fused} for group in saved["param_groups"]]}
+        )
+        for parameter, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):  # a fused kernel reads them in the order of the weights
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
         self.step = state["step"]
 
 
@@ -79,34 +166,143 @@ class StepMetrics(NamedTuple):
     """What a step measured, left on the device: reading it is the caller's choice, and a synchronisation."""
 
     loss: Tensor  # of this worker's images, times their share of the global batch; the sum over workers is the loss
-    grad_norm: Tensor  # of the global gradient, before the clip
+    grad_norm: (
+        Tensor  # of the global gradient, before the clip; the mean over the replicas where they are clipped apart
+    )
+    quarter_losses: Tensor  # [4] sums of this worker's losses by quarter of 0..T-1, and
+    quarter_counts: Tensor  # [4] how many there were: both add up over steps and workers
+
+
+class _Share(NamedTuple):
+    """A worker's images, or some of them."""
+
+    x_start: Tensor
+    t: Tensor
+    noise: Tensor
+    dropout_key: Tensor | None
+
+    def split(self, size: int) -> "list[_Share]":
+        columns = self.x_start.split(size), self.t.split(size), self.noise.split(size)
+        keys = [None] * len(columns[0]) if self.dropout_key is None else self.dropout_key.split(size)
+        return [_Share(*parts) for parts in zip(*columns, keys, strict=True)]
 
 
 def train_step(
     state: TrainState,
     diffusion: GaussianDiffusion,
-    denoise_fn: DenoiseFn,
+    denoise_fn: Callable[..., Tensor],
     config: OptimConfig,
     *,
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
+    dropout_key: Tensor | None = None,
     world_size: int = 1,
 ) -> StepMetrics:
     """One update of weights and EMA from this worker's share of the global batch.
 
-    x_start, noise: [b,C,H,W]; t: [b]. denoise_fn: the model, or its DistributedDataParallel wrapper, which averages
-    gradients over `world_size` workers. The loss is the mean over the global batch of config.batch_size images,
-    however they are shared out.
+    x_start, noise: [b,C,H,W]; t: [b]; dropout_key: as UNet takes it. denoise_fn: the model, or its
+    DistributedDataParallel wrapper, which averages gradients over `world_size` workers. The loss is the mean over the
+    global batch of config.batch_size images, however they are shared out and whatever state.execution cuts a share into;
+    workers exchange gradients once. ValueError where config.clip_replicas asks for parts that the share is not made of.
     """
-    lr = config.learning_rate(state.step)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"], group["eps"] = config.learning_rate(state.step), config.epsilon(state.step)
     state.optimizer.zero_grad(set_to_none=True)
-    loss = diffusion.training_losses(denoise_fn, x_start, t, noise).sum() / config.batch_size
-    (loss * world_size).backward()  # the wrapper divides by world_size
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    share = _Share(x_start, t, noise, dropout_key)
+    if config.clip_replicas == 1:
+        # The wrapper divides by world_size.
+        losses = _backward(state, diffusion, denoise_fn, share, config.batch_size, world_size, exchange=True)
+        grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+    else:
+        losses, grad_norm = _clip_replicas(state, diffusion, denoise_fn, share, config, world_size)
     state.optimizer.step()
     state.ema.update(state.step)
+    metrics = _measure(losses, grad_norm, t, config.batch_size, diffusion.num_timesteps)
+    _remember_first_bad(state, metrics)
     state.step += 1
-    return StepMetrics(loss.detach(), grad_norm.detach())
+    return metrics
+
+
+def _backward(
+    state: TrainState,
+    diffusion: GaussianDiffusion,
+    denoise_fn: Callable[..., Tensor],
+    share: _Share,
+    divisor: int,
+    factor: int,
+    *,
+    exchange: bool,
+) -> Tensor:
+    """Add the gradient of factor * (sum of losses) / divisor to the weights', a micro-batch at a time; the losses [b].
+    Workers exchange gradients in the last micro-batch's backward pass, or not at all."""
+    bf16 = state.execution.precision == "bfloat16"
+    device = share.x_start.device.type
+    parts = share.split(state.execution.micro_batch or len(share.t))
+    losses = []
+    for number, part in enumerate(parts, 1):
+
+        def network(x_t: Tensor, at: Tensor, key: Tensor | None = part.dropout_key) -> Tensor:
+            extra = () if key is None else (key,)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+                return denoise_fn(x_t, at, *extra).to(x_t.dtype)
+
+        waits = not exchange or number < len(parts)
+        with getattr(denoise_fn, "no_sync", contextlib.nullcontext)() if waits else contextlib.nullcontext():
+            loss = diffusion.training_losses(network, part.x_start, part.t, part.noise)
+            (loss.sum() / divisor * factor).backward()
+        losses.append(loss.detach())
+    return torch.cat(losses)
+
+
+def _clip_replicas(
+    state: TrainState,
+    diffusion: GaussianDiffusion,
+    denoise_fn: Callable[..., Tensor],
+    share: _Share,
+    config: OptimConfig,
+    world_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Leave in the weights' gradients the mean over config.clip_replicas parts of the global batch of each part's clipped
+    gradient; (losses [b], mean norm)."""
+    size = config.batch_size // config.clip_replicas
+    if config.clip_replicas % world_size or len(share.t) != config.batch_size // world_size:
+        raise ValueError(
+            f"clip_replicas is {config.clip_replicas} and this worker, of {world_size}, has {len(share.t)} of "
+            f"{config.batch_size} images: each must have as many whole parts of {size}; take a number of workers that divides "
+            "clip_replicas"
+        )
+    parameters = list(state.model.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    norms, losses = [], []
+    for replica in share.split(size):
+        state.optimizer.zero_grad(set_to_none=True)
+        losses.append(_backward(state, diffusion, denoise_fn, replica, size, 1, exchange=False))
+        norms.append(nn.utils.clip_grad_norm_(parameters, config.grad_clip))
+        torch._foreach_add_(total, cast(list[Tensor], [p.grad for p in parameters]))
+    norm = torch.stack(norms).sum()
+    if world_size > 1:
+        flat = torch.cat([norm.reshape(1), *(g.flatten() for g in total)])
+        torch.distributed.all_reduce(flat)
+        norm, *pieces = flat.split([1, *(g.numel() for g in total)])
+        for g, piece in zip(total, pieces, strict=True):
+            g.copy_(piece.view(g.shape))
+    torch._foreach_div_(total, config.clip_replicas)
+    for p, g in zip(parameters, total, strict=True):
+        p.grad = g
+    return torch.cat(losses), norm.reshape(()) / config.clip_replicas
+
+
+def _measure(losses: Tensor, grad_norm: Tensor, t: Tensor, batch_size: int, num_timesteps: int) -> StepMetrics:
+    quarter = t * QUARTERS // num_timesteps
+    member = quarter[:, None] == torch.arange(QUARTERS, device=t.device)
+    sums = torch.where(member, losses[:, None], 0.0).sum(0)  # where, not a product: NaN stays in its quarter
+    return StepMetrics(losses.sum() / batch_size, grad_norm.detach(), sums, member.sum(0))
+
+
+def _remember_first_bad(state: TrainState, metrics: StepMetrics) -> None:
+    """Without reading anything back: a queue of kernels as any other."""
+    loss, norm = metrics.loss.to(torch.float64), metrics.grad_norm.to(torch.float64)
+    now = torch.stack([torch.full_like(loss, state.step), loss, norm])
+    first = ~now.isfinite().all() & state.first_bad[0].isinf()
+    state.first_bad = torch.where(first, now, state.first_bad)

@@ -3,18 +3,24 @@
 Layer by layer as in Ho's code: 3x3 stride-2 downsampling padded (0, 1, 0, 1) as TensorFlow's SAME, nearest upsampling,
 GroupNorm(32, eps 1e-6), concatenation [h, skip], Glorot-uniform weights, and the layers that close a residual branch
 scaled to 1e-5 of that, so that a new network outputs about 0.
+
+Memory format: channels_last weights carry through the whole network. Under autocast convolutions and products are bfloat16;
+norms, the swish and the dropout behind them work in the weights' float32, softmax adds up in float32.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_core.checks import check_images, check_timesteps
+from ddpm_core.dropout import addressed_dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,11 @@ class UNetConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1)")
 
+    @property
+    def dropout_layers(self) -> int:
+        """How many keys an image needs for its dropout: one a residual block, none where nothing is dropped."""
+        return len(self.ch_mult) * (2 * self.num_res_blocks + 1) + 2 if self.dropout else 0
+
 
 def timestep_embedding(t: Int[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:
     """[sin(t f), cos(t f)] with dim/2 frequencies f from 1 down to 1e-4, float32."""
@@ -79,8 +90,14 @@ def _conv3x3(in_channels: int, out_channels: int, scale: float = 1.0) -> nn.Conv
     return _init(nn.Conv2d(in_channels, out_channels, 3, padding=1), scale)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+class Norm(nn.GroupNorm):
+    """GroupNorm(32, eps 1e-6) in the precision of its weights, also under autocast, on every device."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Downsample(nn.Module):
@@ -110,19 +127,20 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, temb_channels: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = Norm(in_channels)
         self.conv1 = _conv3x3(in_channels, out_channels)
         self.temb_proj = _init(nn.Linear(temb_channels, out_channels))
-        self.norm2 = _norm(out_channels)
+        self.norm2 = Norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = _conv3x3(out_channels, out_channels, scale=0.0)
         self.shortcut = _init(nn.Conv2d(in_channels, out_channels, 1)) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, key: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.shortcut(x) + h
+        h = F.silu(self.norm2(h))
+        h = self.dropout(h) if key is None else addressed_dropout(h, self.dropout.p, key)
+        return self.shortcut(x) + self.conv2(h)
 
 
 class AttnBlock(nn.Module):
@@ -130,7 +148,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = Norm(channels)
         self.q = _init(nn.Linear(channels, channels))
         self.k = _init(nn.Linear(channels, channels))
         self.v = _init(nn.Linear(channels, channels))
@@ -153,16 +171,27 @@ class Block(nn.Module):
         self.res = ResBlock(in_channels, out_channels, temb_channels, dropout)
         self.attn = AttnBlock(out_channels) if attention else nn.Identity()
 
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        return self.attn(self.res(x, temb))
+    def forward(self, x: Tensor, temb: Tensor, key: Tensor | None = None) -> Tensor:
+        return self.attn(self.res(x, temb, key))
+
+
+def _on_joined(block: Block, h: Tensor, skip: Tensor, temb: Tensor, key: Tensor | None) -> Tensor:
+    """A block on [h, skip]: one call, so that a checkpointed block keeps both and not their concatenation too."""
+    return block(torch.cat([h, skip], dim=1), temb, key)
 
 
 class UNet(nn.Module):
-    """UNet(config)(x [B,C,H,W], t [B]) -> [B,C or 2C,H,W]; t is 0..T-1."""
+    """UNet(config)(x [B,C,H,W], t [B]) -> [B,C or 2C,H,W]; t is 0..T-1.
+
+    dropout_key: int32 [B, config.dropout_layers, 2], from ddpm_core.dropout.dropout_keys, makes a training network's
+    dropout a function of it; without one, dropout draws from torch's generator.
+    activation_checkpointing: keep each layer's input alone for the backward pass and compute the rest again there.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         ch, temb_channels = config.ch, 4 * config.ch
         self.temb = nn.Sequential(
             _init(nn.Linear(ch, temb_channels)), nn.SiLU(), _init(nn.Linear(temb_channels, temb_channels))
@@ -199,10 +228,20 @@ class UNet(nn.Module):
             if level != 0:
                 self.up.append(Upsample(current))
 
-        self.norm_out = _norm(current)
+        self.norm_out = Norm(current)
         self.conv_out = _conv3x3(current, config.out_channels or config.in_channels, scale=0.0)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b out h w"]:
+    def _run(self, layer: Callable[..., Tensor], *args: Any) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        dropout_key: Int32[Tensor, "b layers 2"] | None = None,
+    ) -> Float[Tensor, "b out h w"]:
         config = self.config
         check_images("x", x)
         check_timesteps(t, len(x))
@@ -211,13 +250,24 @@ class UNet(nn.Module):
                 f"x is {list(x.shape)}: this network wants [B, {config.in_channels}, {config.image_size}, "
                 f"{config.image_size}]"
             )
+        keys: list[Tensor | None] = [None] * (len(self.down) + len(self.up) + 2)
+        if dropout_key is not None and self.training:
+            if dropout_key.shape[1] != config.dropout_layers:
+                raise ValueError(
+                    f"dropout_key is {list(dropout_key.shape)}: this network wants [B, {config.dropout_layers}, 2]"
+                )
+            keys = list(reversed(dropout_key.unbind(1)))
         temb = self.temb(timestep_embedding(t, config.ch).to(x.dtype))
         h = self.conv_in(x)
         skips = [h]
         for layer in self.down:
-            h = layer(h, temb) if isinstance(layer, Block) else layer(h)
+            h = self._run(layer, h, temb, keys.pop()) if isinstance(layer, Block) else self._run(layer, h)
             skips.append(h)
-        h = self.mid2(self.mid1(h, temb), temb)
+        h = self._run(self.mid1, h, temb, keys.pop())
+        h = self._run(self.mid2, h, temb, keys.pop())
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), temb) if isinstance(layer, Block) else layer(h)
+            if isinstance(layer, Block):
+                h = self._run(_on_joined, layer, h, skips.pop(), temb, keys.pop())
+            else:
+                h = self._run(layer, h)
         return self.conv_out(F.silu(self.norm_out(h)))

@@ -1,16 +1,51 @@
-"""Images to shards: python jobs/preprocess.py --source church_outdoor_train_lmdb --output /data/church --image-size 256"""
+"""Images to shards: python jobs/preprocess.py --source church_outdoor_train_lmdb --output /data/church --image-size 256
+
+python jobs/preprocess.py verify /data/church    reads every byte again and compares it with the manifest
+python jobs/preprocess.py stats /data/church     prints the data set's card
+"""
 
 import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from jobs.cli import parse, run, say
+from pipelines.card import card
+from pipelines.locations import location
 from pipelines.preprocess import PreprocessConfig, preprocess
+from pipelines.progress import Progress
+from pipelines.shards import ShardedDataset
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A data set that is there."""
+
+    path: Annotated[str, tyro.conf.Positional]
+    """The folder of shards; a local path or a URL."""
 
 
 def main() -> None:
-    config = parse(PreprocessConfig, sys.argv[1:], description="Turn encoded images into shards of [-1, 1] images.")
-    dataset = preprocess(config, say)
-    skipped = len(dataset.manifest["skipped"])
-    say(f"preprocess: {len(dataset):,} images in {dataset.path} ({skipped} skipped), sha256 {dataset.sha256[:12]}")
+    match sys.argv[1:]:
+        case ["verify", *rest]:
+            dataset = open_existing(rest, "verify", "Read a data set again and compare every byte with its manifest.")
+            progress = Progress("verify", len(dataset), "images", say)
+            dataset.verify(progress.at)
+            say(
+                f"verify: {len(dataset):,} images in {dataset.path} are as the manifest says, sha256 {dataset.sha256[:12]}"
+            )
+        case ["stats", *rest]:
+            print(card(open_existing(rest, "stats", "Print a data set's card.")))
+        case arguments:
+            config = parse(PreprocessConfig, arguments, description="Turn images into shards of [-1, 1] images.")
+            dataset = preprocess(config, say)
+            say(f"preprocess: {dataset.path} is done\n{card(dataset)}")
+
+
+def open_existing(arguments: list[str], word: str, description: str) -> ShardedDataset:
+    path = parse(Existing, arguments, description=description, first=word).path
+    return ShardedDataset.open(location(path, option="PATH"))
 
 
 if __name__ == "__main__":

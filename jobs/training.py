@@ -2,13 +2,29 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, say
+from pipelines.planning import describe_plan
 from pipelines.train import train
 from pipelines.training_config import TrainConfig, config_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """What a training job is asked."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Print the resolved configuration and what the run will cost, and end."""
+    gpu: str = "H100 80GB HBM3"
+    """For the dry run: the GPU's name, as torch.cuda.get_device_name says it."""
+    utilisation: float = 0.3
+    """For the dry run: model FLOPs done over FLOPs possible."""
 
 
 def train_job(recipes: Mapping[str, str], description: str) -> None:
@@ -21,10 +37,13 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
         raise InputError(f"no recipe is given: put one of {', '.join(recipes)} first")
     if name not in recipes:
         raise InputError(f"recipe {name!r} is unknown: choose one of {', '.join(recipes)}")
-    default = config_for(recipes[name], shards=tyro.MISSING)
     first = name if len(recipes) > 1 else ""
     choice = f"Recipes: {', '.join(recipes)} (shown: {name}). " if len(recipes) > 1 else ""
-    config = parse(TrainConfig, arguments, description=f"{description} {choice}", default=default, first=first)
-    result = train(config, say)
+    default = TrainCommand(config=config_for(recipes[name], shards=tyro.MISSING))
+    command = parse(TrainCommand, arguments, description=f"{description} {choice}", default=default, first=first)
+    if command.dry_run:
+        print(describe_plan(command.config, command.gpu, command.utilisation))
+        return
+    result = train(command.config, say)
     say(f"train: checkpoints in {result.folder}; MLflow run {result.run_id}")
     say(f"train: evaluate with python jobs/evaluate.py --run {result.name} --storage {result.folder.parent.parent}")

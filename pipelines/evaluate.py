@@ -22,10 +22,11 @@ from ddpm_core.protocol import Protocol
 from ddpm_core.samplers import Method, Spacing
 from pipelines.chunks import Chunk, ChunkWorker, SampleSettings, finished_chunk
 from pipelines.cluster import check_fits, connect
-from pipelines.locations import absolute
+from pipelines.locations import Location, absolute, location
 from pipelines.progress import Progress, Say
 from pipelines.reference import extractor_for, reference_statistics
 from pipelines.results import GRID, Evaluation, describe_values, measure, read_evaluation, record
+from pipelines.saving import mark_best, saved_steps
 from pipelines.selection import find_checkpoints
 from pipelines.shards import ShardedDataset
 from pipelines.tracking import Tracker, default_uri, flatten
@@ -100,7 +101,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     storage = absolute(config.storage, option="--storage")
     uri = config.tracking_uri or default_uri(storage)
     name, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, uri)
-    dataset = ShardedDataset.open(absolute(config.reference or checkpoints[0].config["shards"], option="--reference"))
+    dataset = ShardedDataset.open(location(config.reference or checkpoints[0].config["shards"], option="--reference"))
     network = checkpoints[0].unet_config()
     if dataset.shape != (network.image_size, network.image_size, network.in_channels):
         raise InputError(
@@ -156,9 +157,22 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     for checkpoint, evaluation in zip(checkpoints, evaluations, strict=True):
         record(train_run or run, run, name, checkpoint, evaluation, dataset)
     run.finish()
+    if config.weights == "ema":
+        keep_best(folders[checkpoints[0].step].parent, checkpoints[0].path.parent, say)
     if not todo:
         say(f"evaluate: {name} is done, {len(checkpoints)} checkpoints under protocol {protocol.fingerprint}")
     return EvaluateResult(run.run_id, evaluations)
+
+
+def keep_best(evaluated: Path, run: Location, say: Say) -> None:
+    """Have the training run keep its best checkpoint, by all finished evaluations of a protocol."""
+    found = [read_evaluation(path.parent) for path in evaluated.glob(f"step-*/{MANIFEST}")]
+    there = set(saved_steps(run))
+    best = min(found, key=lambda evaluation: (evaluation.distance, evaluation.step))
+    if best.step in there:
+        mark_best(run, best.step)
+    else:
+        say(f"evaluate: the best checkpoint, step {best.step:,}, is no longer kept: give the run a larger --keep-last")
 
 
 def extractor_spec(config: EvaluateConfig) -> str:

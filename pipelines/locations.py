@@ -16,6 +16,17 @@ from ddpm_core.errors import InputError
 
 Location = Path | UPath
 
+# What disks, networks and object stores raise when they fail.
+STORAGE_ERRORS: tuple[type[Exception], ...] = (OSError,)
+with contextlib.suppress(ImportError):
+    from aiohttp import ClientError  # a part of ray[default]; gcsfs raises it
+
+    STORAGE_ERRORS += (ClientError,)
+with contextlib.suppress(ImportError):
+    from botocore.exceptions import BotoCoreError  # comes with s3fs
+
+    STORAGE_ERRORS += (BotoCoreError,)
+
 
 def in_submitted_job() -> bool:
     """Whether the current folder is a temporary copy that `ray job submit --working-dir` uploaded."""

@@ -1,17 +1,16 @@
 """Reference statistics: a Ray Data pass over the shards, made once for a data set and extractor, and kept with them."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.data
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
-from ddpm_core.commit import committed_file
 from ddpm_core.features import FeatureExtractor, load_extractor
 from ddpm_core.frechet import FeatureStatistics
 from pipelines.cluster import connect
+from pipelines.locations import Location, committed
 from pipelines.progress import Progress, Say
 from pipelines.shards import ShardedDataset
 
@@ -45,7 +44,7 @@ class ShardFeatures:
         }
 
 
-def reference_path(dataset: ShardedDataset, extractor: FeatureExtractor) -> Path:
+def reference_path(dataset: ShardedDataset, extractor: FeatureExtractor) -> Location:
     """Where the statistics lie; the name holds the sha256 of the images and of the extractor."""
     name = f"{extractor.name}-{extractor.sha256[:12]}-{dataset.sha256[:12]}.safetensors"
     return dataset.path / "reference" / name
@@ -57,7 +56,7 @@ def reference_statistics(dataset: ShardedDataset, spec: str, cpus: float, say: S
     extractor = extractor_for(spec, dataset)
     path = reference_path(dataset, extractor)
     if path.is_file():
-        return FeatureStatistics.from_statistics(load_file(path))
+        return FeatureStatistics.from_statistics(load(path.read_bytes()))
     connect()
     progress = Progress("reference", len(dataset), "images", say)
     numbers = [{"shard": number} for number in range(len(dataset.manifest["shards"]))]
@@ -76,6 +75,6 @@ def reference_statistics(dataset: ShardedDataset, spec: str, cpus: float, say: S
             merged.merge_state(early.pop(turn))
             turn += 1
         progress.advance(len(dataset.shard_range(number)))
-    with committed_file(path) as temporary:
+    with committed(path) as temporary:
         save_file(merged.statistics(), temporary)
     return merged

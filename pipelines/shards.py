@@ -1,67 +1,60 @@
-"""The shard format and random access to it.
+"""A data set as a folder of shards and a manifest that comes last: what is in it, and any image of it by number.
 
-A data set is a folder of Parquet files and a manifest that comes last. A file holds a fixed range of the source's keys:
-`key` (string) and `image` (fixed-size binary, 8-bit pixels, height x width x channels). The schema's metadata says the
-shape and the affine map to [-1, 1]; every reader here hands out [-1, 1].
+A shard holds a fixed range of the source's keys (pipelines.shard_format says how). The folder is local or a URL. Every
+reader here hands out [-1, 1], or the pixels that stand for it.
 """
 
-import functools
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ddpm_core import images, rng
+from ddpm_core import images
 from ddpm_core.commit import read_manifest, verify_files
 from ddpm_core.errors import InputError
+from pipelines.batches import BatchOrder
+from pipelines.locations import Location, location
+from pipelines.shard_format import FORMAT, ContentHash, dataset_sha256, image_sha256
+from pipelines.shard_reading import ShardReader, opened
 
 WHAT = "data set"
-FORMAT = 1
-CACHE_BYTES = 2 << 30  # decoded pixels a process keeps; CIFAR-10 is 0.15 GB
-
-
-def shard_schema(shape: Sequence[int]) -> pa.Schema:
-    """The schema of a shard of images [height, width, channels]."""
-    facts = {"shape": list(shape), "layout": "HWC", "divide_by": images.SCALE, "then_add": images.OFFSET}
-    return pa.schema(
-        [("key", pa.string()), ("image", pa.binary(int(np.prod(shape))))],
-        metadata={"ddpm": json.dumps(facts, sort_keys=True)},
-    )
-
-
-def write_shard(path: Path, keys: Sequence[str], pixels: np.ndarray, shape: Sequence[int]) -> None:
-    """One Parquet file; `pixels` is uint8 [n, *shape]. The bytes depend on the content alone."""
-    width = int(np.prod(shape))
-    binary = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(width), len(keys), [None, pa.py_buffer(np.ascontiguousarray(pixels))]
-    )
-    table = pa.Table.from_arrays([pa.array(keys, pa.string()), binary], schema=shard_schema(shape))
-    pq.write_table(table, path, compression="zstd", row_group_size=1024, use_dictionary=False)
 
 
 @dataclass(frozen=True)
 class ShardedDataset:
-    """Images by global index, in the order of the source's keys. Picklable; files are opened on first use."""
+    """Images by global index, in the order of the source's keys. Picklable, safe for threads; opens files on first use."""
 
-    path: Path
+    path: Location
     manifest: Mapping[str, Any]
+    _reader: ShardReader = field(init=False, repr=False, compare=False)
+    _order: BatchOrder = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_reader", ShardReader(self.path, self.manifest))
+        object.__setattr__(self, "_order", BatchOrder(self._reader.groups))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardedDataset, (self.path, self.manifest)
 
     @classmethod
-    def open(cls, path: Path | str) -> "ShardedDataset":
-        """InputError where there is no finished data set."""
-        manifest = read_manifest(Path(path), what=WHAT)
-        if manifest.get("format") != FORMAT or "shards" not in manifest:
+    def open(cls, path: Location | str) -> "ShardedDataset":
+        """From a folder or URL. InputError where there is no finished data set of this format."""
+        place = location(path, option="the data set") if isinstance(path, str) else path
+        manifest = read_manifest(place, what=WHAT)
+        if "shards" not in manifest or "format" not in manifest:
             raise InputError(
-                f"{WHAT} {str(path)!r} has a manifest of another kind: give a folder that jobs/preprocess.py made"
+                f"{WHAT} {str(place)!r} has a manifest of another kind: give a folder that jobs/preprocess.py made"
             )
-        return cls(Path(path), manifest)
+        if manifest["format"] != FORMAT:
+            raise InputError(
+                f"{WHAT} {str(place)!r} is of format {manifest['format']}, not {FORMAT}: make it again with "
+                "jobs/preprocess.py, in another folder"
+            )
+        return cls(place, manifest)
 
     def __len__(self) -> int:
         return int(self.manifest["images"])
@@ -81,41 +74,22 @@ class ShardedDataset:
         height, width, channels = self.manifest["shape"]
         return height, width, channels
 
-    @functools.cached_property
-    def _starts(self) -> np.ndarray:
-        rows = [shard["images"] for shard in self.manifest["shards"]]
-        return np.concatenate([[0], np.cumsum(rows)])
+    @property
+    def nbytes(self) -> int:
+        """Of all pixels as uint8."""
+        return len(self) * int(np.prod(self.shape))
 
-    @functools.cached_property
-    def _shard(self) -> Any:
-        largest = max(shard["images"] for shard in self.manifest["shards"]) * int(np.prod(self.shape))
-        return functools.lru_cache(maxsize=max(1, CACHE_BYTES // max(1, largest)))(self._read_shard)
-
-    def _read_shard(self, number: int) -> np.ndarray:
-        name = self.manifest["shards"][number]["file"]
-        try:
-            column = pq.read_table(self.path / name, columns=["image"], memory_map=True).column("image")
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{WHAT} {str(self.path)!r} has an unreadable file {name!r} ({error}): make it again"
-            ) from error
-        chunks = [
-            np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, *self.shape)[chunk.offset :][: len(chunk)]
-            for chunk in column.chunks
-        ]
-        return np.concatenate(chunks)
+    @property
+    def by_image(self) -> bool:
+        """Whether any image can be read alone; otherwise it costs its row group, unless that is among those kept."""
+        return self._reader.by_image
 
     def pixels(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 [B,H,W,C]. IndexError beyond 0..len-1."""
+        """uint8 [B,H,W,C]. IndexError beyond 0..len-1; InputError where a file is damaged."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"indices run from {wanted.min()} to {wanted.max()}: they must lie in 0..{len(self) - 1}")
-        result = np.empty((len(wanted), *self.shape), np.uint8)
-        numbers = np.searchsorted(self._starts, wanted, side="right") - 1
-        for number in np.unique(numbers):
-            at = numbers == number
-            result[at] = self._shard(int(number))[wanted[at] - self._starts[number]]
-        return result
+        return self._reader.pixels(wanted)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """float32 [B,C,H,W] in [-1, 1]."""
@@ -123,39 +97,52 @@ class ShardedDataset:
 
     def keys(self, shard: int) -> list[str]:
         """The source's keys of one shard, in order."""
-        name = self.manifest["shards"][shard]["file"]
-        return pq.read_table(self.path / name, columns=["key"]).column("key").to_pylist()
+        groups = range(len(self._reader.groups_of(shard)))
+        return [key for group in groups for key in self._reader.table(shard, group, ["key"]).column("key").to_pylist()]
 
     def shard_range(self, shard: int) -> range:
         """The global indices of one shard."""
-        return range(int(self._starts[shard]), int(self._starts[shard + 1]))
+        return range(int(self._reader.starts[shard]), int(self._reader.starts[shard + 1]))
 
-    def verify(self) -> None:
-        """Check every file's size and sha256. InputError names the first that differs."""
+    def global_batch(self, seed: int, step: int, batch_size: int, shuffle_window: int | None = None) -> np.ndarray:
+        """The images of training step `step`, int64 [batch_size]: a function of the data set's row groups and the
+        arguments. The stream of all steps goes through the data set in epochs that visit every image once, each in an
+        order of its own, as pipelines.batches.epoch_order says."""
+        return self._order.global_batch(seed, step, batch_size, shuffle_window)
+
+    def verify(self, progress: Callable[[int], None] = lambda images: None) -> None:
+        """Check everything that the manifest and the files say: sizes and sha256 of files, counts, the digest of every
+        image, ascending keys, and the content hashes. InputError names the first thing that differs. `progress` gets
+        the number of images checked so far, a row group at a time."""
         verify_files(self.path, self.manifest, what=WHAT)
+        last, checked = "", 0
+        for shard, facts in enumerate(self.manifest["shards"]):
+            content = ContentHash()
+            for group in range(len(self._reader.groups_of(shard))):
+                table = self._reader.table(shard, group, ["key", "sha256", "image"])
+                keys, digests = table.column("key").to_pylist(), table.column("sha256").to_pylist()
+                pixels = self._reader.decode(shard, table.column("image"))
+                for key, digest, image in zip(keys, digests, pixels, strict=True):
+                    if key <= last:
+                        raise self._reader.damaged(shard, f"key {key!r} comes after {last!r}")
+                    if image_sha256(image) != digest:
+                        raise self._reader.damaged(shard, f"image {key!r} differs from its sha256")
+                    content.update(key, digest)
+                    last = key
+                checked += len(keys)
+                progress(checked)
+            if content.hexdigest() != facts["content_sha256"]:
+                raise self._reader.damaged(shard, "its content differs from content_sha256 in the manifest")
+        total = dataset_sha256(facts["content_sha256"] for facts in self.manifest["shards"])
+        if checked != len(self) or total != self.sha256:
+            raise InputError(
+                f"{WHAT} {str(self.path)!r} has {checked:,} images with sha256 {total}, not the {len(self):,} with {self.sha256} "
+                "that its manifest promises: make it again"
+            )
 
-
-def global_batch(num_images: int, seed: int, step: int, batch_size: int) -> np.ndarray:
-    """The images of training step `step`, int64 [batch_size]: a function of its arguments alone.
-
-    The stream of all steps goes through the data set in epochs; each epoch visits every image once, in an order of its
-    own. A batch may end one epoch and begin the next.
-    """
-    first = step * batch_size
-    positions = np.arange(first, first + batch_size)
-    epochs, offsets = np.divmod(positions, num_images)
-    batch = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
-        at = epochs == epoch
-        batch[at] = _epoch_order(num_images, seed, int(epoch))[offsets[at]]
-    return batch
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    return rng.permutation(seed, "epoch", epoch, num_images).numpy()
-
-
-def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
-    """The contiguous part of a global batch that belongs to a worker; the parts differ by at most one image."""
-    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+    @staticmethod
+    def digests(file: Location) -> list[tuple[str, bytes]]:
+        """The keys and the images' sha256 of a shard's file, in order; pixels are not read."""
+        with opened(file) as source:
+            table = pq.read_table(source, columns=["key", "sha256"])
+        return list(zip(table.column("key").to_pylist(), table.column("sha256").to_pylist(), strict=True))

@@ -16,7 +16,7 @@ from ddpm_core.protocol import fingerprint
 from ddpm_core.schedules import Schedule, prior_bits_per_dim
 from pipelines.cluster import check_fits, connect
 from pipelines.evaluate import EvaluateConfig, evaluate, extractor_spec
-from pipelines.locations import absolute
+from pipelines.locations import absolute, location
 from pipelines.progress import Say
 from pipelines.reference import reference_statistics
 from pipelines.shards import ShardedDataset
@@ -81,7 +81,7 @@ def sweep(config: SweepConfig, say: Say = lambda line: None) -> SweepResult:
     InputError for anything train() or evaluate() would refuse, before a trial starts.
     """
     storage = absolute(config.train.storage, option="--storage")
-    dataset = ShardedDataset.open(absolute(config.train.shards, option="--shards"))
+    dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     check_dataset(config.train, dataset)
     trials = config.trials()
     names = {label: run_name(trial, dataset) for label, trial in trials.items()}

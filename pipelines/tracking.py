@@ -5,6 +5,8 @@ import logging
 import os
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
+from pipelines.locations import Location
 
 Kind = Literal["train", "evaluate", "sweep"]
 BATCH = 100  # MLflow's limit for parameters a call; for metrics it is 1,000
@@ -27,9 +30,29 @@ for name in ("mlflow", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def default_uri(storage: Path) -> str:
-    """MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+def default_uri(storage: Location) -> str:
+    """MLFLOW_TRACKING_URI, or an SQLite file in the storage folder. InputError where that is a URL."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None and not isinstance(storage, Path):
+        raise InputError(
+            f"--storage is {str(storage)!r}, where no SQLite database can lie: give --tracking-uri http://host:port, or set "
+            "MLFLOW_TRACKING_URI"
+        )
+    return given or f"sqlite:///{storage}/mlflow.db"
+
+
+def check_answers(uri: str) -> None:
+    """InputError where no server answers at an http URI: at once, not after MLflow's minutes of trying again."""
+    try:
+        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in, MLflow will say
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"tracking server {uri!r} cannot be reached from here ({error}): start it, or give the address that this machine "
+            "knows it by"
+        ) from error
 
 
 def name_of_run(uri: str, run_id: str) -> str | None:
@@ -111,7 +134,7 @@ class TrackedRun:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def checkpoint_model(self, name: str, step: int, path: Path, sha256: str) -> str:
+    def checkpoint_model(self, name: str, step: int, path: object, sha256: str) -> str:
         """The id of the LoggedModel that stands for a checkpoint; the weights stay where they are."""
         found = self.client.search_logged_models(
             [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{self.run_id}'"
@@ -129,7 +152,7 @@ class TrackedRun:
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         return str(model.model_id)
 
-    def finish(self, status: Literal["FINISHED", "FAILED"] = "FINISHED") -> None:
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         self.client.set_terminated(self.run_id, status)
 
 
@@ -137,12 +160,14 @@ class Tracker:
     """An MLflow experiment that is written to. The first one, in a driver, makes the database and the experiment:
     several processes that make an SQLite database at once break it."""
 
-    def __init__(self, uri: str, experiment: str, storage: Path) -> None:
+    def __init__(self, uri: str, experiment: str, storage: Location) -> None:
         if uri.startswith("file:") or "://" not in uri:
             raise InputError(
                 f"tracking URI is {uri!r}, a folder: MLflow 3 keeps no runs in folders; give sqlite:////absolute/path.db or "
                 "http://host:port"
             )
+        if uri.startswith("http"):
+            check_answers(uri)
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.uri = uri

@@ -8,7 +8,7 @@ import tyro
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS, Preset
-from ddpm_core.training import OptimConfig
+from ddpm_core.training import Execution, OptimConfig
 from ddpm_core.unet import UNetConfig
 
 
@@ -26,20 +26,34 @@ class TrainConfig:
     """The diffusion process and the loss."""
     optim: OptimConfig
     """The optimiser."""
+    execution: Execution
+    """How a step is carried out."""
     horizontal_flip: bool
     """Mirror each training image with probability 1/2."""
     steps: int
     """How many updates to make; a finished run given more goes on."""
+    shuffle_window: int | None = None
+    """Images among which each epoch's order is uniform, of row groups in random order; by default all. For data sets that
+    are read by row groups (URLs, storage float32) and too large to be kept."""
     seed: int = 0
-    """Of weights, batches, timesteps, noise and flips."""
+    """Of weights, batches, timesteps, noise, flips and dropout."""
     workers: int = 1
     """Data-parallel processes, one a GPU where there are GPUs; they share the batch."""
     cpus_per_worker: float = 0.9
     """CPUs of each; a little under a whole one leaves room for drivers on a small machine."""
+    min_workers: int | None = None
+    """With it, the run starts with as many workers as the cluster has room for, from this number up to --workers, and
+    follows when nodes come and go."""
     checkpoint_every: int = 5000
     """Updates between checkpoints; a killed run loses at most these."""
+    keep_last: int = 5
+    """How many of the newest checkpoints stay; the one marked as the best stays besides."""
+    keep_every: int | None = 50_000
+    """Checkpoints at multiples of so many updates stay for ever."""
     log_every: int = 100
     """Updates between log records."""
+    sample_every: int | None = 10_000
+    """Updates between grids of samples from the EMA weights, which MLflow shows while the run goes on."""
     max_failures: int = 3
     """How often a lost worker is replaced before the run fails."""
     storage: str = "runs"
@@ -50,10 +64,33 @@ class TrainConfig:
     """The MLflow experiment."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "workers", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                option = "--" + name.replace("_", "-")
-                raise InputError(f"{option} is {getattr(self, name)}: give a positive number")
+        for name in (
+            "steps",
+            "workers",
+            "min_workers",
+            "checkpoint_every",
+            "keep_last",
+            "keep_every",
+            "log_every",
+            "sample_every",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise InputError(
+                f"--min-workers is {self.min_workers}, above --workers {self.workers}: give at most as many"
+            )
+        replicas = self.optim.clip_replicas
+        if replicas > 1 and (replicas % self.workers or self.min_workers is not None):
+            raise InputError(
+                f"--workers is {self.workers} and --optim.clip-replicas {replicas}: give a number of workers that divides it, "
+                "without --min-workers"
+            )
+        if self.shuffle_window is not None and self.shuffle_window < 1:
+            raise InputError(
+                f"--shuffle-window is {self.shuffle_window}: give a positive number of images, or leave it out"
+            )
         if self.workers > self.optim.batch_size:
             raise InputError(
                 f"--workers is {self.workers} for a batch of {self.optim.batch_size}: each worker needs an image"
@@ -62,13 +99,16 @@ class TrainConfig:
     def identity(self, dataset_sha256: str) -> dict[str, Any]:
         """Everything that decides the result of each step. The number of steps is not in it: a longer run goes on from a
         shorter one."""
+        window = {} if self.shuffle_window is None else {"shuffle_window": self.shuffle_window}
         return {
             "unet": asdict(self.unet),
             "diffusion": asdict(self.diffusion),
-            "optim": asdict(self.optim),
+            "optim": self.optim.identity(),
             "horizontal_flip": self.horizontal_flip,
             "seed": self.seed,
             "dataset": dataset_sha256,
+            **self.execution.identity(),
+            **window,
         }
 
 
@@ -80,6 +120,7 @@ def config_for(preset_name: str, **changes: Any) -> TrainConfig:
         "unet": preset.unet,
         "diffusion": preset.diffusion,
         "optim": preset.optim,
+        "execution": Execution(),
         "horizontal_flip": preset.horizontal_flip,
         "steps": preset.steps,
     }

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DDPM_PROGRESS_SECONDS"] = "0"
-# Credentials of nobody: no test ever talks to a store outside this machine.
+# Credentials of nobody, and an address where s3_bucket may start a server: no test talks to a store elsewhere.
+with socket.create_server(("127.0.0.1", 0)) as found:
+    S3_PORT = found.getsockname()[1]
 os.environ.update(AWS_ACCESS_KEY_ID="tests", AWS_SECRET_ACCESS_KEY="tests", AWS_DEFAULT_REGION="us-east-1")
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{S3_PORT}"
 for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DDPM_INCEPTION_WEIGHTS"):
     os.environ.pop(variable, None)
 
@@ -78,11 +82,8 @@ def s3_bucket() -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
     s3fs.S3FileSystem().mkdir("ddpm-tests")
     yield "s3://ddpm-tests"
     server.stop()
-    del os.environ["AWS_ENDPOINT_URL"]

@@ -58,7 +58,7 @@ def test_the_file_tree_names_every_module_and_no_other() -> None:
             section = line.split("/")[0]
         named |= {f"{section}/{name}" for name in re.findall(r"[a-z0-9_]+\.py", line)}
     packages = ("ddpm_core", "pipelines")
-    there = {f"{p}/{path.name}" for p in packages for path in (ROOT / p).glob("*.py") if path.name != "__init__.py"}
+    there = {f"{p}/{path.name}" for p in packages for path in (ROOT / p).rglob("*.py") if path.name != "__init__.py"}
     assert {name for name in named if name.startswith(packages)} == there
 
 

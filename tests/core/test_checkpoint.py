@@ -1,5 +1,7 @@
 """Checkpoints: what was saved comes back exactly, damage is named, nothing runs on load, and a killed writer loses nothing."""
 
+import contextlib
+import copy
 import json
 import os
 import pickle
@@ -7,7 +9,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_core.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint
+from ddpm_core.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint, snapshot
 from ddpm_core.commit import remove_leftovers, sha256_file, verify_files
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import InputError
@@ -79,9 +83,112 @@ def test_a_checkpoint_knows_its_step_history_and_configuration(tmp_path: Path, t
     save_checkpoint(tmp_path, trained, CONFIG, [{"step": 1, "loss": 0.5}])
     (found,) = list_checkpoints(tmp_path)
     assert found.step == 2
-    assert list(found.history) == [{"step": 1, "loss": 0.5}]
+    assert found.history == [{"step": 1, "loss": 0.5}]
     assert found.unet_config() == TINY.unet
     assert found.diffusion_config() == DiffusionConfig(var_type="fixedlarge")
+
+
+def test_the_whole_history_of_a_long_run_comes_back_exactly(tmp_path: Path, trained: TrainState) -> None:
+    history = [
+        {"step": 100 * n, "loss": 0.1 / n, "grad_norm": 1e300 / n, "lr": 2e-4, "images_per_second": 812.25 + n}
+        for n in range(1, 13_001)
+    ]
+    saved = save_checkpoint(tmp_path, trained, CONFIG, history)
+    assert saved.history == history
+    assert (saved.path / "history.jsonl").stat().st_size < 2_000_000
+    assert (saved.path / "manifest.json").stat().st_size < 10_000  # a list of many checkpoints stays cheap
+    with (saved.path / "history.jsonl").open("a") as file:
+        file.write('{"step": 1300100, "loss": 0.0}\n')
+    with pytest.raises(InputError, match=r"has a damaged file 'history.jsonl'"):
+        _ = saved.history
+
+
+def test_a_snapshot_shares_nothing_with_the_state_and_takes_the_memory_of_an_earlier_one() -> None:
+    state = state_after(1)
+    first = snapshot(state)
+    before = copy.deepcopy(first)
+    advance(state, 1)
+    assert_equal_trees(first, before)
+    addresses = {tensor.data_ptr() for tensor in leaves(first)}
+    second = snapshot(state, first)
+    assert_equal_trees(second, state.state_dict())
+    assert {tensor.data_ptr() for tensor in leaves(second)} == addresses
+    other = TrainState(torch.nn.Linear(3, 2), OPTIM)  # nothing of it fits
+    assert_equal_trees(snapshot(other, second), other.state_dict())
+    untrained = state_after(0)
+    assert_equal_trees(
+        snapshot(state, snapshot(untrained)), state.state_dict()
+    )  # Adam's moments come with its first step
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else []
+    return [leaf for item in items for leaf in leaves(item)]
+
+
+def assert_equal_trees(one: Any, two: Any) -> None:
+    """Equal keys, values, shapes and layouts."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, two)
+        assert one.stride() == two.stride()
+    elif isinstance(one, dict):
+        assert list(one) == list(two)
+        for key in one:
+            assert_equal_trees(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert type(one) is type(two)
+        for a, b in zip(one, two, strict=True):
+            assert_equal_trees(a, b)
+    else:
+        assert one == two
+
+
+def test_a_reader_of_a_checkpoint_that_is_replaced_all_the_time_never_gets_the_others_weights(tmp_path: Path) -> None:
+    state = TrainState(torch.nn.Linear(200, 200), OPTIM)
+    stop = threading.Event()
+
+    def write(value: float = 0.0) -> None:
+        for tensor in [*state.model.parameters(), *state.ema.shadow.values()]:
+            tensor.data.fill_(value)
+        save_checkpoint(tmp_path, state, {"value": value})
+
+    def read() -> int:
+        good = 0
+        while not stop.is_set():
+            with contextlib.suppress(InputError):
+                found = open_checkpoint(tmp_path / "step-00000000")
+                weights = found.weights()
+                assert all(bool((tensor == found.config["value"]).all()) for tensor in weights.values())
+                good += 1
+        return good
+
+    write()
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for number in range(60):
+                write(float(number))
+        finally:
+            stop.set()
+    assert all(reader.result() > 0 for reader in readers)
+
+
+def test_a_list_is_made_beside_a_deletion(tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
+    for trained.step in (1, 2):
+        save_checkpoint(tmp_path, trained, CONFIG)
+
+    def open_late(path: Path) -> Checkpoint:
+        if path.name == "step-00000001":
+            path.rename(tmp_path / ".step-00000001.0123abcd.del")
+        return open_checkpoint(path)
+
+    monkeypatch.setattr("ddpm_core.checkpoint.open_checkpoint", open_late)
+    assert [found.step for found in list_checkpoints(tmp_path)] == [2]
+    (tmp_path / "step-00000002" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"damaged manifest.json"):  # which is no deletion
+        list_checkpoints(tmp_path)
 
 
 def test_weights_are_the_named_ones(tmp_path: Path, trained: TrainState) -> None:
@@ -171,11 +278,9 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no manifest.json"):
         open_checkpoint(tmp_path)
     (tmp_path / "manifest.json").write_text('{"files": {}, "rows": 3}')
-    with pytest.raises(
-        InputError, match=r"a manifest without config, history, step: it is the folder of something else"
-    ):
+    with pytest.raises(InputError, match=r"a manifest without config, step: it is the folder of something else"):
         open_checkpoint(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"files": {}, "step": 3, "config": {}, "history": []}')
+    (tmp_path / "manifest.json").write_text('{"files": {}, "step": 3, "config": {}}')
     with pytest.raises(InputError, match=r"holds no ema.safetensors: it is the folder of something else"):
         open_checkpoint(tmp_path).weights()
 

@@ -91,3 +91,40 @@ def test_state_round_trips_and_a_foreign_one_is_refused() -> None:
 def test_a_decay_that_is_none_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="decay is"):
         Ema(model(0.0), decay)
+
+
+def test_an_average_from_the_initial_weights_remembers_them() -> None:
+    """start="initial": shadow_n = d^n w_init + (1 - d) sum_k d^(n-1-k) w_k."""
+    linear = model(9.0)
+    ema = Ema(linear, 0.8, "initial")
+    for step, value in enumerate([1.0, 2.0, 3.0]):
+        put(linear, value)
+        ema.update(step)
+    expected = 0.8**3 * 9.0 + 0.2 * (0.8**2 * 1.0 + 0.8 * 2.0 + 3.0)
+    assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_a_warmed_up_average_counts_young_updates_more() -> None:
+    """start="warmup": d_n = min(d, (1 + n) / (10 + n)): 0.1, 2/11, 3/12, ..., and the decay from n = 89,990 at 0.9999."""
+    ema = Ema(model(0.0), 0.9999, "warmup")
+    assert [ema.decay_of(n) for n in (0, 1, 2, 90)] == pytest.approx([0.1, 2 / 11, 3 / 12, 91 / 100], rel=1e-15)
+    assert ema.decay_of(89_000) < 0.9999
+    assert ema.decay_of(89_990) == 0.9999
+    linear = model(4.0)
+    ema = Ema(linear, 0.9, "warmup")
+    put(linear, 1.0)
+    ema.update(0)
+    assert ema.shadow["weight"].item() == pytest.approx(0.1 * 4.0 + 0.9 * 1.0, rel=1e-14)
+
+
+def test_all_weights_at_once_equal_one_at_a_time_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(7, 5), nn.Conv2d(3, 4, 3), nn.Linear(64, 33))
+    ema, alone = Ema(network, 0.999), [p.detach().clone() for p in network.parameters()]
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(torch.randn_like(p))
+        for shadow, p in zip(alone, network.parameters(), strict=True):
+            shadow.lerp_(p, 1.0 - 0.999)
+    ema.update(1)
+    assert all(torch.equal(a, b) for a, b in zip(ema.shadow.values(), alone, strict=True))

@@ -66,7 +66,7 @@ def test_help_shows_every_option_with_what_it_means(
         ("train_lsun.py tiny --shards empty --unet.ch 33", "it must be a multiple of 32"),
         ("train_lsun.py tiny --shards empty --steps 0", "--steps is 0: give a positive number"),
         ("train_lsun.py tiny --shards empty --diffusion.schedule cubic", "'cubic'"),
-        ("train_cifar10.py --shards s3://bucket/cifar", "URLs are not supported yet"),
+        ("train_cifar10.py --shards s3://bucket/cifar", "data set 's3://bucket/cifar' does not exist"),
         ("evaluate.py --run nobody", "run 'nobody' is not known"),
         ("sweep.py giant --train.shards empty", "preset 'giant' is unknown: choose one of cifar10"),
         ("sweep.py tiny --train.shards empty --schedules linear cubic", "'cubic'"),
@@ -78,6 +78,7 @@ def test_a_wrong_command_ends_with_2_and_one_sentence_and_leaves_nothing(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    s3_bucket: str,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()

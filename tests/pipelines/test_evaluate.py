@@ -230,7 +230,7 @@ def test_a_reference_of_another_size_is_refused(trained: TrainResult, tmp_path: 
 
 def test_damaged_weights_are_refused_not_sampled(trained: TrainResult, tmp_path: Path) -> None:
     folder = tmp_path / trained.name
-    shutil.copytree(trained.folder, folder)
+    shutil.copytree(str(trained.folder), folder)
     victim = folder / "step-00000006" / "ema.safetensors"
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1

@@ -1,9 +1,11 @@
 """Training: the same steps for any number of workers, and the same end whatever was killed on the way."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,15 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
+from PIL import Image
 
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNet, UNetConfig
+from pipelines.loading import make_batch
 from pipelines.shards import ShardedDataset
 from pipelines.train import TrainResult, train
 from pipelines.training_config import TrainConfig, config_for
-from pipelines.training_loop import initial_state, make_batch
+from pipelines.training_loop import initial_state
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NETWORK = UNetConfig(
@@ -44,6 +49,15 @@ def config(digits: ShardedDataset, storage: Path, **changes: Any) -> TrainConfig
     return config_for("tiny", **{**values, **changes})
 
 
+# Long enough to be killed on the way: some ten seconds.
+LONG: dict[str, Any] = {"steps": 200, "log_every": 40, "checkpoint_every": 100, "keep_last": 1, "keep_every": None}
+
+
+@pytest.fixture(scope="session")
+def long_run(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return train(config(digits, tmp_path_factory.mktemp("long"), **LONG, sample_every=100))
+
+
 @pytest.fixture(scope="session")
 def undisturbed(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return train(config(digits, tmp_path_factory.mktemp("undisturbed")))
@@ -56,12 +70,10 @@ def contents(result: TrainResult) -> dict[str, bytes]:
 
 
 def losses(result: TrainResult) -> list[tuple[float, float, float]]:
-    return [(r["step"], r["loss"], r["grad_norm"]) for c in result.checkpoints for r in c.history]
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in result.last.history]
 
 
 def logged(result: TrainResult, storage: Path) -> list[tuple[int, float]]:
-    from mlflow import MlflowClient
-
     history = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_metric_history(result.run_id, "loss")
     return sorted((metric.step, metric.value) for metric in history)
 
@@ -69,10 +81,8 @@ def logged(result: TrainResult, storage: Path) -> list[tuple[int, float]]:
 def test_a_run_leaves_checkpoints_records_and_models(undisturbed: TrainResult) -> None:
     assert [checkpoint.step for checkpoint in undisturbed.checkpoints] == [4, 8, 12]
     assert [step for step, _, _ in losses(undisturbed)] == [2, 4, 6, 8, 10, 12]
-    storage = undisturbed.folder.parent.parent
+    storage = Path(str(undisturbed.folder.parent.parent))
     assert logged(undisturbed, storage) == [(step, loss) for step, loss, _ in losses(undisturbed)]
-    from mlflow import MlflowClient
-
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     run = client.get_run(undisturbed.run_id)
     assert run.info.status == "FINISHED"
@@ -84,7 +94,7 @@ def test_a_run_leaves_checkpoints_records_and_models(undisturbed: TrainResult) -
 def test_the_same_command_again_does_nothing(undisturbed: TrainResult, digits: ShardedDataset) -> None:
     before = undisturbed.last.path.stat().st_mtime_ns
     lines: list[str] = []
-    again = train(config(digits, undisturbed.folder.parent.parent), lines.append)
+    again = train(config(digits, Path(str(undisturbed.folder.parent.parent))), lines.append)
     assert again == undisturbed
     assert again.last.path.stat().st_mtime_ns == before
     assert lines == [f"train: {again.name} is done, 12 steps"]
@@ -93,12 +103,9 @@ def test_the_same_command_again_does_nothing(undisturbed: TrainResult, digits: S
 def test_one_worker_takes_the_same_steps_as_two(
     undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
-    # Without dropout, whose masks belong to a worker.
-    plain = replace(NETWORK, dropout=0.0)
-    one = train(config(digits, tmp_path / "one", workers=1, unet=plain))
-    two = train(config(digits, tmp_path / "two", workers=2, unet=plain))
-    assert one.name == two.name
-    for ours, theirs in zip(losses(one), losses(two), strict=True):
+    one = train(config(digits, tmp_path, workers=1))
+    assert one.name == undisturbed.name
+    for ours, theirs in zip(losses(one), losses(undisturbed), strict=True):
         # Sums of eight float32 losses in another order; twelve steps do not amplify that beyond 1e-5.
         assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -128,7 +135,7 @@ def test_the_batch_of_a_step_is_the_same_for_any_number_of_workers(digits: Shard
     whole = make_batch(settings, digits, 7, 0, 1)
     for workers in (2, 3, 8):
         shares = [make_batch(settings, digits, 7, rank, workers) for rank in range(workers)]
-        for name in ("x_start", "t", "noise"):
+        for name in ("x_start", "t", "noise", "dropout_key"):
             assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
     assert not torch.equal(whole.noise, make_batch(settings, digits, 8, 0, 1).noise)
 
@@ -145,18 +152,33 @@ def test_a_longer_run_goes_on_from_a_shorter_one(
 
 
 SCRIPT = """
-import sys
+import json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import conftest
 import ray
+from jobs.cli import run, say
 from pipelines.shards import ShardedDataset
 from pipelines.train import train
 from test_train import config
 if __name__ == "__main__":
     ray.init(num_cpus=4, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
-    train(config(ShardedDataset.open({shards!r}), Path({storage!r})), lambda line: print(line, flush=True))
+    settings = config(ShardedDataset.open({shards!r}), Path({storage!r}), **json.loads({changes!r}))
+    run(lambda: train(settings, say))
 """
+
+
+def driver_of(digits: ShardedDataset, storage: Path, **changes: Any) -> subprocess.Popen[str]:
+    """A training in a process, and with a cluster, of its own."""
+    folder = Path(__file__).parent
+    script = SCRIPT.format(
+        tests=f"{folder}", shards=str(digits.path), storage=str(storage), changes=json.dumps(changes)
+    )
+    path = [str(ROOT), str(folder), str(folder.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    return subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
 
 
 def workers_of(folder: str) -> list[int]:
@@ -182,40 +204,98 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
     raise AssertionError("it did not happen in time")
 
 
+def test_old_checkpoints_make_room_and_samples_are_shown_on_the_way(long_run: TrainResult) -> None:
+    assert [checkpoint.step for checkpoint in long_run.checkpoints] == [200]
+    assert [step for step, _, _ in losses(long_run)] == [40, 80, 120, 160, 200]  # no record went with them
+    storage = Path(str(long_run.folder.parent.parent))
+    grids = sorted(storage.glob("mlartifacts/*/*/artifacts/training/*.png"))
+    assert [path.name for path in grids] == ["samples-00000100.png", "samples-00000200.png"]
+    assert Image.open(grids[0]).size == (8 * 8, 8 * 8)
+
+
 def test_a_driver_killed_with_its_cluster_is_resumed_to_the_same_bits(
-    undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path
+    long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
-    folder = Path(__file__).parent
-    script = SCRIPT.format(tests=f"{folder}", shards=str(digits.path), storage=str(tmp_path))
-    path = [str(ROOT), str(folder), str(folder.parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    driver = subprocess.Popen([sys.executable, "-c", script], env=environment, start_new_session=True)
+    driver = driver_of(digits, tmp_path, **{**LONG, "checkpoint_every": 20})
     try:
-        wait_for(lambda: list(tmp_path.glob("train/*/step-00000004/manifest.json")))
+        wait_for(lambda: list(tmp_path.glob("train/*/step-000000[46]0/manifest.json")))
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    there = len(list(tmp_path.glob("train/*/step-*")))
-    resumed = train(config(digits, tmp_path))
-    assert there < 3  # it was killed on the way, not after the end
-    assert contents(resumed) == contents(undisturbed)
-    assert logged(resumed, tmp_path) == [(step, loss) for step, loss, _ in losses(undisturbed)]
+    assert not list(tmp_path.glob("train/*/step-00000200"))  # it was killed on the way, not after the end
+    lines: list[str] = []
+    resumed = train(config(digits, tmp_path, **LONG), lines.append)
+    assert "from step 0 " not in lines[0]
+    assert contents(resumed) == contents(long_run)
+    assert logged(resumed, tmp_path) == [(step, loss) for step, loss, _ in losses(long_run)]
 
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
-    undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path
+    long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 
-    def kill_one(line: str) -> None:
-        if not killed and list(tmp_path.glob("train/*/step-00000004/manifest.json")):
-            killed.extend(workers_of("RayTrainWorker")[:1])
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
+    def kill_one() -> None:
+        wait_for(lambda: list(tmp_path.glob("train/*/step-000000[46]0/manifest.json")))
+        killed.extend(workers_of("RayTrainWorker")[:1])
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
 
-    result = train(config(digits, tmp_path), kill_one)
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    lines: list[str] = []
+    result = train(config(digits, tmp_path, **{**LONG, "checkpoint_every": 20}), lines.append)
+    killer.join()
     assert killed
-    assert contents(result) == contents(undisturbed)
+    assert sum("from step" in line for line in lines) == 2  # it began, and went on
+    assert contents(result) == contents(long_run)
+
+
+def test_a_run_that_is_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
+    long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
+) -> None:
+    """SIGTERM in the middle of everything: of a logging interval, and between checkpoints."""
+    driver = driver_of(digits, tmp_path, **LONG)
+    assert driver.stdout is not None
+    lines = []
+    for line in driver.stdout:
+        lines.append(line.rstrip())
+        if " of 200 steps" in line:
+            break
+    driver.send_signal(signal.SIGTERM)
+    lines += driver.stdout.read().splitlines()
+    assert driver.wait() == 130
+    saved = next(line for line in lines if "is saved at step" in line)
+    step = int(saved.rsplit(" ", 1)[1])
+    assert 40 <= step < 200
+    assert step % 10 == 0
+    assert [path.name for path in tmp_path.glob("train/*/step-*")] == [f"step-{step:08d}"]
+
+    resumed = train(config(digits, tmp_path, **LONG), lines.append)
+    assert any(f"from step {step} on" in line for line in lines)
+    assert contents(resumed) == contents(long_run)
+    assert logged(resumed, tmp_path) == [(step, loss) for step, loss, _ in losses(long_run)]
+
+
+def test_a_run_in_an_object_store_is_the_same_run(
+    undisturbed: TrainResult, digits: ShardedDataset, s3_bucket: str, tmp_path: Path
+) -> None:
+    storage, tracking = f"{s3_bucket}/{tmp_path.name}", f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(InputError, match=r"where no SQLite database can lie: give --tracking-uri"):
+        train(replace(config(digits, tmp_path), storage=storage))
+    settings = replace(config(digits, tmp_path, steps=8), storage=storage, tracking_uri=tracking)
+    assert [checkpoint.step for checkpoint in train(settings).checkpoints] == [4, 8]
+    resumed = train(replace(settings, steps=12))
+    assert contents(resumed) == contents(undisturbed)
+    assert resumed.name == undisturbed.name
+
+
+def test_a_tracking_server_that_does_not_answer_is_named_at_once(digits: ShardedDataset, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"tracking server 'http://127.0.0.1:9' cannot be reached from here"):
+        train(config(digits, tmp_path, tracking_uri="http://127.0.0.1:9"))
+    assert time.monotonic() - began < 10
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -229,8 +309,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     victim = good.last.path / "model.safetensors"
     assert victim.is_file()
     wild = OptimConfig(batch_size=8, lr=1e30, warmup_steps=0, ema_decay=0.9)
-    with pytest.raises(DivergedError, match=r"is not finite by step \d+ .*last good checkpoint is none"):
+    said = r"not finite at update 2 .* learning rate 1e\+30, images .*; the last good checkpoint is none"
+    with pytest.raises(DivergedError, match=said) as raised:
         train(config(digits, tmp_path, optim=wild, steps=40))
+    assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(raised.value.run_id).info.status == "FAILED"
+    (story,) = tmp_path.glob(f"mlartifacts/*/{raised.value.run_id}/artifacts/diverged.json")
+    images = json.loads(story.read_text())["images"]
+    assert images == digits.global_batch(0, 1, 8).tolist()
     assert contents(train(config(digits, tmp_path, steps=4))) == contents(good)
 
 

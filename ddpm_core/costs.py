@@ -1,0 +1,209 @@
+"""What training costs before it is started: parameters, FLOPs, memory, disk, hours. Shapes alone; nothing is computed.
+
+FLOPs are two a multiplication with its addition, of convolutions, products and attention, as is usual; norms and
+activations, which take time but little arithmetic, are left out.
+"""
+
+import functools
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_core.dropout import dropout_keys
+from ddpm_core.training import Execution, OptimConfig
+from ddpm_core.unet import UNet, UNetConfig
+
+# Dense tensor-core FLOP/s by the makers' data sheets: (part of the device's name, TF32, bfloat16). The longer name first.
+_PEAKS = (
+    ("A100", 156e12, 312e12),
+    ("L40S", 183e12, 362e12),
+    ("H100 PCIe", 378e12, 756e12),
+    ("H100 80GB HBM3", 494e12, 989e12),
+    ("H200", 494e12, 989e12),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU during a step. A floor: workspaces of kernels and the allocator's gaps come on top."""
+
+    weights: int  # float32, and their bfloat16 copies where there are any
+    gradients: int  # in the wrapper's buckets (gradient_as_bucket_view); with clip_replicas, sums and buckets besides
+    adam: int
+    ema: int
+    activations: int  # what the backward pass of one micro-batch needs at its fullest
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.adam + self.ema + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run in numbers."""
+
+    parameters: int
+    forward_flops: int  # an image
+    training_flops: int  # an image, forward and backward; repeats under activation checkpointing are not in it
+    step_flops: int  # the global batch
+    memory: Memory  # of each worker
+    images_per_second: float  # over all workers
+    hours: float
+    checkpoint_bytes: int
+    disk_bytes: int  # of all checkpoints
+
+
+def plan(
+    unet: UNetConfig,
+    optim: OptimConfig,
+    execution: Execution | None = None,
+    *,
+    steps: int,
+    checkpoint_every: int,
+    workers: int,
+    peak_flops: float,
+    utilisation: float,
+) -> Plan:
+    """A run of `steps` on `workers` GPUs of `peak_flops` each, used to the fraction `utilisation`: model FLOPs done over
+    FLOPs possible (MFU), which falls by a quarter where activation checkpointing computes the forward pass twice.
+
+    ValueError for a utilisation outside (0, 1], a peak that is not positive, or counts below 1.
+    """
+    if not 0.0 < utilisation <= 1.0:
+        raise ValueError(f"utilisation is {utilisation}: a fraction of the peak in (0, 1] is wanted")
+    for name, value in [("steps", steps), ("checkpoint_every", checkpoint_every), ("workers", workers)]:
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be 1 or more")
+    if not peak_flops > 0:
+        raise ValueError(f"peak_flops is {peak_flops}: it must be positive")
+    training = training_flops(unet)
+    speed = workers * peak_flops * utilisation / training
+    size = checkpoint_bytes(unet)
+    return Plan(
+        parameters=parameters(unet),
+        forward_flops=forward_flops(unet),
+        training_flops=training,
+        step_flops=training * optim.batch_size,
+        memory=memory(unet, optim, execution or Execution(), workers),
+        images_per_second=speed,
+        hours=steps * optim.batch_size / speed / 3600.0,
+        checkpoint_bytes=size,
+        disk_bytes=size * -(-steps // checkpoint_every),
+    )
+
+
+def peak_flops(device: str, execution: Execution) -> float | None:
+    """FLOP/s that a GPU of this name (torch.cuda.get_device_name) can do with the precision's tensor cores; None for one
+    whose data sheet is not noted here, or a CPU."""
+    for name, tf32, bfloat16 in _PEAKS:
+        if name in device:
+            return bfloat16 if execution.precision == "bfloat16" else tf32
+    return None
+
+
+@functools.cache
+def parameters(unet: UNetConfig) -> int:
+    return sum(p.numel() for p in _on_meta(unet).parameters())
+
+
+@functools.cache
+def forward_flops(unet: UNetConfig) -> int:
+    """Of one image."""
+    with FlopCounterMode(display=False) as counter:
+        _on_meta(unet)(*_inputs(unet, 1, "meta"))
+    return counter.get_total_flops()
+
+
+@functools.cache
+def training_flops(unet: UNetConfig) -> int:
+    """Of one image, forward and backward: three times the forward pass, less the first layer's gradient of the image."""
+    with FlopCounterMode(display=False) as counter:
+        _on_meta(unet)(*_inputs(unet, 1, "meta")).sum().backward()
+    return counter.get_total_flops()
+
+
+def checkpoint_bytes(unet: UNetConfig) -> int:
+    """Weights, EMA and Adam's two moments in float32; file headers, some 0.1 MB, come on top."""
+    return 4 * 4 * parameters(unet)
+
+
+def memory(unet: UNetConfig, optim: OptimConfig, execution: Execution, workers: int) -> Memory:
+    """Of the worker with the largest share of the batch."""
+    weights = 4 * parameters(unet)
+    share = -(-optim.batch_size // workers)
+    images = min(share, execution.micro_batch or share, optim.batch_size // optim.clip_replicas)
+    copies, activations = _activations(unet, execution.precision, execution.activation_checkpointing)
+    # The wrapper's buckets are the gradients. Clipped apart, the sum over replicas is held besides, and with several workers
+    # the buckets, which are not used then, and what is exchanged.
+    held_gradients = 1 if optim.clip_replicas == 1 else 2 if workers == 1 else 4
+    return Memory(weights + copies, held_gradients * weights, 2 * weights, weights, images * activations)
+
+
+@functools.cache
+def _activations(unet: UNetConfig, precision: str, checkpointing: bool) -> tuple[int, int]:
+    """(bytes kept whatever the batch, bytes an image): the line through batches of 16 and 32. Smaller ones are off it: a
+    batch of one needs fewer copies, and among a few images another layer can be the fullest."""
+    low, high = (_saved(unet, batch, precision, checkpointing) for batch in (16, 32))
+    return 2 * low - high, (high - low) // 16
+
+
+def _saved(unet: UNetConfig, batch: int, precision: str, checkpointing: bool) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage once, the weights' own left out. Checkpointed: the
+    layers' inputs and what lies between layers, and at the fullest moment one layer's own."""
+    with FakeTensorMode():
+        model = UNet(unet)
+        sizes: dict[int, int] = {}  # of each storage
+        kept: dict[nn.Module | None, set[int]] = defaultdict(set)  # storages by the layer that keeps them, None between
+        alive: list[Tensor] = []  # a freed storage's number would be another's soon
+        current: list[nn.Module | None] = [None]
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def note(tensor: Any, owner: nn.Module | None) -> None:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in own:
+                storage = tensor.untyped_storage()
+                alive.append(tensor)
+                sizes[storage._cdata] = storage.nbytes()
+                kept[owner].add(storage._cdata)
+
+        def enter(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            current[0] = layer
+
+        def leave(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            current[0] = None
+            if checkpointing:
+                note(output, None)  # the next layer's input, and a skip
+
+        def pack(tensor: Tensor) -> Tensor:
+            note(tensor, current[0])
+            return tensor
+
+        for layer in (*model.down, model.mid1, model.mid2, *model.up):
+            layer.register_forward_pre_hook(enter)
+            layer.register_forward_hook(leave)
+        x, t, *key = _inputs(unet, batch, "cpu")
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
+            out = model(x, t, *key)
+        note(out, None)
+        between = kept.pop(None)
+        inside = [sum(sizes[storage] for storage in layer - between) for layer in kept.values()]
+        largest_or_all = max(inside) if checkpointing else sum(inside)
+        return sum(sizes[storage] for storage in between) + largest_or_all
+
+
+def _on_meta(unet: UNetConfig) -> UNet:
+    with torch.device("meta"):
+        return UNet(unet)
+
+
+def _inputs(unet: UNetConfig, batch: int, device: str) -> list[Tensor]:
+    x = torch.zeros(batch, unet.in_channels, unet.image_size, unet.image_size, device=device)
+    t = torch.zeros(batch, dtype=torch.int64, device=device)
+    return [x, t, dropout_keys(0, t, unet.dropout_layers)] if unet.dropout_layers else [x, t]

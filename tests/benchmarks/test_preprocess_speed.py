@@ -1,0 +1,122 @@
+"""Preprocessing against a bare multiprocessing loop that makes the same files, and its memory on a large input."""
+
+import io
+import multiprocessing
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+from test_training_step import seconds
+
+from pipelines.preprocess import PreprocessConfig, preprocess
+
+pytestmark = pytest.mark.bench
+CORES = 2
+SHARD = 512
+
+
+def write_photos(path: Path, count: int, *, height: int, width: int, kind: str) -> None:
+    """An LMDB as LSUN lays it out, with smooth pictures whose files are as large as photographs'."""
+    dice = np.random.default_rng(0)
+    with lmdb.open(str(path), map_size=8 << 30) as environment, environment.begin(write=True) as transaction:
+        for number in range(count):
+            coarse = Image.fromarray(dice.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+            photo = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+            photo += dice.integers(-8, 9, photo.shape, dtype=np.int16)
+            file = io.BytesIO()
+            Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(file, format=kind)
+            transaction.put(f"{number * 7919 % count:040x}".encode(), file.getvalue())
+
+
+def bare_shard(task: tuple[str, Sequence[bytes], str, int]) -> None:
+    """Decode, crop, resize and write; no hashes, no sums, no policies, nothing that resumes."""
+    source, keys, output, size = task
+    pixels = []
+    with lmdb.open(source, readonly=True, lock=False) as environment, environment.begin() as transaction:
+        for key in keys:
+            image = Image.open(io.BytesIO(transaction.get(key) or b"")).convert("RGB")
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+            pixels.append(np.asarray(image).tobytes())
+    table = pa.table({"key": [key.decode() for key in keys], "image": pa.array(pixels, pa.binary(size * size * 3))})
+    pq.write_table(table, output, compression="none", use_dictionary=False, row_group_size=85)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_images_a_second_against_a_bare_loop(tmp_path: Path, size: int) -> None:
+    source, count, pairs = tmp_path / "photos_lmdb", 6144, 3
+    write_photos(source, count, height=256, width=341, kind="WEBP")
+    with lmdb.open(str(source), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        keys = list(transaction.cursor().iternext(values=False))
+    turns = iter(range(100))
+
+    def bare() -> None:
+        folder = tmp_path / f"bare-{next(turns)}"
+        folder.mkdir()
+        tasks = [(str(source), keys[i : i + SHARD], str(folder / f"{i}.parquet"), size) for i in range(0, count, SHARD)]
+        with multiprocessing.get_context("spawn").Pool(CORES) as pool:
+            pool.map(bare_shard, tasks, chunksize=1)
+
+    def ours() -> None:
+        output = str(tmp_path / f"ours-{next(turns)}")
+        preprocess(PreprocessConfig(source=str(source), output=output, image_size=size, images_per_shard=SHARD))
+
+    ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False)
+    try:
+        bare()  # warm up
+        ours()
+        ratios = [seconds(bare) / seconds(ours) for _ in range(pairs)]
+    finally:
+        ray.shutdown()
+    print(
+        f"\npreprocessing {count:,} WebP photographs to {size}x{size}: {statistics.median(ratios):.2f} x a bare loop's speed"
+    )
+    assert statistics.median(ratios) >= 0.85
+
+
+def test_memory_for_an_input_ten_times_the_object_store(tmp_path: Path) -> None:
+    source, store = tmp_path / "large_lmdb", 80 << 20
+    write_photos(source, 1400, height=512, width=683, kind="PNG")
+    size = (source / "data.mdb").stat().st_size
+    assert size > 10 * store
+    ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, object_store_memory=store)
+    peaks, stop = {"worker": 0, "store": 0}, threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    if process.name().startswith("ray::"):
+                        peaks["worker"] = max(peaks["worker"], process.memory_full_info().uss)
+                except psutil.Error:
+                    continue
+            free = ray.available_resources().get("object_store_memory", 0.0)
+            peaks["store"] = max(peaks["store"], int(ray.cluster_resources()["object_store_memory"] - free))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        started = time.perf_counter()
+        preprocess(
+            PreprocessConfig(source=str(source), output=str(tmp_path / "out"), image_size=256, images_per_shard=200)
+        )
+        print(
+            f"\n{size >> 20} MiB of PNGs through an object store of {store >> 20} MiB in {time.perf_counter() - started:.0f} s"
+        )
+    finally:
+        stop.set()
+        watcher.join()
+        ray.shutdown()
+    print(f"largest worker: {peaks['worker'] >> 20} MiB of its own; object store: {peaks['store'] >> 20} MiB")
+    assert peaks["worker"] < 500 << 20

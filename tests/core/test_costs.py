@@ -1,0 +1,201 @@
+"""FLOPs against a count by hand over the network's shapes, memory against what the allocator gave out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ddpm_core import costs
+from ddpm_core.checkpoint import save_checkpoint
+from ddpm_core.costs import plan
+from ddpm_core.dropout import dropout_keys
+from ddpm_core.presets import PRESETS
+from ddpm_core.training import Execution, OptimConfig, TrainState
+from ddpm_core.unet import UNet, UNetConfig
+
+CIFAR10, AT_256, LARGE = (PRESETS[name].unet for name in ("cifar10", "lsun_church", "lsun_bedroom_large"))
+SMALL = UNetConfig(image_size=32, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(16,), dropout=0.1)
+
+
+def products(config: UNetConfig) -> tuple[int, int]:
+    """Multiplications of an image's forward pass, by hand from the paper's description: (all, those of conv_in)."""
+    total, ch, size = 0, config.ch, config.image_size
+
+    def conv(into: int, out: int, side: int, kernel: int = 3) -> None:
+        nonlocal total
+        total += into * out * kernel**2 * side**2
+
+    def res(into: int, out: int, side: int) -> None:
+        nonlocal total
+        conv(into, out, side)
+        conv(out, out, side)
+        total += 4 * ch * out  # the timestep's
+        if into != out:
+            conv(into, out, side, 1)
+
+    def attend(width: int, side: int) -> None:
+        nonlocal total
+        total += 4 * width**2 * side**2 + 2 * width * side**4
+
+    conv(config.in_channels, ch, size)
+    first = total
+    total += ch * 4 * ch + (4 * ch) ** 2
+    stack, now = [ch], ch
+    for level, factor in enumerate(config.ch_mult):
+        side = size >> level
+        for _ in range(config.num_res_blocks):
+            res(now, now := factor * ch, side)
+            if side in config.attn_resolutions:
+                attend(now, side)
+            stack.append(now)
+        if level + 1 < len(config.ch_mult):
+            conv(now, now, side // 2)
+            stack.append(now)
+    res(now, now, side)
+    attend(now, side)
+    res(now, now, side)
+    for level, factor in reversed(list(enumerate(config.ch_mult))):
+        side = size >> level
+        for _ in range(config.num_res_blocks + 1):
+            res(now + stack.pop(), now := factor * ch, side)
+            if side in config.attn_resolutions:
+                attend(now, side)
+        if level:
+            conv(now, now, 2 * side)
+    conv(now, config.out_channels or config.in_channels, size)
+    return total, first
+
+
+@pytest.mark.parametrize("config", [CIFAR10, AT_256, LARGE, SMALL], ids=["cifar10", "256", "256-large", "small"])
+def test_flops_equal_a_count_by_hand(config: UNetConfig) -> None:
+    """The backward pass is two more, of weights and of inputs, but for the input of conv_in, which needs no gradient, and
+    that of the timestep's first layer."""
+    forward, first = products(config)
+    assert costs.forward_flops(config) == 2 * forward
+    assert costs.training_flops(config) == 2 * (3 * forward - first - config.ch * 4 * config.ch)
+
+
+def test_flops_and_parameters_are_the_papers_models() -> None:
+    """Known from two other programs."""
+    assert costs.training_flops(CIFAR10) == 37_323_931_648
+    assert costs.training_flops(AT_256) == 1_490_629_427_200
+    assert costs.training_flops(LARGE) == 3_350_688_694_272
+    assert [costs.parameters(c) for c in (CIFAR10, AT_256, LARGE)] == [35_746_307, 113_673_219, 255_677_955]
+
+
+def allocated(config: UNetConfig, batch: int, execution: Execution) -> tuple[int, int]:
+    """Bytes the CPU allocator has out at the end of a forward pass, and at most in it and the backward pass, less those of
+    the gradients of the weights."""
+    model = UNet(config)
+    model.activation_checkpointing = execution.activation_checkpointing
+    x, t = torch.zeros(batch, 3, config.image_size, config.image_size), torch.zeros(batch, dtype=torch.int64)
+    key = dropout_keys(0, t, config.dropout_layers)
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward,
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=execution.precision == "bfloat16"),
+    ):
+        out = model(x, t, key)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as backward:
+        out.float().sum().backward()
+    held, most = 0, 0
+    for record in (forward, backward):
+        for event in sorted(record.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                most = max(most, held)
+        if record is forward:
+            after_forward = held
+    return after_forward, most
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_equal_what_the_allocator_gave_out(precision: str) -> None:
+    execution = Execution(precision="bfloat16" if precision == "bfloat16" else "float32")
+    fixed, each = costs._activations(SMALL, precision, False)
+    after_forward, most = allocated(SMALL, 16, execution)
+    # The images, timesteps and keys were there before.
+    assert after_forward == pytest.approx(fixed + 16 * each, rel=0.01)
+    assert most < 1.35 * after_forward  # a floor: gradients pass through on top
+
+
+def test_checkpointed_activations_lie_between_what_is_kept_and_the_fullest_moment() -> None:
+    fixed, each = costs._activations(SMALL, "float32", True)
+    kept, most = allocated(SMALL, 16, Execution(activation_checkpointing=True))
+    assert kept < fixed + 16 * each < most
+    assert fixed + 16 * each > 0.6 * most
+    assert most < allocated(SMALL, 16, Execution())[1] / 2
+
+
+def test_the_256_pixel_models_memory_is_the_known_floor() -> None:
+    """2,106,438,912 bytes an image, by another program's count for a batch of one; ours for many, where attention copies."""
+    _, each = costs._activations(AT_256, "float32", False)
+    assert each == pytest.approx(2_106_438_912, rel=0.005)
+    _, checkpointed = costs._activations(AT_256, "float32", True)
+    assert checkpointed < each / 3
+
+
+def test_memory_counts_what_each_switch_holds() -> None:
+    optim, w = OptimConfig(batch_size=16), 4 * costs.parameters(SMALL)
+    alone = costs.memory(SMALL, optim, Execution(), workers=1)
+    assert (alone.weights, alone.gradients, alone.adam, alone.ema) == (w, w, 2 * w, w)
+    assert alone.total == 5 * w + alone.activations
+    four = costs.memory(SMALL, optim, Execution(), workers=4)
+    assert (four.gradients, four.activations) == (w, alone.activations // 4)
+    assert costs.memory(SMALL, optim, Execution(micro_batch=2), workers=1).activations == alone.activations // 8
+    eight = costs.memory(SMALL, replace(optim, clip_replicas=8), Execution(), workers=1)
+    assert (eight.gradients, eight.activations) == (2 * w, alone.activations // 8)
+    assert w < costs.memory(SMALL, optim, Execution(precision="bfloat16"), workers=1).weights <= 1.6 * w
+
+
+def test_a_checkpoint_takes_the_disk_that_was_planned(tmp_path: Path) -> None:
+    state = TrainState(UNet(SMALL), OptimConfig())
+    for p in state.model.parameters():
+        p.grad = torch.zeros_like(p)
+    state.optimizer.step()
+    saved = save_checkpoint(tmp_path, state, {})
+    size = sum(file.stat().st_size for file in saved.path.iterdir())
+    assert costs.checkpoint_bytes(SMALL) <= size < costs.checkpoint_bytes(SMALL) + 200_000
+
+
+def test_hours_of_the_papers_run_follow_from_its_speed() -> None:
+    """21 steps a second of 128 images are 100.3 TFLOP/s, of whatever peak: 800,000 steps take 10.58 hours."""
+    preset = PRESETS["cifar10"]
+    found = plan(
+        preset.unet,
+        preset.optim,
+        steps=800_000,
+        checkpoint_every=5000,
+        workers=8,
+        peak_flops=100.3265e12 / 8 / 0.25,
+        utilisation=0.25,
+    )
+    assert found.hours == pytest.approx(800_000 / 21 / 3600, rel=1e-4)
+    assert found.images_per_second == pytest.approx(21 * 128, rel=1e-4)
+    assert found.step_flops == 128 * 37_323_931_648
+    assert found.disk_bytes == 160 * found.checkpoint_bytes == 160 * 16 * 35_746_307
+    assert json.dumps(found.__dict__, default=vars)  # plain numbers
+
+
+def test_peaks_are_found_by_the_devices_name() -> None:
+    assert costs.peak_flops("NVIDIA H100 PCIe", Execution(precision="bfloat16")) == 756e12
+    assert costs.peak_flops("NVIDIA H100 80GB HBM3", Execution(precision="bfloat16")) == 989e12
+    assert costs.peak_flops("NVIDIA A100-SXM4-80GB", Execution()) == 156e12
+    assert costs.peak_flops("NVIDIA GeForce GTX 1080", Execution()) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"utilisation": 0.0}, "utilisation is 0.0"),
+        ({"utilisation": 1.5}, "utilisation is 1.5"),
+        ({"workers": 0}, "workers is 0"),
+        ({"peak_flops": 0.0}, "peak_flops is 0.0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_by_name(values: dict[str, float], sentence: str) -> None:
+    given = {"steps": 10, "checkpoint_every": 5, "workers": 1, "peak_flops": 1e12, "utilisation": 0.5, **values}
+    with pytest.raises(ValueError, match=sentence):
+        plan(SMALL, OptimConfig(), **given)  # type: ignore[arg-type]
