@@ -108,7 +108,8 @@ def earlier_plan(output: Location) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"output {str(output)!r} has an unreadable {PLAN} ({error}): give another folder, or delete that one"
+            f"output {str(output)!r} has a {PLAN} that is damaged or of another version ({error!r}): give another folder, or "
+            "delete that one"
         ) from error
 
 
