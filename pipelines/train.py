@@ -16,6 +16,7 @@ import ray
 import ray.train
 import ray.train.torch
 import ray.util.queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import remove_leftovers
@@ -101,8 +102,9 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     run.set_tags({"ddpm.workers": str(config.workers), "ddpm.device": device_name(resources, config.workers)})
     synchronise(run, name, done)
 
-    outbox = ray.util.queue.Queue(actor_options={"num_cpus": 0})
-    stop = ray.util.queue.Queue(actor_options={"num_cpus": 0})
+    # Beside the driver, which they cannot outlive anyway: on another node they would die with that.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    outbox, stop = (ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
     task = WorkerTask(config=config, dataset=dataset, folder=folder, outbox=outbox, stop=stop)
     trainer = ray.train.torch.TorchTrainer(
         run_worker,
