@@ -50,8 +50,10 @@ def preprocess(config: PreprocessConfig, say: Say = lambda line: None) -> Sharde
     source_place = location(config.source, option="--source")
     output = location(config.output, option="--output")
     there = earlier_plan(output)
+    facts = None
     if there is not None:
-        plan = make_plan(config, source_facts(source_place, config.split))
+        facts = source_facts(source_place, config.split)
+        plan = make_plan(config, facts)
         if there["fingerprint"] != plan["fingerprint"]:
             raise InputError(
                 f"output {str(output)!r} holds another data set (from {there.get('source')!r}, size {there.get('image_size')}): "
@@ -62,7 +64,7 @@ def preprocess(config: PreprocessConfig, say: Say = lambda line: None) -> Sharde
     scratch = output / "unpacked" if isinstance(output, Path) else None
     source = open_source(source_place, split=config.split, scratch=scratch, say=say)
     items = list_items(source, source_place)
-    plan = make_plan(config, source.facts(), items)
+    plan = make_plan(config, facts or source.facts(), items)
     if there is not None and there["items_sha256"] != plan["items_sha256"]:
         raise InputError(
             f"source {config.source!r} has other images than when {str(output)!r} was begun: "
