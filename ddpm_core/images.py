@@ -8,9 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core.checks import check_images
-
-SCALE = 127.5  # x = pixel / SCALE + OFFSET
-OFFSET = -1.0
+from ddpm_core.pixel_range import OFFSET, SCALE
 
 
 def to_float(pixels: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ddpm_core import images, rng
+from ddpm_core import rng
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.gaussian import Cdf
+from ddpm_core.pixel_range import SCALE
 from ddpm_core.samplers import Noise
 
 RmseConvention = Literal["root_of_mean", "mean_of_roots"]
@@ -100,7 +101,7 @@ def rate_distortion(bound: Bound, rmse: RmseConvention = "root_of_mean") -> Rate
         raise ValueError(f"rmse is {rmse!r}: it must be one of {', '.join(get_args(RmseConvention))}")
     later = bound.terms.flip(1).cumsum(1).flip(1) - bound.terms  # of column i: the terms i+1..T-1
     root = bound.mse.mean(0).sqrt() if rmse == "root_of_mean" else bound.mse.sqrt().mean(0)
-    return RateDistortion((bound.prior[:, None] + later).mean(0), images.SCALE * root)
+    return RateDistortion((bound.prior[:, None] + later).mean(0), SCALE * root)
 
 
 @dataclass(frozen=True)

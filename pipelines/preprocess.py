@@ -22,6 +22,7 @@ from PIL import Image
 from ddpm_core import images
 from ddpm_core.commit import MANIFEST, remove_leftovers, sha256_file
 from ddpm_core.errors import InputError
+from ddpm_core.pixel_range import OFFSET, SCALE
 from ddpm_core.protocol import fingerprint
 from pipelines.cluster import connect
 from pipelines.locations import STORAGE_ERRORS, Location, commit_json, committed, forget_listings, location
@@ -242,8 +243,8 @@ def write_manifest(
     pixels = count * config.image_size**2
     mean = np.sum([record["sum"] for record in records], axis=0) / pixels
     square = np.sum([record["sum_of_squares"] for record in records], axis=0) / pixels
-    scaled_mean = mean / images.SCALE + images.OFFSET
-    std = np.sqrt(np.maximum(square - mean**2, 0.0)) / images.SCALE
+    scaled_mean = mean / SCALE + OFFSET
+    std = np.sqrt(np.maximum(square - mean**2, 0.0)) / SCALE
     manifest = {
         "format": FORMAT,
         "name": config.name or source.name,

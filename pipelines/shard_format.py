@@ -17,9 +17,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from ddpm_core import images
+from ddpm_core.pixel_range import OFFSET, SCALE, scaled_values
 
 FORMAT = 2
 Storage = Literal["uint8", "float32"]
@@ -71,8 +70,8 @@ def shard_facts(shape: Sequence[int], storage: Storage) -> dict[str, Any]:
         "shape": list(shape),
         "layout": "HWC",
         "storage": storage,
-        "divide_by": images.SCALE,
-        "then_add": images.OFFSET,
+        "divide_by": SCALE,
+        "then_add": OFFSET,
     }
 
 
@@ -131,7 +130,7 @@ class ShardWriter:
         if self._storage == "uint8":
             column = _binary(pixels.reshape(count, -1))
         else:
-            column = pa.FixedShapeTensorArray.from_numpy_ndarray(_scaled_values()[pixels])
+            column = pa.FixedShapeTensorArray.from_numpy_ndarray(scaled_values()[pixels])
         digests = _binary(np.frombuffer(b"".join(self._digests), np.uint8).reshape(count, 32))
         keys = pa.array(self._keys, pa.string())
         self._file.write_batch(pa.record_batch([keys, digests, column], schema=self._schema))
@@ -151,26 +150,6 @@ class ShardWriter:
 def _binary(rows: np.ndarray) -> pa.Array:
     """uint8 [n, width] as fixed-size binaries, without a copy."""
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, pa.py_buffer(rows)])
-
-
-def _scaled_values() -> np.ndarray:
-    """float32 [256]: the value in [-1, 1] of each pixel."""
-    return images.to_float(torch.arange(256, dtype=torch.uint8).reshape(1, 1, 256, 1)).flatten().numpy()
-
-
-def decode_images(column: pa.ChunkedArray, shape: Sequence[int], storage: Storage) -> np.ndarray:
-    """An `image` column -> uint8 [n,H,W,C]. ValueError where its type is another."""
-    if column.type != shard_schema(shape, storage).field("image").type:
-        raise ValueError(f"its images are {column.type}")
-    if not len(column):
-        return np.empty((0, *shape), np.uint8)
-    array = pa.concat_arrays(column.chunks) if column.num_chunks > 1 else column.chunk(0)
-    if storage == "uint8":
-        width = int(np.prod(shape))
-        flat = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
-        return flat.reshape(-1, *shape)
-    values = torch.from_numpy(array.to_numpy_ndarray().copy())  # torch wants memory that it may write to
-    return images.to_uint8(values.permute(0, 3, 1, 2)).numpy()
 
 
 def image_offsets(metadata: pq.FileMetaData, shape: Sequence[int]) -> list[int] | None:

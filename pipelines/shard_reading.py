@@ -10,7 +10,7 @@ import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from ddpm_core import images
 from ddpm_core.errors import InputError
 from pipelines.locations import Location, is_local
-from pipelines.shard_format import decode_images, group_sizes, image_offsets, rows_per_group
+from pipelines.shard_format import Storage, group_sizes, image_offsets, rows_per_group, shard_schema
 
 CACHE_BYTES = 2 << 30  # pixels of row groups that a process keeps
 # Below this size of an image threads take turns: a call of a microsecond that lets go of the interpreter costs more in
@@ -206,3 +208,18 @@ class ShardReader:
         shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
         table = self.table(shard, group - self.groups_of(shard).start, ["image"])
         return self.decode(shard, table.column("image"))
+
+
+def decode_images(column: pa.ChunkedArray, shape: Sequence[int], storage: Storage) -> np.ndarray:
+    """An `image` column -> uint8 [n,H,W,C]. ValueError where its type is another."""
+    if column.type != shard_schema(shape, storage).field("image").type:
+        raise ValueError(f"its images are {column.type}")
+    if not len(column):
+        return np.empty((0, *shape), np.uint8)
+    array = pa.concat_arrays(column.chunks) if column.num_chunks > 1 else column.chunk(0)
+    if storage == "uint8":
+        width = int(np.prod(shape))
+        flat = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
+        return flat.reshape(-1, *shape)
+    values = torch.from_numpy(array.to_numpy_ndarray().copy())  # torch wants memory that it may write to
+    return images.to_uint8(values.permute(0, 3, 1, 2)).numpy()
