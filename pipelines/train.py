@@ -270,7 +270,10 @@ class Follower:
     def _take(self, message: Mapping[str, Any]) -> None:
         if message["kind"] == "start":
             self._progress = Progress("train", self.config.steps, "steps", self.say, done=message["step"])
-            self.say(f"train: {self.name} from step {message['step']:,} on {self.config.workers} workers")
+            workers = message["workers"]
+            self.say(
+                f"train: {self.name} from step {message['step']:,} on {workers} worker{'' if workers == 1 else 's'}"
+            )
         elif message["kind"] == "record":
             record = message["record"]
             if record["step"] not in self._logged:

@@ -99,7 +99,7 @@ class Worker:
             devices = [self.device] if self.device.type == "cuda" else None
             denoise_fn = DistributedDataParallel(state.model, device_ids=devices, gradient_as_bucket_view=True)
         denoise_fn.train()
-        self.send("start", step=state.step)
+        self.send("start", step=state.step, workers=self.world_size)
         loader = Loader(
             config,
             self.task.dataset,

@@ -1,6 +1,7 @@
 """The house rules that a program can check: who may import whom, and how things are called."""
 
 import ast
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,15 @@ def test_no_module_is_long(path: Path) -> None:
     # The process is one class, whose methods share its tables.
     limit = 400 if path.name == "diffusion.py" else 350
     assert len(path.read_text().splitlines()) <= limit
+
+
+def test_what_a_submitted_job_uploads_is_small(tmp_path: Path) -> None:
+    """The working tree as it is here, with its .venv and runs: Ray leaves out what .gitignore names."""
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        top = {name.split("/")[0] for name in package.namelist()}
+    assert {"jobs", "pipelines", "ddpm_core", "reports"} <= top
+    assert not top & {".git", ".venv", "runs", "data"}
+    assert (tmp_path / "package.zip").stat().st_size < 2 << 20

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from ddpm_core.checkpoint import open_checkpoint
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.training import OptimConfig
@@ -28,6 +31,7 @@ from pipelines.training_config import TrainConfig, config_for
 from pipelines.training_loop import initial_state
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+IMPORTED = os.pathsep.join(map(str, [ROOT, ROOT / "tests", ROOT / "tests" / "pipelines"]))  # by a process of its own
 NETWORK = UNetConfig(
     image_size=8, in_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.1
 )
@@ -174,8 +178,7 @@ def driver_of(digits: ShardedDataset, storage: Path, **changes: Any) -> subproce
     script = SCRIPT.format(
         tests=f"{folder}", shards=str(digits.path), storage=str(storage), changes=json.dumps(changes)
     )
-    path = [str(ROOT), str(folder), str(folder.parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    environment = {**os.environ, "PYTHONPATH": IMPORTED}
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
     )
@@ -249,6 +252,61 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
     assert killed
     assert sum("from step" in line for line in lines) == 2  # it began, and went on
     assert contents(result) == contents(long_run)
+
+
+def train_while(
+    scenario: str, digits: ShardedDataset, folder: Path, **changes: object
+) -> tuple[TrainResult, list[str]]:
+    """The result of a long run over nodes with different current folders, one of which dies, is about to or joins on the
+    way, and the lines that its driver printed."""
+    temporary = tempfile.mkdtemp(prefix="ray-")  # a short path, for sockets lie in it, and not where other Rays look
+    script = Path(__file__).with_name("node_scenarios.py")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": IMPORTED,
+        "RAY_TMPDIR": temporary,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a killed node looks alive at first
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.2",
+    }
+    arguments = [scenario, str(digits.path), str(folder), json.dumps({**LONG, **changes})]
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments], env=environment, stdout=subprocess.PIPE, text=True, timeout=400
+        )
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, lines
+    path = Path(lines[-1])
+    assert path.is_relative_to(folder / "driver" / "runs")  # a relative --storage is the driver's
+    return TrainResult("", "", path.parent, (open_checkpoint(path),)), lines
+
+
+def starts(lines: list[str]) -> list[tuple[int, int]]:
+    """(first step, workers) of each time that the training began or went on."""
+    words = [line.split() for line in lines if " from step " in line]
+    return [(int(line[-4].replace(",", "")), int(line[-2])) for line in words]
+
+
+def test_a_node_about_to_go_is_saved_for_and_a_node_that_dies_is_replaced(
+    long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
+) -> None:
+    result, lines = train_while("lost", digits, tmp_path)
+    (first, *saved, again) = [step for step, _ in starts(lines)]
+    assert first == 0
+    assert saved  # with the notice, where no regular checkpoint lies
+    assert all(40 <= step != 100 for step in saved)
+    assert again >= 100
+    assert contents(result) == contents(long_run)
+
+
+@pytest.mark.slow
+def test_an_elastic_run_takes_a_new_node_in(long_run: TrainResult, digits: ShardedDataset, tmp_path: Path) -> None:
+    # Ray looks for new nodes once a minute.
+    result, lines = train_while("grown", digits, tmp_path, min_workers=1, checkpoint_every=20, steps=3000)
+    assert [workers for _, workers in starts(lines)] == [1, 2]
+    assert [step for step, _, _ in losses(result)] == list(range(40, 3001, 40))
+    assert losses(result)[0] == pytest.approx(losses(long_run)[0], rel=1e-5)
 
 
 def test_a_run_that_is_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
