@@ -45,7 +45,9 @@ def ray_session() -> Iterator[None]:
 
     from pipelines.cluster import connect
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False
+    )
     connect()
     yield
     ray.shutdown()

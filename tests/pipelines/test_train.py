@@ -166,7 +166,7 @@ from pipelines.shards import ShardedDataset
 from pipelines.train import train
 from test_train import config
 if __name__ == "__main__":
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
+    ray.init("local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
     settings = config(ShardedDataset.open({shards!r}), Path({storage!r}), **json.loads({changes!r}))
     run(lambda: train(settings, say))
 """
