@@ -8,7 +8,7 @@ from typing import Any, Literal
 INCEPTION = "inception-2015-12-05"
 
 # MLflow tags that the pipelines write and the reports read.
-KIND_TAG = "ddpm.kind"  # train | evaluate | sweep | preprocess
+KIND_TAG = "ddpm.kind"  # train | evaluate | likelihood | sweep
 FINGERPRINT_TAG = "ddpm.fingerprint"  # of the configuration (train, sweep) or the protocol (evaluate)
 
 
@@ -26,6 +26,7 @@ class Protocol:
 
     num_samples: int
     seed: int
+    purpose: Literal["selection", "report"] = "selection"  # noise to choose a checkpoint by, or to report its numbers
     sampler: Literal["ancestral", "ddim", "dpmpp_2m"]
     sampler_steps: int
     spacing: Literal["uniform", "quadratic"]
@@ -40,20 +41,34 @@ class Protocol:
     reference: str
     reference_sha256: str
     reference_images: int
+    against: Literal["train", "test"] = "train"  # what the reference is to the run
+    neighbours: int = 10_000  # how many samples and reference images kernels and neighbourhoods look at, at most
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self)
 
     @property
+    def samples_fingerprint(self) -> str:
+        """Of the samples and their features alone: measured against two references, they are the same."""
+        of_reference = ("reference", "reference_sha256", "reference_images", "against", "neighbours")
+        return fingerprint({key: value for key, value in asdict(self).items() if key not in of_reference})
+
+    def metric(self, name: str) -> str:
+        """A metric's name under this protocol: only the 2015-12-05 Inception network makes it the literature's, and the
+        distance from a test set is not that from the training set."""
+        extractor = "" if self.extractor == INCEPTION else f"_{self.extractor}"
+        return name + extractor + ("_test" if self.against == "test" else "")
+
+    @property
     def distance(self) -> str:
-        """The metric's name: only the 2015-12-05 Inception network makes a Frechet distance an FID."""
-        return "fid" if self.extractor == INCEPTION else f"fd_{self.extractor}"
+        """The Frechet distance's name."""
+        return self.metric("fid" if self.extractor == INCEPTION else "fd")
 
     @property
     def score(self) -> str:
-        """The name of the Inception score (exp of the mean KL from the marginal), likewise."""
-        return "is" if self.extractor == INCEPTION else f"is_{self.extractor}"
+        """The name of the Inception score (exp of the mean KL from the marginal)."""
+        return self.metric("is")
 
     def describe(self) -> str:
         """The protocol as a sentence for a person."""
@@ -61,7 +76,7 @@ class Protocol:
             f"{self.num_samples:,} samples, {self.sampler} with {self.sampler_steps:,} steps ({self.spacing}), "
             f"{self.weights.upper() if self.weights == 'ema' else self.weights} weights, "
             f"x0 {'clipped' if self.clip_denoised else 'not clipped'}, rounded {self.rounding} to 8 bits, "
-            f"{self.precision}, batch {self.batch_size}, seed {self.seed}; features from {self.extractor} "
+            f"{self.precision}, batch {self.batch_size}, seed {self.seed} for {self.purpose}; features from {self.extractor} "
             f"(sha256 {self.extractor_sha256[:8]}, resize {self.resize}); against {self.reference_images:,} images of "
-            f"{self.reference} (sha256 {self.reference_sha256[:8]})"
+            f"{self.reference} ({'training' if self.against == 'train' else 'test'} set, sha256 {self.reference_sha256[:8]})"
         )

@@ -5,8 +5,10 @@
 
 import contextlib
 import io
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -65,7 +67,15 @@ def _sentence(message: str) -> str:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a job and leave with its exit code. Any other exception is a bug, and shows its traceback."""
+    """Run a job and leave with its exit code. Any other exception is a bug, and shows its traceback.
+
+    SIGTERM, which `ray job stop` sends, ends it as ctrl-C does: workers are let go and what was begun can go on.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         main()
     except InputError as error:

@@ -1,18 +1,55 @@
-"""Checkpoints to numbers: python jobs/evaluate.py --run lsun_church-0123456789ab --checkpoints latest"""
+"""Checkpoints to numbers: python jobs/evaluate.py --run lsun_church-0123456789ab --checkpoints latest
+
+python jobs/evaluate.py likelihood --run RUN --data TEST          bits/dim of a data set, rate and distortion
+python jobs/evaluate.py calibrate --data TRAIN --test-data TEST   tries an extractor on real images with known answers
+python jobs/evaluate.py compare FOLDER FOLDER                     two results of one protocol, and whether they differ
+"""
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from jobs.cli import parse, run, say
+from pipelines.calibration import CalibrateConfig, calibrate
 from pipelines.evaluate import EvaluateConfig, evaluate
-from pipelines.results import describe_values
+from pipelines.likelihoods import LikelihoodConfig, measure_likelihood
+from pipelines.results import compare, read_evaluation
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two finished evaluations."""
+
+    one: Annotated[Path, tyro.conf.Positional]
+    """A folder evaluate/RUN/PROTOCOL/step-... of the storage."""
+    other: Annotated[Path, tyro.conf.Positional]
+    """Another."""
+    across_protocols: bool = False
+    """Compare although the protocols differ."""
 
 
 def main() -> None:
-    config = parse(EvaluateConfig, sys.argv[1:], description="Sample from checkpoints and measure the samples.")
-    result = evaluate(config, say)
-    best = result.best
-    say(f"evaluate: protocol {best.protocol.fingerprint}: {best.protocol.describe()}")
-    say(f"evaluate: best is step {best.step:,} with {describe_values(best.values, best.protocol)}")
+    match sys.argv[1:]:
+        case ["calibrate", *rest]:
+            about = "Try an extractor and the metrics on real images with known answers."
+            calibrate(parse(CalibrateConfig, rest, description=about, first="calibrate"), say)
+        case ["likelihood", *rest]:
+            about = "Measure the likelihood of images under checkpoints, in bits/dim."
+            for each in measure_likelihood(
+                parse(LikelihoodConfig, rest, description=about, first="likelihood"), say
+            ).likelihoods:
+                say(f"likelihood: {each.describe()}")
+        case ["compare", *rest]:
+            pair = parse(Pair, rest, description="Say whether two evaluations differ.", first="compare")
+            one, other = read_evaluation(pair.one), read_evaluation(pair.other)
+            say(f"compare: {compare(one, other, across_protocols=pair.across_protocols)}")
+        case arguments:
+            about = "Sample from checkpoints and measure the samples."
+            for line in evaluate(parse(EvaluateConfig, arguments, description=about), say).describe():
+                say(f"evaluate: {line}")
 
 
 if __name__ == "__main__":

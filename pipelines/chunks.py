@@ -1,120 +1,61 @@
-"""What each evaluation worker runs: a range of sample indices -> images, features and logits, in one file."""
+"""Chunks: the files that fan-out leaves behind.
 
+A chunk is one safetensors file that says itself which indices it holds and what the sha256 of its content is, so that it
+is whole, damaged or absent, whoever wrote it and however often.
+"""
+
+import hashlib
 import json
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
 
-from ddpm_core import images, rng
-from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import committed_file, sha256_file, write_json
-from ddpm_core.features import load_extractor
-from ddpm_core.inception import full_float32
-from ddpm_core.samplers import Method, Spacing, sample
-from ddpm_core.unet import UNet
+from ddpm_core.commit import committed_file
+from ddpm_core.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """The part of a protocol that a worker needs."""
-
-    shape: tuple[int, int, int]  # (C, H, W) of a sample
-    method: Method
-    steps: int
-    spacing: Spacing
-    weights: Literal["ema", "raw"]
-    seed: int
-    batch_size: int
-    images_to_keep: int  # the samples below this index are stored as images
+def chunk_ranges(total: int, size: int) -> list[range]:
+    """The indices of each chunk: exactly 0..total-1, each once."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A fixed range of a checkpoint's samples, and the folder its file goes to."""
-
-    number: int
-    indices: range
-    checkpoint: Checkpoint
-    folder: Path
+def chunk_path(folder: Path, indices: range) -> Path:
+    return folder / f"chunk-{indices.start:08d}-{indices.stop:08d}.safetensors"
 
 
-def chunk_file(number: int) -> str:
-    return f"chunk-{number:05d}.safetensors"
+def save_chunk(folder: Path, indices: range, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Commit the chunk of `indices`, with facts for JSON. Whoever writes it last, the file is whole."""
+    content = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    stated = {**facts, "first": indices.start, "stop": indices.stop, "sha256": content_sha256(content)}
+    with committed_file(chunk_path(folder, indices)) as temporary:
+        save_file(content, temporary, metadata={"ddpm": json.dumps(stated)})
 
 
-def finished_chunk(folder: Path, number: int) -> bool:
-    """Whether a chunk is there, whole: its record, and a file of the sha256 that the record states."""
-    path = folder / chunk_file(number)
+def load_chunk(folder: Path, indices: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, facts) of a chunk. FileNotFoundError where it is absent, InputError where it is damaged."""
+    path = chunk_path(folder, indices)
+    data = path.read_bytes()
     try:
-        return bool(json.loads(path.with_suffix(".json").read_text())["sha256"] == sha256_file(path))
-    except (OSError, ValueError, KeyError):
-        return False
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts: dict[str, Any] = json.loads(header["__metadata__"]["ddpm"])
+        whole = facts["sha256"] == content_sha256(tensors)
+        whole = whole and (facts["first"], facts["stop"]) == (indices.start, indices.stop)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"chunk {str(path)!r} is damaged ({error}): run the evaluation again") from error
+    if not whole:
+        raise InputError(f"chunk {str(path)!r} is damaged (its content has another sha256): run the evaluation again")
+    return tensors, facts
 
 
-class ChunkWorker:
-    """Holds the extractor and one checkpoint's network; makes chunks, each of which can be made again."""
-
-    def __init__(self, settings: SampleSettings, extractor: str, image_shape: tuple[int, int, int]) -> None:
-        height, width, channels = image_shape
-        self.settings = settings
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.extractor = load_extractor(extractor, (channels, height, width)).to(self.device)
-        self.loaded: Checkpoint | None = None
-
-    def _load(self, checkpoint: Checkpoint) -> None:
-        if self.loaded is None or self.loaded.path != checkpoint.path:
-            self.network = UNet(checkpoint.unet_config())
-            self.network.load_state_dict(checkpoint.weights(self.settings.weights))
-            self.network.to(self.device).eval()
-            self.diffusion = checkpoint.diffusion_config().build().to(self.device)
-            self.loaded = checkpoint
-
-    @torch.no_grad()
-    def run(self, chunk: Chunk) -> tuple[int, int]:
-        """Make and commit one chunk: (the checkpoint's step, the number of samples)."""
-        with full_float32(self.device):  # as the protocol says; a GPU's convolutions would round to TF32
-            return self._run(chunk)
-
-    def _run(self, chunk: Chunk) -> tuple[int, int]:
-        self._load(chunk.checkpoint)
-        settings, started = self.settings, time.monotonic()
-        features, logits, kept = [], [], []
-        for start in range(0, len(chunk.indices), settings.batch_size):
-            indices = torch.tensor(chunk.indices[start : start + settings.batch_size])
-            noise = rng.SampleNoise(settings.seed, indices.to(self.device), settings.shape)
-            x = sample(
-                self.diffusion,
-                self.network,
-                (len(indices), *settings.shape),
-                noise=noise,
-                method=settings.method,
-                steps=settings.steps,
-                spacing=settings.spacing,
-            )
-            pixels = images.to_uint8(x)
-            batch_features, batch_logits = self.extractor(pixels.permute(0, 3, 1, 2).contiguous())
-            features.append(batch_features.cpu())
-            if batch_logits is not None:
-                logits.append(batch_logits.cpu())
-            kept.append(pixels[(indices < settings.images_to_keep).to(self.device)].cpu())
-        tensors = {"features": torch.cat(features)}
-        if logits:
-            tensors["logits"] = torch.cat(logits)
-        if len(torch.cat(kept)):
-            tensors["images"] = torch.cat(kept)
-        path = chunk.folder / chunk_file(chunk.number)
-        with committed_file(path) as temporary:
-            save_file(tensors, temporary)
-        facts = {
-            "first": chunk.indices.start,
-            "stop": chunk.indices.stop,
-            "sha256": sha256_file(path),
-            "weights_sha256": chunk.checkpoint.weights_sha256(settings.weights),
-            "seconds": time.monotonic() - started,
-        }
-        write_json(path.with_suffix(".json"), facts)
-        return chunk.checkpoint.step, len(chunk.indices)
+def content_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from dataclasses import dataclass
 
 # Ray reads these when it is imported or started; each only takes effect where the user has not chosen.
@@ -30,7 +32,10 @@ def connect() -> Resources:
     """Attach to the cluster that RAY_ADDRESS or the job names, or start Ray on this machine. Idempotent."""
     if not ray.is_initialized():
         # Workers print nothing a person needs; their warnings and errors still reach the log.
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=logging.WARNING)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process in the middle of things
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()

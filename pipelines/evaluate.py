@@ -1,167 +1,328 @@
 """Fan-out: checkpoints -> samples -> features -> metrics.
 
 The unit of work is a chunk, a fixed range of sample indices in batches of a fixed size. A worker commits one file a
-chunk; the driver merges them in order. The result does not depend on the number of workers, on the order in which they
+chunk; the driver takes them in order. The result does not depend on the number of workers, on the order in which they
 finish, or on how often the evaluation was killed; running it again makes the chunks that are missing.
+
+A checkpoint is chosen by samples of one noise (`selection`) and its numbers are reported on samples of another
+(`report`): the lowest of several noisy numbers is below what it will be the next time.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import ray
-import ray.util
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.errors import InputError
-from ddpm_core.features import FeatureExtractor
 from ddpm_core.protocol import Protocol
-from ddpm_core.samplers import Method, Spacing
-from pipelines.chunks import Chunk, ChunkWorker, SampleSettings, finished_chunk
-from pipelines.cluster import check_fits, connect
+from pipelines.calibration import check_calibrated
+from pipelines.chunks import chunk_ranges
+from pipelines.evaluation_config import EvaluateConfig
+from pipelines.fanout import pool_size
 from pipelines.locations import Location, absolute, location
-from pipelines.progress import Progress, Say
-from pipelines.reference import extractor_for, reference_statistics
-from pipelines.results import GRID, Evaluation, describe_values, measure, read_evaluation, record
+from pipelines.progress import Say
+from pipelines.reference import NEIGHBOURS, extractor_for, reference_statistics
+from pipelines.results import (
+    GRID,
+    MIN_CHUNKS,
+    Evaluation,
+    describe_values,
+    distance_so_far,
+    measure,
+    read_evaluation,
+    record,
+)
+from pipelines.sampling import SampleSettings, sample_checkpoints
 from pipelines.saving import mark_best, saved_steps
-from pipelines.selection import find_checkpoints
+from pipelines.selection import find_checkpoints, import_weights
 from pipelines.shards import ShardedDataset
-from pipelines.tracking import Tracker, default_uri, flatten
+from pipelines.tracking import TrackedRun, Tracker, default_uri, flatten
 
+WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
+Purpose = Literal["selection", "report"]
+Role = Literal["train", "test"]
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Which checkpoints to evaluate, by which protocol, with how many workers."""
-
-    run: str
-    """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
-    checkpoints: str = "all"
-    """Which of the run's: all, latest, or steps such as 1000,2000."""
-    reference: str | None = None
-    """The shards to compare with; the run's own by default."""
-    extractor: str = "inception"
-    """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
-    samples: int = 50_000
-    """How many samples; the Frechet distance depends on it."""
-    sampler: Method = "ancestral"
-    """ancestral (the paper's), ddim or dpmpp_2m."""
-    sampler_steps: int | None = None
-    """How many timesteps the sampler visits; all by default."""
-    spacing: Spacing = "uniform"
-    """How those are spaced."""
-    weights: Literal["ema", "raw"] = "ema"
-    """Averaged weights, as in the paper, or the last ones."""
-    seed: int = 0
-    """Of the samples' noise."""
-    batch_size: int = 250
-    """Images a network sees at once; float32 results depend on it in the last digits."""
-    chunk_size: int = 500
-    """Samples a file holds, the unit of work and of resuming."""
-    workers: int | None = None
-    """Processes, one a GPU where there are GPUs; as many as the cluster has room for by default."""
-    cpus_per_worker: float = 0.9
-    """CPUs of each."""
-    storage: str = "runs"
-    """The folder for results, reachable from every worker."""
-    tracking_uri: str | None = None
-    """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
-    experiment: str = "ddpm"
-    """The MLflow experiment."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "chunk_size", "workers", "sampler_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
-        if self.samples < 2:
-            raise InputError(f"--samples is {self.samples}: a covariance needs 2 or more")
+__all__ = ["EvaluateConfig", "EvaluateResult", "evaluate"]
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """All evaluations of a call, by ascending step, and the MLflow run that holds them."""
+    """All evaluations of a call by ascending step, on selection noise; that of the best on report noise, where there was
+    a choice; and the MLflow run of the former. `test`: those of the same samples against the test set, in the same order,
+    the reported one last."""
 
     run_id: str
     evaluations: tuple[Evaluation, ...]
+    reported: Evaluation | None
+    test: tuple[Evaluation, ...]
 
     @property
     def best(self) -> Evaluation:
         """The lowest distance; the earlier checkpoint where two are equal."""
         return min(self.evaluations, key=lambda evaluation: (evaluation.distance, evaluation.step))
 
+    @property
+    def indistinguishable(self) -> tuple[Evaluation, ...]:
+        """The others whose intervals overlap with the best one's."""
+        best = self.best
+        return tuple(other for other in self.evaluations if other != best and other.indistinguishable_from(best))
+
+    def describe(self) -> list[str]:
+        """The outcome in sentences, the best checkpoint last."""
+        best, again = self.best, self.reported
+        lines = [f"protocol {best.protocol.fingerprint}: {best.protocol.describe()}"]
+        if self.indistinguishable:
+            steps = ", ".join(f"{other.step:,}" for other in self.indistinguishable)
+            lines.append(f"not to be told apart from the best by their intervals: step {steps}")
+        if again is not None:
+            lines.append(
+                f"the best, on samples it was not chosen by, has {describe_values(again.values, again.protocol)}"
+            )
+        return [*lines, f"best is step {best.step:,} with {describe_values(best.values, best.protocol)}"]
+
 
 def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateResult:
     """Evaluate checkpoints, or finish that, or find it done.
 
-    InputError for a run nobody knows, a reference of another image size, or an extractor that cannot be had.
+    InputError for a run nobody knows, a reference of other images, or an extractor that cannot be had or failed its
+    calibration; before anything is sampled.
     """
-    storage = absolute(config.storage, option="--storage")
-    uri = config.tracking_uri or default_uri(storage)
-    name, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, uri)
-    dataset = ShardedDataset.open(location(config.reference or checkpoints[0].config["shards"], option="--reference"))
-    network = checkpoints[0].unet_config()
-    if dataset.shape != (network.image_size, network.image_size, network.in_channels):
-        raise InputError(
-            f"reference {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} makes "
-            f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
+    evaluator = Evaluator(config, say)
+    chosen = evaluator.evaluate(evaluator.checkpoints, "selection")
+    run_id, evaluations, test = evaluator.runs["train"].run_id, chosen["train"], chosen.get("test", ())
+    result = EvaluateResult(run_id, evaluations, None, test)
+    if not config.foreign and config.weights == "ema":
+        keep_best(result.best.folder.parent, evaluator.checkpoints[0].path.parent, say)
+    if config.report and len(evaluations) > 1:
+        best = [checkpoint for checkpoint in evaluator.checkpoints if checkpoint.step == result.best.step]
+        again = evaluator.evaluate(best, "report")
+        result = EvaluateResult(run_id, evaluations, again["train"][0], (*test, *again.get("test", ())))
+    return result
+
+
+class Evaluator:
+    """The checkpoints of a call, what they are compared with, and how."""
+
+    def __init__(self, config: EvaluateConfig, say: Say) -> None:
+        self.config, self.say = config, say
+        self.storage = storage = absolute(config.storage, option="--storage")
+        uri = config.tracking_uri or default_uri(storage)
+        if config.foreign:
+            self.name, self.checkpoints = import_weights(config.weights, config.reference, storage)
+        else:
+            self.name, self.checkpoints = find_checkpoints(config.run or "", config.checkpoints, storage, uri)
+        first = self.checkpoints[0]
+        given = config.reference or first.config["shards"]
+        self.references: dict[Role, ShardedDataset] = {"train": open_reference(given, "--reference", first, self.name)}
+        if config.test_reference is not None:
+            self.references["test"] = open_reference(config.test_reference, "--test-reference", first, self.name)
+        self.spec = config.extractor_spec
+        self.extractor = extractor_for(self.spec, self.references["train"])
+        check_calibrated(self.extractor, storage)
+        if config.samples <= self.extractor.dim:
+            say(
+                f"evaluate: {config.samples:,} samples for {self.extractor.dim:,} features: the covariance is singular and "
+                "the distance far above its value at large n"
+            )
+        self.chunks = chunk_ranges(config.samples, config.chunk_size)
+        self.protocol(self.checkpoints[0], "train", "selection")  # refuses a sampler that cannot be
+        self.uri = uri
+        self.runs: dict[Role, TrackedRun] = {}
+
+    def protocol(self, checkpoint: Checkpoint, role: Role, purpose: Purpose) -> Protocol:
+        """What the numbers will depend on. InputError for a sampler that cannot be."""
+        config, dataset = self.config, self.references[role]
+        T = checkpoint.diffusion_config().num_timesteps
+        steps = config.sampler_steps or T
+        if steps > T:
+            raise InputError(f"--sampler-steps is {steps}: the run's schedule has {T} timesteps")
+        return Protocol(
+            num_samples=config.samples,
+            seed=config.seed,
+            purpose=purpose,
+            sampler=config.sampler,
+            sampler_steps=steps,
+            spacing=config.spacing if steps < T else "uniform",
+            clip_denoised=True,
+            weights="raw" if config.weights == "raw" else "ema",
+            batch_size=min(config.batch_size, config.chunk_size),
+            precision="float32",
+            extractor=self.extractor.name,
+            extractor_sha256=self.extractor.sha256,
+            resize=self.extractor.resize,
+            reference=dataset.name,
+            reference_sha256=dataset.sha256,
+            reference_images=len(dataset),
+            against=role,
+            neighbours=NEIGHBOURS,
         )
-    spec = extractor_spec(config)
-    extractor = extractor_for(spec, dataset)
-    protocol = protocol_of(config, checkpoints[0], dataset, extractor)
-    if protocol.num_samples <= extractor.dim:
-        say(
-            f"evaluate: {protocol.num_samples:,} samples for {extractor.dim:,} features: the covariance is singular and the "
-            "distance far above its value at large n"
-        )
-    tracker = Tracker(uri, config.experiment, storage)
-    train_run = tracker.find("train", name)
-    run = tracker.run(
-        "evaluate",
-        f"{name}-eval-{protocol.fingerprint[:6]}",
-        protocol.fingerprint,
-        params=flatten(protocol),
-        tags={"ddpm.distance": protocol.distance, "ddpm.data": dataset.name},
-        parent=train_run.run_id if train_run else None,
-    )
-    run.log_json("protocol.json", asdict(protocol))
-    folders = {c.step: storage / "evaluate" / name / protocol.fingerprint / c.path.name for c in checkpoints}
-    todo = [c for c in checkpoints if not (folders[c.step] / MANIFEST).is_file()]
-    if todo:
-        reference = reference_statistics(dataset, spec, config.cpus_per_worker, say)
-        settings = SampleSettings(
-            shape=(network.in_channels, network.image_size, network.image_size),
+
+    def evaluate(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> dict[Role, tuple[Evaluation, ...]]:
+        """Measure checkpoints against each reference on samples of one purpose, or find that done."""
+        protocols = {role: self.protocol(checkpoints[0], role, purpose) for role in self.references}
+        folders = {
+            (role, c.step): self.storage / "evaluate" / self.name / protocol.fingerprint / c.path.name
+            for role, protocol in protocols.items()
+            for c in checkpoints
+        }
+        samples = self.storage / "evaluate" / self.name / f"samples-{protocols['train'].samples_fingerprint}"
+        todo = [
+            c
+            for c in checkpoints
+            if not all(is_of(folders[r, c.step], c.weights_sha256(protocols[r].weights)) for r in protocols)
+        ]
+        if todo:  # before anything is written: a refusal leaves no run behind
+            self.workers = pool_size(self.config.workers, self.config.cpus_per_worker)
+        tracker = Tracker(self.uri, self.config.experiment, self.storage)
+        train_run = tracker.find("train", self.name)
+        for role, protocol in protocols.items():
+            self.runs[role] = run = tracker.run(
+                "evaluate",
+                f"{self.name}-eval-{protocol.fingerprint[:6]}",
+                protocol.fingerprint,
+                params=flatten(protocol),
+                tags={"ddpm.distance": protocol.distance, "ddpm.data": self.references[role].name},
+                parent=train_run.run_id if train_run else None,
+            )
+            run.log_json("protocol.json", asdict(protocol))
+        try:
+            if todo:
+                self._make(todo, samples, folders, protocols)
+            evaluations = {
+                role: tuple(read_evaluation(folders[role, c.step]) for c in checkpoints) for role in protocols
+            }
+            for role, found in evaluations.items():
+                for checkpoint, evaluation in zip(checkpoints, found, strict=True):
+                    record(
+                        train_run or self.runs[role],
+                        self.runs[role],
+                        self.name,
+                        checkpoint,
+                        evaluation,
+                        self.references[role],
+                        samples / checkpoint.path.name,
+                        self.chunks,
+                    )
+        except BaseException as error:
+            for run in self.runs.values():
+                run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        for run in self.runs.values():
+            run.finish()
+        if not todo:
+            counted = "1 checkpoint" if len(checkpoints) == 1 else f"{len(checkpoints)} checkpoints"
+            self.say(f"evaluate: {self.name} is done, {counted} under protocol {protocols['train'].fingerprint}")
+        return evaluations
+
+    def _make(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        samples: Path,
+        folders: Mapping[tuple[Role, int], Path],
+        protocols: Mapping[Role, Protocol],
+    ) -> None:
+        """Sample what is missing; each checkpoint is measured, beside that, when all of its chunks are there."""
+        cpus = self.config.cpus_per_worker
+        references = {
+            role: reference_statistics(self.references[role], self.spec, cpus, self.say) for role in protocols
+        }
+        whole = references["train"].statistics
+
+        def finish(checkpoint: Checkpoint) -> None:
+            for role, protocol in protocols.items():
+                values = measure(
+                    samples / checkpoint.path.name, self.chunks, protocol, references[role], self.extractor
+                )
+                facts = {
+                    "step": checkpoint.step,
+                    "protocol": asdict(protocol),
+                    "values": values,
+                    "weights_sha256": checkpoint.weights_sha256(protocol.weights),
+                }
+                write_json(folders[role, checkpoint.step] / MANIFEST, facts)
+                self.say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
+
+        def look(checkpoint: Checkpoint, done: Sequence[range]) -> None:
+            value, low, high = distance_so_far(samples / checkpoint.path.name, done, whole)
+            count = sum(map(len, done))
+            self.say(
+                f"evaluate: step {checkpoint.step:,} has {protocols['train'].distance} {value:.4g} ({low:.4g} to {high:.4g}) "
+                f"on its first {count:,} samples; it falls with their number"
+            )
+
+        with ThreadPoolExecutor(1) as beside:
+            futures: list[Future[None]] = []
+            for checkpoint, done in sample_checkpoints(
+                checkpoints,
+                self.chunks,
+                samples,
+                self._settings(protocols["train"]),
+                self.spec,
+                workers=self.workers,
+                cpus_per_worker=cpus,
+                say=self.say,
+            ):
+                if len(done) == len(self.chunks):
+                    futures.append(beside.submit(finish, checkpoint))
+                elif len(self.chunks) >= WORTH_A_LOOK and len(done) in quarters(len(self.chunks)):
+                    futures.append(beside.submit(look, checkpoint, done))
+            for future in futures:
+                future.result()
+
+    def _settings(self, protocol: Protocol) -> SampleSettings:
+        height, width, channels = self.references["train"].shape
+        return SampleSettings(
+            shape=(channels, height, width),
             method=protocol.sampler,
             steps=protocol.sampler_steps,
             spacing=protocol.spacing,
             weights=protocol.weights,
             seed=protocol.seed,
+            purpose=protocol.purpose,
             batch_size=protocol.batch_size,
             images_to_keep=GRID,
         )
-        chunks = chunk_ranges(config.samples, config.chunk_size)
-        for checkpoint in sample_chunks(config, todo, folders, chunks, settings, spec, dataset, say):
-            folder = folders[checkpoint.step]
-            values = measure(folder, chunks, protocol, reference, extractor)
-            facts = {
-                "step": checkpoint.step,
-                "protocol": asdict(protocol),
-                "values": values,
-                "weights_sha256": checkpoint.weights_sha256(config.weights),
-            }
-            write_json(folder / MANIFEST, facts)
-            say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
-    evaluations = tuple(read_evaluation(folders[checkpoint.step]) for checkpoint in checkpoints)
-    for checkpoint, evaluation in zip(checkpoints, evaluations, strict=True):
-        record(train_run or run, run, name, checkpoint, evaluation, dataset)
-    run.finish()
-    if config.weights == "ema":
-        keep_best(folders[checkpoints[0].step].parent, checkpoints[0].path.parent, say)
-    if not todo:
-        say(f"evaluate: {name} is done, {len(checkpoints)} checkpoints under protocol {protocol.fingerprint}")
-    return EvaluateResult(run.run_id, evaluations)
+
+
+def is_of(folder: Path, weights_sha256: str) -> bool:
+    """Whether a finished evaluation of these weights is there."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text())["weights_sha256"] == weights_sha256)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def quarters(chunks: int) -> set[int]:
+    """After how many chunks a person is told the distance so far."""
+    return {chunks * part // 4 for part in (1, 2, 3)}
+
+
+def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -> ShardedDataset:
+    """The data set to compare with. InputError where its images are of another size than the network's, or were resized
+    by another filter than those it was trained on, which alone moves a Frechet distance."""
+    dataset = ShardedDataset.open(location(given, option=option))
+    network = checkpoint.unet_config()
+    if dataset.shape != (network.image_size, network.image_size, network.in_channels):
+        raise InputError(
+            f"reference {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} makes "
+            f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
+        )
+    try:
+        trained = ShardedDataset.open(location(checkpoint.config["shards"], option="the run's shards")).manifest[
+            "filter"
+        ]
+    except InputError:  # no longer reachable from here
+        trained = None
+    if trained is not None and dataset.manifest["filter"] != trained:
+        raise InputError(
+            f"reference {str(dataset.path)!r} was resized by filter {dataset.manifest['filter']!r}, but run {name!r} was "
+            f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
+        )
+    return dataset
 
 
 def keep_best(evaluated: Path, run: Location, say: Say) -> None:
@@ -173,99 +334,3 @@ def keep_best(evaluated: Path, run: Location, say: Say) -> None:
         mark_best(run, best.step)
     else:
         say(f"evaluate: the best checkpoint, step {best.step:,}, is no longer kept: give the run a larger --keep-last")
-
-
-def extractor_spec(config: EvaluateConfig) -> str:
-    """The extractor's name, or the absolute path of its file."""
-    spec = config.extractor
-    return str(absolute(spec, option="--extractor")) if spec.endswith(".pt") else spec
-
-
-def protocol_of(
-    config: EvaluateConfig, checkpoint: Checkpoint, dataset: ShardedDataset, extractor: FeatureExtractor
-) -> Protocol:
-    """What the numbers of this evaluation will depend on. InputError for a sampler that cannot be."""
-    T = checkpoint.diffusion_config().num_timesteps
-    steps = config.sampler_steps or T
-    if steps > T:
-        raise InputError(f"--sampler-steps is {steps}: the run's schedule has {T} timesteps")
-    return Protocol(
-        num_samples=config.samples,
-        seed=config.seed,
-        sampler=config.sampler,
-        sampler_steps=steps,
-        spacing=config.spacing if steps < T else "uniform",
-        clip_denoised=True,
-        weights=config.weights,
-        batch_size=min(config.batch_size, config.chunk_size),
-        precision="float32",
-        extractor=extractor.name,
-        extractor_sha256=extractor.sha256,
-        resize=extractor.resize,
-        reference=dataset.name,
-        reference_sha256=dataset.sha256,
-        reference_images=len(dataset),
-    )
-
-
-def chunk_ranges(samples: int, chunk_size: int) -> list[range]:
-    """The sample indices of each chunk: exactly 0..samples-1, each once."""
-    return [range(start, min(start + chunk_size, samples)) for start in range(0, samples, chunk_size)]
-
-
-def sample_chunks(
-    config: EvaluateConfig,
-    checkpoints: Sequence[Checkpoint],
-    folders: dict[int, Path],
-    chunks: Sequence[range],
-    settings: SampleSettings,
-    spec: str,
-    dataset: ShardedDataset,
-    say: Say,
-) -> Iterator[Checkpoint]:
-    """Make the missing chunks on a pool of workers; yields each checkpoint when all of its chunks are there."""
-    resources = connect()
-    use_gpu = resources.gpus > 0
-    room = resources.gpus if use_gpu else resources.cpus // config.cpus_per_worker
-    workers = config.workers or max(1, int(room))
-    check_fits(
-        resources,
-        workers=workers,
-        cpus=config.cpus_per_worker,
-        gpus=1 if use_gpu else 0,
-        what="--workers",
-    )
-    work = [
-        Chunk(number, indices, checkpoint, folders[checkpoint.step])
-        for checkpoint in checkpoints
-        for number, indices in enumerate(chunks)
-        if not finished_chunk(folders[checkpoint.step], number)
-    ]
-    missing = {checkpoint.step: sum(c.checkpoint.step == checkpoint.step for c in work) for checkpoint in checkpoints}
-    yield from (checkpoint for checkpoint in checkpoints if not missing[checkpoint.step])
-    if not work:
-        return
-    progress = Progress("evaluate", sum(len(chunk.indices) for chunk in work), "samples", say)
-    options = {
-        "num_cpus": config.cpus_per_worker,
-        "num_gpus": 1 if use_gpu else 0,
-        "max_restarts": -1,  # a lost worker is replaced and its chunk done again: chunks are idempotent
-        "max_task_retries": -1,
-        # Inside a Tune trial, actors would else be held to the trial's own bundle.
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None),
-    }
-    actors = [
-        ray.remote(ChunkWorker).options(**options).remote(settings, spec, dataset.shape)
-        for _ in range(min(workers, len(work)))
-    ]
-    by_step = {checkpoint.step: checkpoint for checkpoint in checkpoints}
-    try:
-        pool = ray.util.ActorPool(actors)
-        for step, count in pool.map_unordered(lambda actor, chunk: actor.run.remote(chunk), work):
-            progress.advance(count, f"step {step:,}")
-            missing[step] -= 1
-            if not missing[step]:
-                yield by_step[step]
-    finally:
-        for actor in actors:
-            ray.kill(actor)

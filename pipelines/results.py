@@ -4,22 +4,35 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 
 from ddpm_core import images
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
+from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor
-from ddpm_core.metrics import FeatureStatistics, FrechetDistance, InceptionScore, frechet_interval
+from ddpm_core.metrics import (
+    ExtrapolatedFrechetDistance,
+    FeatureStatistics,
+    FrechetDistance,
+    InceptionScore,
+    KernelDistance,
+    PrecisionRecall,
+    frechet_interval,
+)
 from ddpm_core.protocol import Protocol
-from pipelines.chunks import chunk_file
+from pipelines.chunks import load_chunk
+from pipelines.reference import SPLITS, Reference
 from pipelines.shards import ShardedDataset
 from pipelines.tracking import TrackedRun
 
 GRID = 64  # samples shown: the first ones, whatever they look like
+MIN_CHUNKS = 5  # for an interval
+KID_SUBSETS, KID_SUBSET = 100, 1000  # of the kernel distance, as Binkowski et al. have them
+PR_K = 3  # nearest neighbours, as Kynkaanniemi et al. have them
 
 
 @dataclass(frozen=True)
@@ -35,57 +48,149 @@ class Evaluation:
     def distance(self) -> float:
         return self.values[self.protocol.distance]
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of the distance, None where the chunks were too few for one."""
+        low, high = (self.values.get(f"{self.protocol.distance}_ci_{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
+
+    def indistinguishable_from(self, other: "Evaluation") -> bool:
+        """Whether the intervals overlap. InputError under another protocol."""
+        if self.protocol.fingerprint != other.protocol.fingerprint:
+            raise InputError(
+                f"protocols {self.protocol.fingerprint} and {other.protocol.fingerprint} differ, and so do their numbers: "
+                "compare results of one protocol"
+            )
+        if self.interval is None or other.interval is None:
+            return False
+        return self.interval[0] <= other.interval[1] and other.interval[0] <= self.interval[1]
+
+
+class ChunkStatistics(Sequence[FeatureStatistics]):
+    """The statistics of each chunk of some samples, made when they are asked for: 33 MB each at 2048 dimensions."""
+
+    def __init__(self, features: Tensor, chunks: Sequence[range]) -> None:
+        self.features, self.chunks = features, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @overload
+    def __getitem__(self, number: int) -> FeatureStatistics: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[FeatureStatistics]: ...
+    def __getitem__(self, number: int | slice) -> FeatureStatistics | Sequence[FeatureStatistics]:
+        if isinstance(number, slice):
+            return ChunkStatistics(self.features, self.chunks[number])
+        statistics = FeatureStatistics(self.features.shape[1])
+        statistics.update(self.features[self.chunks[number].start : self.chunks[number].stop])
+        return statistics
+
+
+def distance_so_far(folder: Path, done: Sequence[range], reference: FeatureStatistics) -> tuple[float, float, float]:
+    """(distance, low, high) of the chunks that are there, five at least."""
+    features = [load_chunk(folder, indices)[0]["features"] for indices in done]
+    stops = torch.tensor([len(part) for part in features]).cumsum(0).tolist()
+    parts = ChunkStatistics(torch.cat(features), [range(b - len(f), b) for f, b in zip(features, stops, strict=True)])
+    distance = FrechetDistance(reference)
+    for part in parts:
+        distance.merge_state(part.statistics())
+    return float(distance.compute()), *frechet_interval(parts, reference)
+
 
 def measure(
-    folder: Path,
-    chunks: Sequence[range],
-    protocol: Protocol,
-    reference: FeatureStatistics,
-    extractor: FeatureExtractor,
+    folder: Path, chunks: Sequence[range], protocol: Protocol, reference: Reference, extractor: FeatureExtractor
 ) -> dict[str, float]:
-    """The metrics of a whole evaluation, its chunks merged in order."""
-    distance = FrechetDistance(reference)
-    score = (
-        InceptionScore(protocol.num_samples, min(10, protocol.num_samples), extractor.num_logits)
-        if extractor.num_logits
-        else None
-    )
-    parts: list[FeatureStatistics] = []
-    seconds = 0.0
-    for number, indices in enumerate(chunks):
-        stored = load_file(folder / chunk_file(number))
-        part = FeatureStatistics(extractor.dim)
-        part.update(stored["features"])
-        parts.append(part)
+    """The metrics of a whole evaluation, its chunks taken in order. InputError where one is damaged."""
+    features, logits, seconds = [], [], 0.0
+    for indices in chunks:
+        tensors, facts = load_chunk(folder, indices)
+        features.append(tensors["features"])
+        logits.append(tensors.get("logits"))
+        seconds += facts["seconds"]
+    every, statistics, name = torch.cat(features), reference.statistics, protocol.distance
+    parts = ChunkStatistics(every, chunks)
+    distance = FrechetDistance(statistics)
+    for part in parts:
         distance.merge_state(part.statistics())
-        if score is not None:
-            score.update(stored["logits"], torch.tensor(indices))
-        seconds += json.loads((folder / chunk_file(number)).with_suffix(".json").read_text())["seconds"]
-    values = {protocol.distance: float(distance.compute())}
-    if len(parts) >= 5:
-        low, high = frechet_interval(parts, reference)
-        values |= {f"{protocol.distance}_ci_low": low, f"{protocol.distance}_ci_high": high}
-    if score is not None:
+    values = {name: float(distance.compute())}
+    if len(parts) >= MIN_CHUNKS:
+        low, high = frechet_interval(parts, statistics)
+        values |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+    if len(every) // 10 > extractor.dim:  # below, covariances are singular and the line in 1/n is none
+        extrapolated = ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
+        extrapolated.update(every, torch.arange(len(every)))
+        values[f"{name}_infinity"] = float(extrapolated.compute())
+    values |= neighbour_values(every[: protocol.neighbours], reference.features[: protocol.neighbours], protocol)
+    if extractor.num_logits:
+        score = InceptionScore(protocol.num_samples, min(SPLITS, protocol.num_samples), extractor.num_logits)
+        for indices, part_logits in zip(chunks, logits, strict=True):
+            if part_logits is not None:
+                score.update(part_logits, torch.tensor(indices))
         mean, std = score.compute()
         values |= {protocol.score: float(mean), f"{protocol.score}_std": float(std)}
     values["samples_per_second"] = protocol.num_samples / seconds  # of one worker
     return values
 
 
+def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[str, float]:
+    """What looks at single features rather than at moments: KID, precision and recall."""
+    numbers, smaller = torch.arange(len(samples)), min(len(samples), len(real))
+    kernel = KernelDistance(real, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET, smaller))
+    kernel.update(samples, numbers)
+    kid, kid_std = kernel.compute()
+    values = {protocol.metric("kid"): float(kid), f"{protocol.metric('kid')}_std": float(kid_std)}
+    if smaller > PR_K:
+        neighbourhoods = PrecisionRecall(real, PR_K)
+        neighbourhoods.update(samples, numbers)
+        precision, recall = neighbourhoods.compute()
+        values |= {protocol.metric("precision"): float(precision), protocol.metric("recall"): float(recall)}
+    return values
+
+
 def describe_values(values: dict[str, float], protocol: Protocol) -> str:
-    """The distance with its interval, in words."""
+    """The distance with its interval, and the others, in words."""
     name = protocol.distance
     text = f"{name} {values[name]:.4g}"
     if f"{name}_ci_low" in values:
         text += f" (95 % interval {values[f'{name}_ci_low']:.4g} to {values[f'{name}_ci_high']:.4g})"
-    if protocol.score in values:
-        text += f", {protocol.score} {values[protocol.score]:.3g}"
+    for other in (protocol.score, *(protocol.metric(metric) for metric in ("kid", "precision", "recall"))):
+        if other in values:
+            text += f", {other} {values[other]:.3g}"
     return text
 
 
+def compare(one: Evaluation, other: Evaluation, *, across_protocols: bool = False) -> str:
+    """Two evaluations in words. InputError under different protocols, unless that is asked for; then it is said."""
+    name, theirs = one.protocol.distance, other.protocol.distance
+    difference = f"{one.folder}: {name} {one.distance:.4g}; {other.folder}: {theirs} {other.distance:.4g}"
+    if one.protocol.fingerprint != other.protocol.fingerprint:
+        pairs = ((key, value, getattr(other.protocol, key)) for key, value in vars(one.protocol).items())
+        differing = ", ".join(f"{key} {mine} and {their}" for key, mine, their in pairs if mine != their)
+        if not across_protocols:
+            raise InputError(
+                f"the two were measured under different protocols ({differing}), so that their numbers do not compare: evaluate "
+                "both alike, or give --across-protocols True"
+            )
+        return f"{difference}; under DIFFERENT PROTOCOLS ({differing}), which may be all of the difference"
+    if one.interval is None or other.interval is None:
+        return f"{difference}; without intervals, for which an evaluation needs {MIN_CHUNKS} chunks"
+    if one.indistinguishable_from(other):
+        return f"{difference}; their 95 % intervals overlap: indistinguishable"
+    better = min(one, other, key=lambda evaluation: evaluation.distance)
+    return f"{difference}; their 95 % intervals do not overlap: {better.folder} is better"
+
+
 def read_evaluation(folder: Path) -> Evaluation:
-    facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    return Evaluation(facts["step"], Protocol(**facts["protocol"]), facts["values"], folder)
+    """InputError where there is no finished evaluation of this version."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        return Evaluation(facts["step"], Protocol(**facts["protocol"]), facts["values"], folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{str(folder)!r} holds no finished evaluation ({error}): give a folder evaluate/RUN/PROTOCOL/step-... of the "
+            "storage, or evaluate again"
+        ) from error
 
 
 def record(
@@ -95,6 +200,8 @@ def record(
     checkpoint: Checkpoint,
     evaluation: Evaluation,
     dataset: ShardedDataset,
+    samples: Path,
+    chunks: Sequence[range],
 ) -> None:
     """One checkpoint's numbers and sample grid into MLflow."""
     model_id = owner.checkpoint_model(
@@ -108,13 +215,7 @@ def record(
         dataset_sha256=dataset.sha256,
     ):
         return
-    samples = []
-    for number in range(GRID):
-        path = evaluation.folder / chunk_file(number)
-        if not path.is_file() or "images" not in (stored := load_file(path)):
-            break
-        samples.append(stored["images"])
-    shown = torch.cat(samples)[:GRID]
+    shown = torch.cat([load_chunk(samples, indices)[0]["images"] for indices in chunks if indices.start < GRID])
     columns = min(16, len(shown))
     run.log_bytes(f"samples/{checkpoint.path.name}.png", images.encode_png(images.tile(shown, columns)))
     grid = {

@@ -23,7 +23,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
 from pipelines.locations import Location
 
-Kind = Literal["train", "evaluate", "sweep"]
+Kind = Literal["train", "evaluate", "likelihood", "sweep"]
 BATCH = 100  # MLflow's limit for parameters a call; for metrics it is 1,000
 
 for name in ("mlflow", "alembic"):
@@ -61,6 +61,16 @@ def name_of_run(uri: str, run_id: str) -> str | None:
         return None
     try:
         return str(MlflowClient(tracking_uri=uri).get_run(run_id).info.run_name)
+    except MlflowException:
+        return None
+
+
+def path_of_model(uri: str, model_id: str) -> str | None:
+    """Where the checkpoint of the LoggedModel with this id lies, if there is one. Makes nothing."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return None
+    try:
+        return MlflowClient(tracking_uri=uri).get_logged_model(model_id).tags.get("ddpm.path")
     except MlflowException:
         return None
 

@@ -7,7 +7,7 @@ from ddpm_core.protocol import Protocol
 from reports import paper
 from reports.entities import DataCard, ExperimentRecord
 from reports.formatting import NOT_MEASURED, count, counted, decimals_for, fixed, listed, number
-from reports.ranking import Entry, Ranking, Verdict, has_interval
+from reports.ranking import Entry, Ranking, Verdict, has_interval, measured_again
 
 _PAPER_DATA = (
     (re.compile(r"cifar10(?!0)"), paper.CIFAR10),
@@ -62,19 +62,21 @@ def answer(record: ExperimentRecord, rankings: tuple[Ranking, ...]) -> Answer:
     alone = len(ranking.entries) == 1
     verb = f"has {name}" if alone else f"has the lowest {name},"
     headline = f"Step {best.checkpoint.step:,} {verb} {distance_text(best)}"
+    again = measured_again(best, rankings)
     sentences = [
         f"Checkpoint of {best.run.name}. {_interval(best)}",
         _rivals(ranking),
-        compare_with_paper(best),
+        *_measured_again(again),
+        compare_with_paper(again or best),
     ]
     if len(rankings) > 1:
         sentences.append(
             f"This experiment was measured under {counted(len(rankings), 'protocol')}, whose numbers do not "
-            f"compare; this is the one with {count(ranking.protocol.num_samples)} samples, and each has its "
+            f"compare; this is the one to choose by, with {count(ranking.protocol.num_samples)} samples, and each has its "
             "own ranking below."
         )
     notes = [f"Measured with {ranking.protocol.describe()}."]
-    if not alone:
+    if not alone and again is None:
         notes.append(
             "The checkpoint was chosen and is reported on the same seeds, so its value is optimistic: "
             "the minimum over checkpoints is lower than a fresh measurement of it would be on average."
@@ -140,6 +142,13 @@ def _differences(card: DataCard, protocol: Protocol, reported: paper.Reported) -
         wanted = f"{reported.resolution} × {reported.resolution}"
         pairs.append((size, wanted, tuple(card.shape[:2]) != (reported.resolution, reported.resolution)))
     return [f"{ours} instead of {theirs}" for ours, theirs, differs in pairs if differs]
+
+
+def _measured_again(again: Entry | None) -> list[str]:
+    if again is None:
+        return []
+    name, value = metric_name(again.evaluation.protocol.distance), distance_text(again)
+    return [f"On samples that it was not chosen by, it has {name} {value}. {_interval(again)}"]
 
 
 def _interval(best: Entry) -> str:

@@ -3,7 +3,7 @@ ever compared: there is one ranking per protocol fingerprint."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ddpm_core.protocol import Protocol
@@ -77,9 +77,9 @@ def intervals_overlap(a: Checkpoint, b: Checkpoint) -> bool | None:
 
 
 def rank(runs: Iterable[TrainingRun]) -> tuple[Ranking, ...]:
-    """One ranking per protocol. First the one to lead the report: FID before other distances, then the most
-    samples, then the most checkpoints; ties by fingerprint, so that the order never depends on the
-    store's."""
+    """One ranking per protocol. First the one to lead the report: against the training set, FID before other distances, on
+    the samples that checkpoints are chosen by, then the most samples, then the most checkpoints; ties by fingerprint, so
+    that the order never depends on the store's."""
     measured: dict[str, dict[tuple[str, int], Entry]] = {}
     protocols: dict[str, Protocol] = {}
     for run in runs:
@@ -104,11 +104,24 @@ def rank(runs: Iterable[TrainingRun]) -> tuple[Ranking, ...]:
     return tuple(sorted(rankings, key=_lead))
 
 
-def _lead(ranking: Ranking) -> tuple[bool, bool, int, int, str]:
+def measured_again(best: Entry, rankings: Iterable[Ranking]) -> Entry | None:
+    """The same checkpoint under the same protocol but for samples that it was not chosen by."""
+    wanted = replace(best.evaluation.protocol, purpose="report")
+    for ranking in rankings:
+        if ranking.protocol == wanted and best.evaluation.protocol != wanted:
+            for entry in ranking.entries:
+                if (entry.run.run_id, entry.checkpoint.step) == (best.run.run_id, best.checkpoint.step):
+                    return entry
+    return None
+
+
+def _lead(ranking: Ranking) -> tuple[bool, bool, bool, bool, int, int, str]:
     protocol = ranking.protocol
     return (
         not ranking.entries,
+        protocol.against != "train",
         protocol.distance != "fid",
+        protocol.purpose != "selection",
         -protocol.num_samples,
         -len(ranking.entries),
         protocol.fingerprint,

@@ -37,7 +37,7 @@ def test_a_fingerprint_is_the_hash_of_canonical_json() -> None:
 
 def test_fingerprints_never_change() -> None:
     """Golden values: a change here would part every stored number from new ones of the same protocol."""
-    assert PAPER.fingerprint == "4a5edcda9b11"
+    assert PAPER.fingerprint == "33a154e4b448"
     assert fingerprint({"b": [1, 2.5, None], "a": "é"}) == "84afbf1d4853"
     assert fingerprint({"a": "é", "b": [1, 2.5, None]}) == "84afbf1d4853"
 

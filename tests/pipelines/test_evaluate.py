@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import NETWORK, OPTIM, wait_for, workers_of
+from test_train import IMPORTED, NETWORK, OPTIM, wait_for, workers_of
 
 from ddpm_core import images, rng
+from ddpm_core.checkpoint import save_checkpoint
 from ddpm_core.errors import InputError
+from ddpm_core.interop import to_diffusers
 from ddpm_core.samplers import sample
 from ddpm_core.unet import UNet, UNetConfig
-from pipelines.evaluate import EvaluateConfig, EvaluateResult, chunk_ranges, evaluate
+from pipelines.chunks import chunk_path, chunk_ranges, load_chunk
+from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
+from pipelines.preprocess import PreprocessConfig, preprocess
 from pipelines.reference import extractor_for, reference_path, reference_statistics
-from pipelines.results import Evaluation
+from pipelines.results import Evaluation, compare
+from pipelines.selection import find_checkpoints
 from pipelines.shards import ShardedDataset
 from pipelines.train import TrainResult, train
 from pipelines.training_config import config_for
+from pipelines.training_loop import initial_state
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +62,7 @@ def config(trained: TrainResult, storage: Path, **changes: Any) -> EvaluateConfi
         "sampler": "ddim",
         "sampler_steps": 3,
         "workers": 2,
+        "report": False,
     }
     return EvaluateConfig(**{**values, **changes})
 
@@ -82,7 +92,7 @@ def test_the_distance_is_that_of_a_second_implementation(
     diffusion = checkpoint.diffusion_config().build()
     pixels = []
     for first in range(0, 130, 10):
-        noise = rng.SampleNoise(0, torch.arange(first, first + 10), (1, 8, 8))
+        noise = rng.SampleNoise(0, torch.arange(first, first + 10), (1, 8, 8), purpose="selection")
         with torch.no_grad():
             x = sample(diffusion, network, (10, 1, 8, 8), noise=noise, method="ddim", steps=3)
         pixels.append(images.to_uint8(x))
@@ -94,14 +104,20 @@ def test_the_distance_is_that_of_a_second_implementation(
     assert undisturbed.evaluations[-1].values["fd_pixels"] == pytest.approx(distance, rel=1e-5)
 
 
+def samples_of(evaluation: Evaluation) -> Path:
+    """The folder of an evaluation's chunks."""
+    protocol = evaluation.protocol
+    return evaluation.folder.parents[1] / f"samples-{protocol.samples_fingerprint}" / evaluation.folder.name
+
+
 def test_every_sample_is_there_once_and_the_first_ones_are_kept_as_images(undisturbed: EvaluateResult) -> None:
-    folder = undisturbed.evaluations[0].folder
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("chunk-*.json"))]
-    indices = [index for record in records for index in range(record["first"], record["stop"])]
-    assert indices == list(range(130))
-    stored = [load_file(path) for path in sorted(folder.glob("chunk-*.safetensors"))]
-    assert sum(len(chunk["features"]) for chunk in stored) == 130
-    assert sum(len(chunk.get("images", ())) for chunk in stored) == 64
+    folder = samples_of(undisturbed.evaluations[0])
+    chunks = chunk_ranges(130, 20)
+    assert len(list(folder.iterdir())) == len(chunks)
+    stored = [load_chunk(folder, indices) for indices in chunks]
+    assert [index for _, facts in stored for index in range(facts["first"], facts["stop"])] == list(range(130))
+    assert sum(len(tensors["features"]) for tensors, _ in stored) == 130
+    assert sum(len(tensors["images"]) for tensors, _ in stored) == 64
 
 
 def test_chunks_cover_exactly_what_was_asked_for() -> None:
@@ -122,7 +138,7 @@ def test_killed_workers_change_nothing(undisturbed: EvaluateResult, trained: Tra
 
     def kill_one(line: str) -> None:
         if len(killed) < 2:
-            pid = wait_for(lambda: workers_of("ChunkWorker"))[0]
+            pid = wait_for(lambda: workers_of("Sampler"))[0]
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
@@ -136,17 +152,22 @@ def test_only_missing_and_damaged_chunks_are_made_again(
 ) -> None:
     storage = tmp_path / "storage"
     shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
-    (folder,) = storage.glob("evaluate/*/*/step-00000003")
-    (folder / "manifest.json").unlink()
-    (folder / "chunk-00004.safetensors").unlink()
-    damaged = bytearray((folder / "chunk-00002.safetensors").read_bytes())
+    (finished,) = storage.glob("evaluate/*/*/step-00000003/manifest.json")
+    finished.unlink()
+    folder = samples_of(undisturbed.evaluations[0])
+    folder = storage / folder.relative_to(undisturbed.evaluations[0].folder.parents[3])
+    first, second, third, fourth = (chunk_path(folder, range(n, n + 20)) for n in (40, 60, 80, 100))
+    damaged = bytearray(first.read_bytes())
     damaged[-1] ^= 1
-    (folder / "chunk-00002.safetensors").write_bytes(damaged)
-    untouched = (folder / "chunk-00003.safetensors").stat().st_mtime_ns
+    first.write_bytes(damaged)
+    second.write_bytes(second.read_bytes()[:100])
+    third.unlink()
+    untouched = fourth.stat().st_mtime_ns
     lines: list[str] = []
     again = evaluate(config(trained, storage), lines.append)
-    assert any(line.startswith("evaluate: 40 of 40 samples") for line in lines)
-    assert (folder / "chunk-00003.safetensors").stat().st_mtime_ns == untouched
+    assert any(line.startswith("evaluate: 60 of 60 samples") for line in lines)
+    assert sum("is damaged" in line and line.endswith("it is made again") for line in lines) == 2
+    assert fourth.stat().st_mtime_ns == untouched
     assert numbers(again.evaluations) == numbers(undisturbed.evaluations)
     lines.clear()
     assert numbers(evaluate(config(trained, storage), lines.append).evaluations) == numbers(undisturbed.evaluations)
@@ -177,7 +198,7 @@ def test_another_protocol_is_another_evaluation(
     other = evaluate(config(trained, storage, seed=1, checkpoints="latest"))
     assert other.best.protocol.fingerprint != undisturbed.best.protocol.fingerprint
     assert other.best.distance != undisturbed.evaluations[-1].distance
-    assert len(list(storage.glob("evaluate/*/*"))) == 2
+    assert len(list(storage.glob("evaluate/*/samples-*"))) == 2
 
 
 def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits: ShardedDataset) -> None:
@@ -186,7 +207,7 @@ def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits:
     path = reference_path(digits, extractor)
     assert digits.sha256[:12] in path.name
     assert extractor.sha256[:12] in path.name
-    mean, covariance = first.moments()
+    mean, covariance = first.statistics.moments()
     real = digits.pixels(range(1797)).reshape(1797, 64) / 255.0
     assert mean.numpy() == pytest.approx(real.mean(0), abs=1e-6)  # float32 features
     assert covariance.numpy() == pytest.approx(np.cov(real.T), abs=1e-6)
@@ -220,8 +241,6 @@ def test_what_cannot_work_is_refused_in_a_sentence_before_a_worker_starts(
 
 
 def test_a_reference_of_another_size_is_refused(trained: TrainResult, tmp_path: Path, digits_lmdb: Path) -> None:
-    from pipelines.preprocess import PreprocessConfig, preprocess
-
     shards = tmp_path / "16"
     preprocess(PreprocessConfig(source=str(digits_lmdb), output=str(shards), image_size=16, channels=1))
     with pytest.raises(InputError, match=r"holds images 16x16x1, but run .* makes 8x8x1"):
@@ -241,3 +260,168 @@ def test_damaged_weights_are_refused_not_sampled(trained: TrainResult, tmp_path:
 
 def test_the_unet_of_a_checkpoint_is_the_one_that_was_trained(trained: TrainResult) -> None:
     assert trained.last.unet_config() == UNetConfig(**{**NETWORK.__dict__, "dropout": 0.0})
+
+
+def test_the_best_of_several_is_measured_again_on_samples_it_was_not_chosen_by(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    result = evaluate(config(trained, storage, report=True))
+    assert numbers(result.evaluations) == numbers(undisturbed.evaluations)
+    assert result.reported is not None
+    assert result.reported.step == result.best.step
+    assert (result.best.protocol.purpose, result.reported.protocol.purpose) == ("selection", "report")
+    assert result.reported.distance != result.best.distance
+    chosen, reported = result.best.interval, result.reported.interval
+    assert chosen is not None
+    assert reported is not None
+    assert max(chosen[0], reported[0]) < min(chosen[1], reported[1])  # two draws from one checkpoint
+    with pytest.raises(InputError, match=r"protocols .* differ"):
+        result.reported.indistinguishable_from(result.best)
+
+
+def test_two_references_measure_the_same_samples(
+    undisturbed: EvaluateResult, trained: TrainResult, digits: ShardedDataset, digits_lmdb: Path, tmp_path: Path
+) -> None:
+    storage, other = tmp_path / "storage", tmp_path / "test"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    making = PreprocessConfig(source=str(digits_lmdb), output=str(other), image_size=8, channels=1, name="digits-test")
+    preprocess(making)
+    lines: list[str] = []
+    both = evaluate(config(trained, storage, test_reference=str(other)), lines.append)
+    assert not any("samples/s" in line for line in lines)  # none was drawn again
+    assert numbers(both.evaluations) == numbers(undisturbed.evaluations)
+    for against_train, against_test in zip(both.evaluations, both.test, strict=True):
+        assert against_test.protocol.distance == "fd_pixels_test"
+        # The same images in other shards: the sums' order differs, in float64.
+        assert against_test.distance == pytest.approx(against_train.distance, rel=1e-9)
+    making = replace(making, output=str(tmp_path / "box"), filter="box")
+    preprocess(making)
+    with pytest.raises(InputError, match=r"resized by filter 'box', but run .* resized by 'lanczos': preprocess"):
+        evaluate(config(trained, storage, test_reference=making.output))
+
+
+def test_kernel_distance_and_precision_are_those_of_the_library_on_the_stored_features(
+    undisturbed: EvaluateResult, digits: ShardedDataset
+) -> None:
+    evaluation = undisturbed.evaluations[-1]
+    chunks = [load_chunk(samples_of(evaluation), indices)[0]["features"] for indices in chunk_ranges(130, 20)]
+    samples = torch.cat(chunks).double()
+    real = torch.from_numpy(digits.pixels(range(1797)).reshape(1797, 64) / 255.0)
+    near = torch.cdist(real, real).kthvalue(4, dim=1).values  # the third besides itself
+    precision = (torch.cdist(samples, real) <= near).any(1).double().mean()
+    assert evaluation.values["precision_pixels"] == pytest.approx(float(precision), abs=1e-12)
+    # Unbiased on 100 subsets of 130 among 1,797: near the distance on everything, by its own spread over 10.
+    whole = polynomial_mmd(samples.numpy(), real.numpy())
+    spread = evaluation.values["kid_pixels_std"]
+    assert abs(evaluation.values["kid_pixels"] - whole) < 5 * spread / 10
+
+
+def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
+
+    xx, yy = (kernel(a, a) for a in (x, y))
+    within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy))
+    return float(within - 2 * kernel(x, y).mean())
+
+
+def test_a_run_that_was_trained_anew_is_evaluated_anew(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage, run = tmp_path / "storage", tmp_path / trained.name
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    state = initial_state(config_for("tiny", shards="", unet=trained.last.unet_config(), optim=OPTIM, seed=1))
+    state.load_state_dict({**state.state_dict(), "step": 6})
+    save_checkpoint(run, state, trained.last.config)
+    other = evaluate(config(trained, storage, run=str(run / "step-00000006")))
+    assert other.best.folder.parts[-3:] == undisturbed.evaluations[-1].folder.parts[-3:]
+    assert other.best.distance != undisturbed.evaluations[-1].distance
+
+
+def test_weights_in_the_diffusers_layout_are_evaluated_without_training(
+    trained: TrainResult, digits: ShardedDataset, undisturbed: EvaluateResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "from-elsewhere"
+    checkpoint = trained.last
+    to_diffusers(folder, checkpoint.unet_config(), checkpoint.weights("ema"))
+    scheduler = {"beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000, "variance_type": "fixed_large"}
+    (folder / "scheduler_config.json").write_text(json.dumps(scheduler))
+    arguments: dict[str, Any] = {"run": None, "weights": str(folder), "reference": str(digits.path)}
+    foreign = evaluate(config(trained, tmp_path, **arguments))
+    (ours,) = numbers(foreign.evaluations)
+    assert ours == numbers(undisturbed.evaluations)[-1]
+    assert evaluate(config(trained, tmp_path, **arguments)) == foreign
+    (folder / "scheduler_config.json").write_text(json.dumps({**scheduler, "beta_schedule": "sigmoid"}))
+    with pytest.raises(InputError, match="'sigmoid', which has no counterpart here"):
+        evaluate(config(trained, tmp_path, **arguments))
+
+
+def test_a_checkpoint_is_found_by_its_model_in_mlflow(trained: TrainResult, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{trained.folder.parent.parent}/mlflow.db"
+    client = MlflowClient(uri)
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "ddpm"]
+    models = client.search_logged_models([experiment])
+    wanted = next(model for model in models if model.params["step"] == "3")
+    name, (checkpoint,) = find_checkpoints(wanted.model_id, "all", tmp_path, uri)
+    assert (name, checkpoint.step) == (trained.name, 3)
+    with pytest.raises(InputError, match="run 'm-unknown' is not known"):
+        find_checkpoints("m-unknown", "all", tmp_path, uri)
+
+
+def test_results_of_different_protocols_are_compared_only_on_request(undisturbed: EvaluateResult) -> None:
+    one, other = undisturbed.evaluations
+    assert re.search("overlap: indistinguishable$|is better$", compare(one, other))
+    far = replace(
+        other, values={**other.values, "fd_pixels": 99.0, "fd_pixels_ci_low": 98.0, "fd_pixels_ci_high": 100.0}
+    )
+    assert compare(one, far).endswith(f"do not overlap: {one.folder} is better")
+    changed = replace(other, protocol=replace(other.protocol, sampler_steps=4))
+    with pytest.raises(InputError, match=r"different protocols \(sampler_steps 3 and 4\)"):
+        compare(one, changed)
+    assert "DIFFERENT PROTOCOLS (sampler_steps 3 and 4)" in compare(one, changed, across_protocols=True)
+
+
+SCRIPT = """
+import json, sys
+import conftest
+from jobs.cli import run, say
+from pipelines.evaluate import EvaluateConfig, evaluate
+if __name__ == "__main__":
+    run(lambda: evaluate(EvaluateConfig(**json.loads(sys.argv[1])), say))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [
+        (signal.SIGKILL, True, -signal.SIGKILL),  # with its cluster
+        pytest.param(signal.SIGTERM, False, 130, marks=pytest.mark.slow),  # as `ray job stop` sends it
+    ],
+)
+def test_an_evaluation_goes_on_where_its_driver_ended(
+    trained: TrainResult, tmp_path: Path, number: int, group: bool, code: int
+) -> None:
+    slow: dict[str, Any] = {"checkpoints": "latest", "sampler_steps": 100, "tracking_uri": None}
+    whole = evaluate(config(trained, tmp_path / "whole", **slow))
+    settings = config(trained, tmp_path / "ended", **slow)
+    folder = tmp_path / "ended" / samples_of(whole.best).relative_to(tmp_path / "whole")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(asdict(settings))],
+        env={**os.environ, "PYTHONPATH": IMPORTED},
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(list(folder.glob("chunk-*"))) >= 2)
+    finally:
+        (os.killpg if group else os.kill)(driver.pid, number)
+    assert driver.wait() == code
+    there = sorted(folder.glob("chunk-*"))
+    stamps = [path.stat().st_mtime_ns for path in there]
+    assert 2 <= len(there) < 7
+    again = evaluate(settings)
+    assert [path.stat().st_mtime_ns for path in there] == stamps
+    assert numbers(again.evaluations) == numbers(whole.evaluations)

@@ -1,5 +1,6 @@
 """Sentences follow from numbers: rankings, the comparison with the paper, and a sweep's conclusion."""
 
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -74,6 +75,8 @@ def test_every_field_of_the_protocol_separates() -> None:
         "spacing": "quadratic",
         "weights": "raw",
         "precision": "bfloat16",
+        "purpose": "report",
+        "against": "test",
     }
     names = {field.name for field in fields(Protocol)} - {"rounding"}
     for name in names - changed.keys():
@@ -81,6 +84,28 @@ def test_every_field_of_the_protocol_separates() -> None:
         changed[name] = value + "x" if isinstance(value, str) else not value if value is True else value + 1
     runs = [run(name, point(1, 1.0), protocol=replace(DIGITS, **{name: changed[name]})) for name in names]
     assert len(rank(runs)) == len(names)
+
+
+def test_a_checkpoint_measured_again_is_reported_on_those_samples() -> None:
+    chosen = run("a", point(1, 5.0, 0.5), point(2, 4.0, 0.5))
+    again = Evaluation(
+        run_id="e-again",
+        status="FINISHED",
+        protocol=replace(DIGITS, purpose="report"),
+        checkpoints=(point(2, 4.5, 0.5),),
+    )
+    said = answer(record(chosen), rank([chosen]))
+    assert "optimistic" in " ".join(said.notes)
+    both = replace(chosen, evaluations=(*chosen.evaluations, again))
+    said = answer(record(both), rank([both]))
+    assert said.headline.startswith("Step 2 has the lowest fd_digits, 4.0")
+    text = " ".join(said.sentences)
+    assert re.search(
+        r"On samples that it was not chosen by, it has fd_digits 4\.50*\. 95.% interval: 4\.00* to 5\.00*\.", text
+    )
+    assert "optimistic" not in " ".join(said.notes)
+    other = replace(chosen, evaluations=(*chosen.evaluations, replace(again, checkpoints=(point(1, 4.5),))))
+    assert "not chosen by" not in " ".join(answer(record(other), rank([other])).sentences)  # of another checkpoint
 
 
 def test_fid_leads_then_the_most_samples() -> None:

@@ -1,0 +1,145 @@
+"""Sampling: the missing chunks of checkpoints' samples and their features, by a pool of workers."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddpm_core import images, rng
+from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.commit import remove_leftovers
+from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.errors import InputError
+from ddpm_core.features import load_extractor
+from ddpm_core.inception import full_float32
+from ddpm_core.samplers import Method, Spacing, sample
+from ddpm_core.unet import UNet
+from pipelines.chunks import load_chunk, save_chunk
+from pipelines.fanout import fan_out
+from pipelines.networks import NetworkHolder
+from pipelines.progress import Progress, Say
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """The part of a protocol that a worker needs."""
+
+    shape: tuple[int, int, int]  # (C, H, W) of a sample
+    method: Method
+    steps: int
+    spacing: Spacing
+    weights: Literal["ema", "raw"]
+    seed: int
+    purpose: str  # of the noise: samples to choose a checkpoint by, or to report its numbers
+    batch_size: int
+    images_to_keep: int  # the samples below this index are stored as images
+
+
+@dataclass(frozen=True)
+class SampleChunk:
+    """A fixed range of a checkpoint's samples, and the folder its file goes to."""
+
+    indices: range
+    checkpoint: Checkpoint
+    folder: Path
+
+
+class Sampler:
+    """The worker: holds the extractor and one checkpoint's network; makes chunks, each of which can be made again."""
+
+    def __init__(self, settings: SampleSettings, extractor: str, image_shape: tuple[int, int, int]) -> None:
+        height, width, channels = image_shape
+        self.settings = settings
+        self.networks = NetworkHolder(settings.weights)
+        self.device = self.networks.device
+        self.extractor = load_extractor(extractor, (channels, height, width)).to(self.device)
+
+    @torch.no_grad()
+    def run(self, chunk: SampleChunk) -> float:
+        """Make and commit one chunk; the seconds that took."""
+        started = time.monotonic()
+        with full_float32(self.device):  # as the protocol says; a GPU's convolutions would round to TF32
+            tensors = self._draw(*self.networks.of(chunk.checkpoint), chunk.indices)
+        seconds = time.monotonic() - started
+        weights = chunk.checkpoint.weights_sha256(self.settings.weights)
+        save_chunk(chunk.folder, chunk.indices, tensors, {"weights_sha256": weights, "seconds": seconds})
+        return seconds
+
+    def _draw(self, diffusion: GaussianDiffusion, network: UNet, wanted: range) -> dict[str, Tensor]:
+        settings = self.settings
+        features, logits, kept = [], [], []
+        for start in range(0, len(wanted), settings.batch_size):
+            indices = torch.tensor(wanted[start : start + settings.batch_size])
+            noise = rng.SampleNoise(settings.seed, indices.to(self.device), settings.shape, purpose=settings.purpose)
+            x = sample(
+                diffusion,
+                network,
+                (len(indices), *settings.shape),
+                noise=noise,
+                method=settings.method,
+                steps=settings.steps,
+                spacing=settings.spacing,
+            )
+            pixels = images.to_uint8(x)
+            batch_features, batch_logits = self.extractor(pixels.permute(0, 3, 1, 2).contiguous())
+            features.append(batch_features.cpu())
+            if batch_logits is not None:
+                logits.append(batch_logits.cpu())
+            kept.append(pixels[(indices < settings.images_to_keep).to(self.device)].cpu())
+        tensors = {"features": torch.cat(features), "images": torch.cat(kept)}
+        if logits:
+            tensors["logits"] = torch.cat(logits)
+        return tensors
+
+
+def sample_checkpoints(
+    checkpoints: Sequence[Checkpoint],
+    chunks: Sequence[range],
+    folder: Path,
+    settings: SampleSettings,
+    extractor: str,
+    *,
+    workers: int,
+    cpus_per_worker: float,
+    say: Say,
+) -> Iterator[tuple[Checkpoint, list[range]]]:
+    """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order). First
+    come the checkpoints whose chunks are all there."""
+    missing = {
+        c.step: missing_chunks(folder / c.path.name, chunks, c.weights_sha256(settings.weights), say)
+        for c in checkpoints
+    }
+    yield from ((c, list(chunks)) for c in checkpoints if not missing[c.step])
+    done = {c.step: [indices for indices in chunks if indices not in missing[c.step]] for c in checkpoints}
+    units = [SampleChunk(indices, c, folder / c.path.name) for c in checkpoints for indices in missing[c.step]]
+    if not units:
+        return
+    channels, height, width = settings.shape
+    progress = Progress("evaluate", sum(len(unit.indices) for unit in units), "samples", say)
+    arguments = [settings, extractor, (height, width, channels)]
+    for number, _ in fan_out(Sampler, arguments, units, workers=workers, cpus_per_worker=cpus_per_worker):
+        unit = units[number]
+        done[unit.checkpoint.step].append(unit.indices)
+        progress.advance(len(unit.indices), f"step {unit.checkpoint.step:,}")
+        yield unit.checkpoint, sorted(done[unit.checkpoint.step], key=lambda indices: indices.start)
+
+
+def missing_chunks(folder: Path, chunks: Sequence[range], weights_sha256: str, say: Say) -> list[range]:
+    """Those that are not there whole, of these weights: a run that was deleted and trained again has others."""
+    if folder.is_dir():
+        remove_leftovers(folder)
+    missing = []
+    for indices in chunks:
+        try:
+            if load_chunk(folder, indices)[1]["weights_sha256"] != weights_sha256:
+                missing.append(indices)
+        except FileNotFoundError:
+            missing.append(indices)
+        except InputError as error:
+            say(f"evaluate: {str(error).rsplit(': ', 1)[0]}: it is made again")
+            missing.append(indices)
+    return missing

@@ -1,0 +1,59 @@
+"""How much of the time of an evaluation its workers sample, from the start of the pool to the last chunk."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_core.checkpoint import Checkpoint, save_checkpoint
+from ddpm_core.training import Execution, OptimConfig, TrainState
+from ddpm_core.unet import UNet, UNetConfig
+from pipelines.chunks import chunk_ranges, load_chunk
+from pipelines.sampling import SampleSettings, sample_checkpoints
+
+pytestmark = pytest.mark.bench
+WORKERS, CHUNKS_EACH, CHUNK, BATCH = 2, 8, 96, 48
+
+
+def random_checkpoint(folder: Path) -> Checkpoint:
+    """Of a small network at 32x32 that was never trained: sampling takes as long."""
+    network = UNetConfig(image_size=32, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(16,), dropout=0.0)
+    torch.manual_seed(0)
+    state = TrainState(UNet(network), OptimConfig(batch_size=8), Execution())
+    config = {"unet": network.__dict__, "diffusion": {"num_timesteps": 1000}}
+    return save_checkpoint(folder, state, config)
+
+
+def test_workers_sample_nearly_all_of_the_time(ray_session: None, tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path)
+    chunks = chunk_ranges(WORKERS * CHUNKS_EACH * CHUNK, CHUNK)
+    settings = SampleSettings(
+        shape=(3, 32, 32),
+        method="ddim",
+        steps=50,
+        spacing="uniform",
+        weights="ema",
+        seed=0,
+        purpose="selection",
+        batch_size=BATCH,
+        images_to_keep=0,
+    )
+    started = time.monotonic()
+    made = sample_checkpoints(
+        [checkpoint],
+        chunks,
+        tmp_path / "samples",
+        settings,
+        "pixels",
+        workers=WORKERS,
+        cpus_per_worker=1.0,
+        say=lambda line: None,
+    )
+    done = [len(so_far) for _, so_far in made]
+    wall = time.monotonic() - started
+    folder = tmp_path / "samples" / checkpoint.path.name
+    seconds = [load_chunk(folder, indices)[1]["seconds"] for indices in chunks]
+    share = sum(seconds) / (WORKERS * wall)
+    print(f"\n{len(done)} chunks of {min(seconds):.1f} to {max(seconds):.1f} s on {WORKERS} workers: busy {share:.1%}")
+    assert share >= 0.95
