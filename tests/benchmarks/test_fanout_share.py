@@ -31,7 +31,7 @@ def test_workers_sample_nearly_all_of_the_time(ray_session: None, tmp_path: Path
     settings = SampleSettings(
         shape=(3, 32, 32),
         method="ddim",
-        steps=50,
+        steps=15,
         spacing="uniform",
         weights="ema",
         seed=0,

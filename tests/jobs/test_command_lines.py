@@ -99,7 +99,10 @@ from pipelines.demo import ROOT, ray_cluster
 with ray_cluster() as environment:
     for arguments in (["--help"], ["tiny", "--shards", "relative/path", "--storage", "/tmp/unused"]):
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/train_lsun.py", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        for _ in range(6):  # Ray gives its agent ten seconds to start, and then asks to try again
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            if "No available agent" not in done.stderr:
+                break
         print(done.stdout, done.stderr, f"exit code {done.returncode}", flush=True)
 """
 
