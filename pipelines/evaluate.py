@@ -23,9 +23,10 @@ from pipelines.calibration import check_calibrated
 from pipelines.chunks import chunk_ranges
 from pipelines.evaluation_config import EvaluateConfig
 from pipelines.fanout import pool_size
-from pipelines.locations import Location, absolute, location
+from pipelines.locations import Location, absolute
 from pipelines.progress import Say
-from pipelines.reference import NEIGHBOURS, extractor_for, reference_statistics
+from pipelines.progression import measure_progress, progress_timesteps
+from pipelines.reference import NEIGHBOURS, extractor_for, open_reference, reference_statistics
 from pipelines.results import (
     GRID,
     MIN_CHUNKS,
@@ -173,7 +174,7 @@ class Evaluator:
         todo = [
             c
             for c in checkpoints
-            if not all(is_of(folders[r, c.step], c.weights_sha256(protocols[r].weights)) for r in protocols)
+            if not all(is_of(folders[r, c.step], c, protocols[r], self._progress(c)) for r in protocols)
         ]
         if todo:  # before anything is written: a refusal leaves no run behind
             self.workers = pool_size(self.config.workers, self.config.cpus_per_worker)
@@ -242,6 +243,12 @@ class Evaluator:
                     "protocol": asdict(protocol),
                     "values": values,
                     "weights_sha256": checkpoint.weights_sha256(protocol.weights),
+                    "progress": measure_progress(
+                        samples / checkpoint.path.name,
+                        self.chunks,
+                        self._progress(checkpoint),
+                        references[role].statistics,
+                    ),
                 }
                 write_json(folders[role, checkpoint.step] / MANIFEST, facts)
                 self.say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
@@ -260,7 +267,7 @@ class Evaluator:
                 checkpoints,
                 self.chunks,
                 samples,
-                self._settings(protocols["train"]),
+                self._settings(protocols["train"], self._progress(checkpoints[0])),
                 self.spec,
                 workers=self.workers,
                 cpus_per_worker=cpus,
@@ -273,7 +280,13 @@ class Evaluator:
             for future in futures:
                 future.result()
 
-    def _settings(self, protocol: Protocol) -> SampleSettings:
+    def _progress(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+        """The timesteps whose predictions of x_0 are measured."""
+        T = checkpoint.diffusion_config().num_timesteps
+        protocol = self.protocol(checkpoint, "train", "selection")
+        return progress_timesteps(T, protocol.sampler_steps, protocol.spacing, self.config.progress)
+
+    def _settings(self, protocol: Protocol, progress: tuple[int, ...]) -> SampleSettings:
         height, width, channels = self.references["train"].shape
         return SampleSettings(
             shape=(channels, height, width),
@@ -285,13 +298,17 @@ class Evaluator:
             purpose=protocol.purpose,
             batch_size=protocol.batch_size,
             images_to_keep=GRID,
+            progress=progress,
         )
 
 
-def is_of(folder: Path, weights_sha256: str) -> bool:
-    """Whether a finished evaluation of these weights is there."""
+def is_of(folder: Path, checkpoint: Checkpoint, protocol: Protocol, progress: Sequence[int]) -> bool:
+    """Whether a finished evaluation of these very weights is there, with the points of the chain that are asked for."""
     try:
-        return bool(json.loads((folder / MANIFEST).read_text())["weights_sha256"] == weights_sha256)
+        facts = json.loads((folder / MANIFEST).read_text())
+        there = [point["t"] for point in facts["progress"]]
+        same = facts["weights_sha256"] == checkpoint.weights_sha256(protocol.weights)
+        return bool(same and (not progress or there == list(progress)))
     except (OSError, ValueError, KeyError):
         return False
 
@@ -299,30 +316,6 @@ def is_of(folder: Path, weights_sha256: str) -> bool:
 def quarters(chunks: int) -> set[int]:
     """After how many chunks a person is told the distance so far."""
     return {chunks * part // 4 for part in (1, 2, 3)}
-
-
-def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -> ShardedDataset:
-    """The data set to compare with. InputError where its images are of another size than the network's, or were resized
-    by another filter than those it was trained on, which alone moves a Frechet distance."""
-    dataset = ShardedDataset.open(location(given, option=option))
-    network = checkpoint.unet_config()
-    if dataset.shape != (network.image_size, network.image_size, network.in_channels):
-        raise InputError(
-            f"reference {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} makes "
-            f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
-        )
-    try:
-        trained = ShardedDataset.open(location(checkpoint.config["shards"], option="the run's shards")).manifest[
-            "filter"
-        ]
-    except InputError:  # no longer reachable from here
-        trained = None
-    if trained is not None and dataset.manifest["filter"] != trained:
-        raise InputError(
-            f"reference {str(dataset.path)!r} was resized by filter {dataset.manifest['filter']!r}, but run {name!r} was "
-            f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
-        )
-    return dataset
 
 
 def keep_best(evaluated: Path, run: Location, say: Say) -> None:

@@ -36,6 +36,8 @@ class EvaluateConfig:
     """Of the samples' noise."""
     report: bool = True
     """Measure the best of several checkpoints once more, on samples that it was not chosen by."""
+    progress: int = 0
+    """At how many points of the chain, from its first step to its last, to measure the predicted x_0 besides (Fig. 10)."""
     batch_size: int = 250
     """Images a network sees at once; float32 results depend on it in the last digits."""
     chunk_size: int = 500
@@ -56,6 +58,8 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
+        if self.progress < 0:
+            raise InputError(f"--progress is {self.progress}: give a number of points, or 0 for none")
         if self.samples < 2:
             raise InputError(f"--samples is {self.samples}: a covariance needs 2 or more")
         if self.foreign == (self.run is not None):

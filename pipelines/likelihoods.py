@@ -213,9 +213,10 @@ def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:
 
 def record(owner: TrackedRun, run: TrackedRun, name: str, checkpoint: Checkpoint, likelihood: Likelihood) -> None:
     """One checkpoint's numbers into MLflow."""
-    step, values, protocol = checkpoint.step, likelihood.values, likelihood.protocol
-    if step in run.logged_steps("rmse"):  # the last of the values
-        return
+    step, protocol = checkpoint.step, likelihood.protocol
     run.log_json(f"likelihood/{checkpoint.path.name}.json", asdict(likelihood))
-    model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, checkpoint.weights_sha256())
-    run.log_result(values, step=step, model_id=model_id, dataset=protocol.data, dataset_sha256=protocol.data_sha256)
+    sha256 = checkpoint.weights_sha256(protocol.weights)
+    model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, protocol.weights)
+    run.log_result(
+        likelihood.values, step=step, model_id=model_id, dataset=protocol.data, dataset_sha256=protocol.data_sha256
+    )

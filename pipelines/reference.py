@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor, load_extractor
 from ddpm_core.inception import full_float32
 from ddpm_core.metrics import FeatureStatistics, InceptionScore
 from ddpm_core.rng import permutation
 from pipelines.cluster import connect
-from pipelines.locations import Location, committed
+from pipelines.locations import Location, committed, location
 from pipelines.progress import Progress, Say
 from pipelines.shards import ShardedDataset
 
@@ -44,6 +46,30 @@ class Reference:
         for half in self.halves:
             whole.merge_state(half)
         return whole
+
+
+def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -> ShardedDataset:
+    """The data set to compare with. InputError where its images are of another size than the network's, or were resized
+    by another filter than those it was trained on, which alone moves a Frechet distance."""
+    dataset = ShardedDataset.open(location(given, option=option))
+    network = checkpoint.unet_config()
+    if dataset.shape != (network.image_size, network.image_size, network.in_channels):
+        raise InputError(
+            f"reference {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} makes "
+            f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
+        )
+    try:
+        trained = ShardedDataset.open(location(checkpoint.config["shards"], option="the run's shards")).manifest[
+            "filter"
+        ]
+    except InputError:  # no longer reachable from here
+        trained = None
+    if trained is not None and dataset.manifest["filter"] != trained:
+        raise InputError(
+            f"reference {str(dataset.path)!r} was resized by filter {dataset.manifest['filter']!r}, but run {name!r} was "
+            f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
+        )
+    return dataset
 
 
 def extractor_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:

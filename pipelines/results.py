@@ -43,6 +43,7 @@ class Evaluation:
     protocol: Protocol
     values: dict[str, float]
     folder: Path
+    progress: tuple[dict[str, float], ...] = ()  # {"t", "distance"} of the x_0 predicted along the chain
 
     @property
     def distance(self) -> float:
@@ -185,7 +186,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     """InputError where there is no finished evaluation of this version."""
     try:
         facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        return Evaluation(facts["step"], Protocol(**facts["protocol"]), facts["values"], folder)
+        progress = tuple(facts["progress"])
+        return Evaluation(facts["step"], Protocol(**facts["protocol"]), facts["values"], folder, progress)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{str(folder)!r} holds no finished evaluation ({error}): give a folder evaluate/RUN/PROTOCOL/step-... of the "
@@ -204,12 +206,14 @@ def record(
     chunks: Sequence[range],
 ) -> None:
     """One checkpoint's numbers and sample grid into MLflow."""
-    model_id = owner.checkpoint_model(
-        f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, checkpoint.weights_sha256()
-    )
+    step, weights = checkpoint.step, evaluation.protocol.weights
+    sha256 = checkpoint.weights_sha256(weights)
+    model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, weights)
+    if evaluation.progress:
+        run.log_json(f"progress/{checkpoint.path.name}.json", evaluation.progress)
     if not run.log_result(
         evaluation.values,
-        step=checkpoint.step,
+        step=step,
         model_id=model_id,
         dataset=dataset.name,
         dataset_sha256=dataset.sha256,

@@ -16,12 +16,14 @@ from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.inception import full_float32
-from ddpm_core.samplers import Method, Spacing, sample
+from ddpm_core.latents import capture
+from ddpm_core.samplers import Method, Spacing, sample_steps
 from ddpm_core.unet import UNet
 from pipelines.chunks import load_chunk, save_chunk
 from pipelines.fanout import fan_out
 from pipelines.networks import NetworkHolder
 from pipelines.progress import Progress, Say
+from pipelines.progression import PROGRESS, holds_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class SampleSettings:
     purpose: str  # of the noise: samples to choose a checkpoint by, or to report its numbers
     batch_size: int
     images_to_keep: int  # the samples below this index are stored as images
+    progress: tuple[int, ...] = ()  # timesteps whose predictions of x_0 are measured too
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,17 @@ class Sampler:
             tensors = self._draw(*self.networks.of(chunk.checkpoint), chunk.indices)
         seconds = time.monotonic() - started
         weights = chunk.checkpoint.weights_sha256(self.settings.weights)
-        save_chunk(chunk.folder, chunk.indices, tensors, {"weights_sha256": weights, "seconds": seconds})
+        facts = {"weights_sha256": weights, "seconds": seconds, PROGRESS: list(self.settings.progress)}
+        save_chunk(chunk.folder, chunk.indices, tensors, facts)
         return seconds
 
     def _draw(self, diffusion: GaussianDiffusion, network: UNet, wanted: range) -> dict[str, Tensor]:
         settings = self.settings
-        features, logits, kept = [], [], []
+        features, logits, kept, progress = [], [], [], []
         for start in range(0, len(wanted), settings.batch_size):
             indices = torch.tensor(wanted[start : start + settings.batch_size])
             noise = rng.SampleNoise(settings.seed, indices.to(self.device), settings.shape, purpose=settings.purpose)
-            x = sample(
+            chain = sample_steps(
                 diffusion,
                 network,
                 (len(indices), *settings.shape),
@@ -84,8 +88,9 @@ class Sampler:
                 steps=settings.steps,
                 spacing=settings.spacing,
             )
-            pixels = images.to_uint8(x)
-            batch_features, batch_logits = self.extractor(pixels.permute(0, 3, 1, 2).contiguous())
+            predictions, x = capture(chain, settings.progress)
+            progress.append([self._features(predictions[t])[1].cpu() for t in settings.progress])
+            pixels, batch_features, batch_logits = self._features(x)
             features.append(batch_features.cpu())
             if batch_logits is not None:
                 logits.append(batch_logits.cpu())
@@ -93,7 +98,14 @@ class Sampler:
         tensors = {"features": torch.cat(features), "images": torch.cat(kept)}
         if logits:
             tensors["logits"] = torch.cat(logits)
+        if settings.progress:
+            tensors[PROGRESS] = torch.stack([torch.cat(parts) for parts in zip(*progress, strict=True)])
         return tensors
+
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(uint8 pixels [b,h,w,c], features, logits) of images [b,c,h,w]."""
+        pixels = images.to_uint8(x)
+        return pixels, *self.extractor(pixels.permute(0, 3, 1, 2).contiguous())
 
 
 def sample_checkpoints(
@@ -110,7 +122,7 @@ def sample_checkpoints(
     """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order). First
     come the checkpoints whose chunks are all there."""
     missing = {
-        c.step: missing_chunks(folder / c.path.name, chunks, c.weights_sha256(settings.weights), say)
+        c.step: missing_chunks(folder / c.path.name, chunks, c.weights_sha256(settings.weights), settings.progress, say)
         for c in checkpoints
     }
     yield from ((c, list(chunks)) for c in checkpoints if not missing[c.step])
@@ -128,14 +140,18 @@ def sample_checkpoints(
         yield unit.checkpoint, sorted(done[unit.checkpoint.step], key=lambda indices: indices.start)
 
 
-def missing_chunks(folder: Path, chunks: Sequence[range], weights_sha256: str, say: Say) -> list[range]:
-    """Those that are not there whole, of these weights: a run that was deleted and trained again has others."""
+def missing_chunks(
+    folder: Path, chunks: Sequence[range], weights_sha256: str, progress: Sequence[int], say: Say
+) -> list[range]:
+    """Those that are not there whole, of these weights (a run that was deleted and trained again has others) and with the
+    predictions that are asked for."""
     if folder.is_dir():
         remove_leftovers(folder)
     missing = []
     for indices in chunks:
         try:
-            if load_chunk(folder, indices)[1]["weights_sha256"] != weights_sha256:
+            tensors, facts = load_chunk(folder, indices)
+            if facts["weights_sha256"] != weights_sha256 or not holds_progress(tensors, facts, progress):
                 missing.append(indices)
         except FileNotFoundError:
             missing.append(indices)

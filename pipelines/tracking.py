@@ -115,8 +115,8 @@ class TrackedRun:
         self, values: Mapping[str, float], *, step: int, model_id: str, dataset: str, dataset_sha256: str
     ) -> bool:
         """Metrics of a checkpoint's evaluation: on this run at `step`, on its model, and on the reference data set.
-        Whether anything was new."""
-        new = [key for key in values if step not in self.logged_steps(key)]
+        Whether anything was new: not there yet, or of a checkpoint that was made anew."""
+        new = [key for key, value in values.items() if self._last_at(step, key) != value]
         for key, value in values.items():
             if key in new:
                 self.client.log_metric(
@@ -129,6 +129,10 @@ class TrackedRun:
                     dataset_digest=dataset_sha256[:36],
                 )
         return bool(new)
+
+    def _last_at(self, step: int, key: str) -> float | None:
+        history = [metric for metric in self.client.get_metric_history(self.run_id, key) if metric.step == step]
+        return max(history, key=lambda metric: metric.timestamp).value if history else None
 
     def log_json(self, name: str, value: Any) -> None:
         self.client.log_text(self.run_id, json.dumps(value, indent=1, sort_keys=True), name)
@@ -144,8 +148,11 @@ class TrackedRun:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def checkpoint_model(self, name: str, step: int, path: object, sha256: str) -> str:
-        """The id of the LoggedModel that stands for a checkpoint; the weights stay where they are."""
+    def checkpoint_model(
+        self, name: str, step: int, path: object, sha256: str, weights: Literal["ema", "raw"] = "ema"
+    ) -> str:
+        """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
+        name = name if weights == "ema" else f"{name}-raw"
         found = self.client.search_logged_models(
             [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{self.run_id}'"
         )
@@ -156,7 +163,7 @@ class TrackedRun:
             name=name,
             source_run_id=self.run_id,
             model_type="ddpm",
-            params={"step": str(step), "weights": "ema"},
+            params={"step": str(step), "weights": weights},
             tags={"ddpm.path": str(path), "ddpm.sha256": sha256, "mlflow.model.isExternal": "true"},
         )
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

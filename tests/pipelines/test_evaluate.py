@@ -327,6 +327,23 @@ def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
     return float(within - 2 * kernel(x, y).mean())
 
 
+def test_predictions_along_the_chain_are_measured_and_the_last_is_the_sample(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    result = evaluate(config(trained, storage, checkpoints="latest", progress=3))
+    assert numbers(result.evaluations) == numbers(undisturbed.evaluations[-1:])
+    (evaluation,) = result.evaluations
+    assert [point["t"] for point in evaluation.progress] == [999, 500, 0]
+    # DDIM without noise ends at the x_0 that it predicted last.
+    assert evaluation.progress[-1]["distance"] == evaluation.distance
+    assert evaluation.progress[0]["distance"] != evaluation.distance
+    lines: list[str] = []
+    assert evaluate(config(trained, storage, checkpoints="latest"), lines.append) == result
+    assert "is done, 1 checkpoint" in lines[-1]
+
+
 def test_a_run_that_was_trained_anew_is_evaluated_anew(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
