@@ -150,6 +150,7 @@ def test_the_papers_recipe_takes_the_steps_of_a_plain_loop_over_diffusers_networ
     assert telling > 0.5 * 35_746_307  # measured, 0.83 of the averages have gone further than that
 
 
+@pytest.mark.slow
 def test_the_loss_begins_at_one_and_falls_below_what_a_scalar_a_timestep_reaches(
     cifar: ShardedDataset, pixels: np.ndarray, tmp_path: Path
 ) -> None:

@@ -233,6 +233,7 @@ def test_a_driver_killed_with_its_cluster_is_resumed_to_the_same_bits(
     assert logged(resumed, tmp_path) == [(step, loss) for step, loss, _ in losses(long_run)]
 
 
+@pytest.mark.slow  # the loss of a node, below, is one of its worker too
 def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
     long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
