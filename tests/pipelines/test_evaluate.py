@@ -412,12 +412,11 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "group", "code"),
-    [
-        (signal.SIGKILL, True, -signal.SIGKILL),  # with its cluster
-        pytest.param(signal.SIGTERM, False, 130, marks=pytest.mark.slow),  # as `ray job stop` sends it
-    ],
+    [(signal.SIGKILL, True, -signal.SIGKILL), (signal.SIGTERM, False, 130)],
+    ids=["killed with its cluster", "stopped as ray job stop does"],
 )
 def test_an_evaluation_goes_on_where_its_driver_ended(
     trained: TrainResult, tmp_path: Path, number: int, group: bool, code: int
