@@ -62,7 +62,7 @@ def _sentence(message: str) -> str:
         return f"option {unknown.split()[0].rstrip(',')} is unknown"
     if complaint.startswith("Missing"):
         required = [line.split()[0] for line in complaint.splitlines() if line.startswith("--")]
-        return f"{', '.join(required)} must be given"
+        return f"{', '.join(required) or 'what it is about'} must be given"
     return " ".join(complaint.split("For full helptext")[0].split("Argument helptext")[0].split()).rstrip(".")
 
 

@@ -138,7 +138,7 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
             sha256, T = checkpoint.weights_sha256(config.weights), checkpoint.diffusion_config().num_timesteps
             likelihood = found[step] = Likelihood(step, sha256, T, protocol, *merge(folders[step], chunks))
             write_json(folders[step] / MANIFEST, asdict(likelihood))
-            say(f"likelihood: {likelihood.describe()}")
+            say(f"likelihood: step {step:,} is done")
         record(train_run or run, run, name, checkpoint, likelihood)
     run.finish()
     if not todo:
