@@ -20,6 +20,13 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def metric_name(metric: str, extractor: str) -> str:
+    """Only the 2015-12-05 Inception network makes a metric the literature's; a Frechet distance (fd) is a FID then."""
+    if extractor == INCEPTION:
+        return "fid" if metric == "fd" else metric
+    return f"{metric}_{extractor}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Everything besides the checkpoint that a Frechet distance or Inception score depends on."""
@@ -55,15 +62,13 @@ class Protocol:
         return fingerprint({key: value for key, value in asdict(self).items() if key not in of_reference})
 
     def metric(self, name: str) -> str:
-        """A metric's name under this protocol: only the 2015-12-05 Inception network makes it the literature's, and the
-        distance from a test set is not that from the training set."""
-        extractor = "" if self.extractor == INCEPTION else f"_{self.extractor}"
-        return name + extractor + ("_test" if self.against == "test" else "")
+        """A metric's name under this protocol: the distance from a test set is not that from the training set."""
+        return metric_name(name, self.extractor) + ("_test" if self.against == "test" else "")
 
     @property
     def distance(self) -> str:
         """The Frechet distance's name."""
-        return self.metric("fid" if self.extractor == INCEPTION else "fd")
+        return self.metric("fd")
 
     @property
     def score(self) -> str:

@@ -1,7 +1,7 @@
 """Known answers: what an extractor and the metrics must say of real images before they are believed of samples.
 
 With the 2015-12-05 network and CIFAR-10 they are published numbers; with any network the distance of a set from itself is
-0, and a random half of it is nearer to the other half than another set is.
+0. The distance between random halves is told beside them, for a person to look at.
 """
 
 import json
@@ -12,14 +12,14 @@ from ddpm_core.commit import write_json
 from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor
 from ddpm_core.frechet import frechet_distance
-from ddpm_core.protocol import INCEPTION
+from ddpm_core.protocol import INCEPTION, metric_name
 from pipelines.locations import absolute, location
 from pipelines.progress import Say
-from pipelines.reference import extractor_for, reference_statistics
+from pipelines.reference import extractor_for, extractor_spec, reference_statistics
 from pipelines.shards import ShardedDataset
 
-# Content hashes of CIFAR-10's two splits as jobs/preprocess.py makes them, and what is published of them: FID of the
-# training from the test set, 3.15, and the training set's Inception score, 11.24. Tolerance: their last digit.
+# Published of CIFAR-10: FID of the training from the test set, and the training set's Inception score. Tolerance: their
+# last digit.
 CIFAR10 = {"fid": 3.15, "is": 11.24}
 LAST_DIGIT = 0.01
 ZERO = 1e-3  # of a distance of equal moments: eigenvalues of a singular covariance are good to 1e-8 of the largest
@@ -73,12 +73,10 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
             f"--data holds images {'x'.join(map(str, train.shape))} and --test-data {'x'.join(map(str, test.shape))}: give "
             "two parts of one data set"
         )
-    spec = (
-        str(absolute(config.extractor, option="--extractor")) if config.extractor.endswith(".pt") else config.extractor
-    )
+    spec = extractor_spec(config.extractor)
     extractor = extractor_for(spec, train)
     of_train, of_test = (reference_statistics(dataset, spec, config.cpus_per_worker, say) for dataset in (train, test))
-    name = "fid" if extractor.name == INCEPTION else f"fd_{extractor.name}"
+    name = metric_name("fd", extractor.name)
     whole = of_train.statistics.moments()
     halves = frechet_distance(*of_train.halves[0].moments(), *of_train.halves[1].moments())
     across = frechet_distance(*whole, *of_test.statistics.moments())
@@ -90,13 +88,12 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
         Check(f"{name}(train, test)", across, *within),
     ]
     if of_train.score is not None:
-        score = "is" if extractor.name == INCEPTION else f"is_{extractor.name}"
         within = (
             (CIFAR10["is"] - LAST_DIGIT, CIFAR10["is"] + LAST_DIGIT)
             if published
             else (1.0, float(extractor.num_logits or 1))
         )
-        checks.append(Check(f"{score}(train)", of_train.score[0], *within))
+        checks.append(Check(f"{metric_name('is', extractor.name)}(train)", of_train.score[0], *within))
     passed = all(check.passed for check in checks)
     facts = {"extractor_sha256": extractor.sha256, "passed": passed, "checks": [asdict(check) for check in checks]}
     write_json(outcome_path(storage, extractor), facts)

@@ -6,7 +6,7 @@ is whole, damaged or absent, whoever wrote it and however often.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ddpm_core.commit import committed_file
+from ddpm_core.commit import committed_file, remove_leftovers
 from ddpm_core.errors import InputError
 
 
@@ -50,6 +50,29 @@ def load_chunk(folder: Path, indices: range) -> tuple[dict[str, Tensor], dict[st
     if not whole:
         raise InputError(f"chunk {str(path)!r} is damaged (its content has another sha256): run the evaluation again")
     return tensors, facts
+
+
+def missing_chunks(
+    folder: Path,
+    chunks: Sequence[range],
+    wanted: Callable[[dict[str, Tensor], dict[str, Any]], bool],
+    tell: Callable[[Path, InputError], None],
+) -> list[range]:
+    """Those that are absent, damaged, or not as `wanted`, which gets a chunk's tensors and facts. `tell` hears of the
+    damaged ones."""
+    if folder.is_dir():
+        remove_leftovers(folder)
+    missing = []
+    for indices in chunks:
+        try:
+            if not wanted(*load_chunk(folder, indices)):
+                missing.append(indices)
+        except FileNotFoundError:
+            missing.append(indices)
+        except InputError as error:
+            tell(chunk_path(folder, indices), error)
+            missing.append(indices)
+    return missing
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:

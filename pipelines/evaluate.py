@@ -20,19 +20,20 @@ from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from pipelines.calibration import check_calibrated
-from pipelines.chunks import chunk_ranges
+from pipelines.chunks import chunk_ranges, load_chunk
 from pipelines.evaluation_config import EvaluateConfig
 from pipelines.fanout import pool_size
 from pipelines.locations import Location, absolute
 from pipelines.progress import Say
 from pipelines.progression import measure_progress, progress_timesteps
-from pipelines.reference import NEIGHBOURS, extractor_for, open_reference, reference_statistics
+from pipelines.reference import NEIGHBOURS, extractor_for, extractor_spec, open_reference, reference_statistics
 from pipelines.results import (
     GRID,
     MIN_CHUNKS,
+    ChunkStatistics,
     Evaluation,
     describe_values,
-    distance_so_far,
+    distance_and_interval,
     measure,
     read_evaluation,
     record,
@@ -121,7 +122,7 @@ class Evaluator:
         self.references: dict[Role, ShardedDataset] = {"train": open_reference(given, "--reference", first, self.name)}
         if config.test_reference is not None:
             self.references["test"] = open_reference(config.test_reference, "--test-reference", first, self.name)
-        self.spec = config.extractor_spec
+        self.spec = extractor_spec(config.extractor)
         self.extractor = extractor_for(self.spec, self.references["train"])
         check_calibrated(self.extractor, storage)
         if config.samples <= self.extractor.dim:
@@ -130,14 +131,16 @@ class Evaluator:
                 "the distance far above its value at large n"
             )
         self.chunks = chunk_ranges(config.samples, config.chunk_size)
-        self.protocol(self.checkpoints[0], "train", "selection")  # refuses a sampler that cannot be
+        protocol = self.protocol("train", "selection")  # refuses a sampler that cannot be
+        T = first.diffusion_config().num_timesteps
+        self.progress = progress_timesteps(T, protocol.sampler_steps, protocol.spacing, config.progress)
         self.uri = uri
         self.runs: dict[Role, TrackedRun] = {}
 
-    def protocol(self, checkpoint: Checkpoint, role: Role, purpose: Purpose) -> Protocol:
+    def protocol(self, role: Role, purpose: Purpose) -> Protocol:
         """What the numbers will depend on. InputError for a sampler that cannot be."""
         config, dataset = self.config, self.references[role]
-        T = checkpoint.diffusion_config().num_timesteps
+        T = self.checkpoints[0].diffusion_config().num_timesteps
         steps = config.sampler_steps or T
         if steps > T:
             raise InputError(f"--sampler-steps is {steps}: the run's schedule has {T} timesteps")
@@ -164,7 +167,7 @@ class Evaluator:
 
     def evaluate(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> dict[Role, tuple[Evaluation, ...]]:
         """Measure checkpoints against each reference on samples of one purpose, or find that done."""
-        protocols = {role: self.protocol(checkpoints[0], role, purpose) for role in self.references}
+        protocols = {role: self.protocol(role, purpose) for role in self.references}
         folders = {
             (role, c.step): self.storage / "evaluate" / self.name / protocol.fingerprint / c.path.name
             for role, protocol in protocols.items()
@@ -174,7 +177,7 @@ class Evaluator:
         todo = [
             c
             for c in checkpoints
-            if not all(is_of(folders[r, c.step], c, protocols[r], self._progress(c)) for r in protocols)
+            if not all(is_of(folders[r, c.step], c, protocols[r], self.progress) for r in protocols)
         ]
         if todo:  # before anything is written: a refusal leaves no run behind
             self.workers = pool_size(self.config.workers, self.config.cpus_per_worker)
@@ -246,7 +249,7 @@ class Evaluator:
                     "progress": measure_progress(
                         samples / checkpoint.path.name,
                         self.chunks,
-                        self._progress(checkpoint),
+                        self.progress,
                         references[role].statistics,
                     ),
                 }
@@ -254,12 +257,13 @@ class Evaluator:
                 self.say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
 
         def look(checkpoint: Checkpoint, done: Sequence[range]) -> None:
-            value, low, high = distance_so_far(samples / checkpoint.path.name, done, whole)
-            count = sum(map(len, done))
-            self.say(
-                f"evaluate: step {checkpoint.step:,} has {protocols['train'].distance} {value:.4g} ({low:.4g} to {high:.4g}) "
-                f"on its first {count:,} samples; it falls with their number"
-            )
+            features = [load_chunk(samples / checkpoint.path.name, indices)[0]["features"] for indices in done]
+            value, interval = distance_and_interval(ChunkStatistics(features), whole)
+            if interval is not None:
+                self.say(
+                    f"evaluate: step {checkpoint.step:,} has {protocols['train'].distance} {value:.4g} ({interval[0]:.4g} to "
+                    f"{interval[1]:.4g}) on its first {sum(map(len, done)):,} samples; it falls with their number"
+                )
 
         with ThreadPoolExecutor(1) as beside:
             futures: list[Future[None]] = []
@@ -267,7 +271,7 @@ class Evaluator:
                 checkpoints,
                 self.chunks,
                 samples,
-                self._settings(protocols["train"], self._progress(checkpoints[0])),
+                self._settings(protocols["train"]),
                 self.spec,
                 workers=self.workers,
                 cpus_per_worker=cpus,
@@ -280,13 +284,7 @@ class Evaluator:
             for future in futures:
                 future.result()
 
-    def _progress(self, checkpoint: Checkpoint) -> tuple[int, ...]:
-        """The timesteps whose predictions of x_0 are measured."""
-        T = checkpoint.diffusion_config().num_timesteps
-        protocol = self.protocol(checkpoint, "train", "selection")
-        return progress_timesteps(T, protocol.sampler_steps, protocol.spacing, self.config.progress)
-
-    def _settings(self, protocol: Protocol, progress: tuple[int, ...]) -> SampleSettings:
+    def _settings(self, protocol: Protocol) -> SampleSettings:
         height, width, channels = self.references["train"].shape
         return SampleSettings(
             shape=(channels, height, width),
@@ -298,7 +296,7 @@ class Evaluator:
             purpose=protocol.purpose,
             batch_size=protocol.batch_size,
             images_to_keep=GRID,
-            progress=progress,
+            progress=self.progress,
         )
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from ddpm_core.errors import InputError
 from ddpm_core.samplers import Method, Spacing
-from pipelines.locations import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +70,3 @@ class EvaluateConfig:
     def foreign(self) -> bool:
         """Whether the weights come from elsewhere."""
         return self.weights not in ("ema", "raw")
-
-    @property
-    def extractor_spec(self) -> str:
-        """The extractor's name, or the absolute path of its file."""
-        spec = self.extractor
-        return str(absolute(spec, option="--extractor")) if spec.endswith(".pt") else spec

@@ -7,7 +7,7 @@ often.
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import ray
 import ray.exceptions
@@ -16,16 +16,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ddpm_core.errors import InputError
 from pipelines.cluster import check_fits, connect
 
-Unit = TypeVar("Unit", contravariant=True)
 LOSSES = 5  # a unit that took so many workers with it is at fault itself
 SLOW = 2.0  # a unit that runs for so many times the median is given to an idle worker besides
 BEAT = 1.0  # seconds between looks for slow ones
 
 
-class UnitWorker(Protocol[Unit]):
+class UnitWorker(Protocol):
     """What runs in an actor: made once, it does one unit after the other."""
 
-    def run(self, unit: Unit) -> Any: ...
+    def run(self, unit: Any) -> Any: ...
 
 
 def pool_size(workers: int | None, cpus_per_worker: float) -> int:
@@ -40,7 +39,7 @@ def pool_size(workers: int | None, cpus_per_worker: float) -> int:
 
 
 def fan_out(
-    worker: Callable[..., UnitWorker[Any]],
+    worker: Callable[..., UnitWorker],
     arguments: Sequence[Any],
     units: Sequence[Any],
     *,
@@ -65,7 +64,7 @@ class Pool:
     """The actors of one fan-out, and what each of them is at."""
 
     def __init__(
-        self, worker: Callable[..., UnitWorker[Any]], arguments: Sequence[Any], size: int, cpus_per_worker: float
+        self, worker: Callable[..., UnitWorker], arguments: Sequence[Any], size: int, cpus_per_worker: float
     ) -> None:
         options = {
             "num_cpus": cpus_per_worker,

@@ -12,16 +12,14 @@ from torch import Tensor
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.diffusion import GaussianDiffusion
-from ddpm_core.errors import InputError
 from ddpm_core.gaussian import Cdf
 from ddpm_core.inception import full_float32
 from ddpm_core.intervals import student_t_quantile
 from ddpm_core.likelihood import Bound, bound_term, estimate_bound, rate_distortion, variational_bound
 from ddpm_core.pixel_range import SCALE
 from ddpm_core.unet import UNet
-from pipelines.chunks import chunk_path, load_chunk, save_chunk
+from pipelines.chunks import load_chunk, save_chunk
 from pipelines.networks import NetworkHolder
-from pipelines.progress import Say
 from pipelines.shards import ShardedDataset
 
 
@@ -49,17 +47,6 @@ class LikelihoodChunk:
     images: Tensor
     checkpoint: Checkpoint
     folder: Path
-
-
-def is_whole(folder: Path, positions: range, weights_sha256: str, say: Say) -> bool:
-    """Whether a chunk of these weights is there, undamaged."""
-    try:
-        return bool(load_chunk(folder, positions)[1]["weights_sha256"] == weights_sha256)
-    except FileNotFoundError:
-        return False
-    except InputError:
-        say(f"likelihood: chunk {str(chunk_path(folder, positions))!r} is damaged and is made again")
-        return False
 
 
 class LikelihoodWorker:

@@ -18,9 +18,9 @@ from ddpm_core.commit import MANIFEST, read_manifest, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.gaussian import Cdf
 from ddpm_core.protocol import fingerprint
-from pipelines.chunks import chunk_ranges
+from pipelines.chunks import chunk_ranges, missing_chunks
 from pipelines.fanout import fan_out, pool_size
-from pipelines.likelihood_chunks import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker, is_whole, merge
+from pipelines.likelihood_chunks import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker, merge
 from pipelines.locations import absolute, location
 from pipelines.progress import Progress, Say
 from pipelines.selection import find_checkpoints
@@ -129,8 +129,7 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
     work = [
         LikelihoodChunk(positions, numbers[positions.start : positions.stop], checkpoint, folders[checkpoint.step])
         for checkpoint in todo
-        for positions in chunks
-        if not is_whole(folders[checkpoint.step], positions, checkpoint.weights_sha256(config.weights), say)
+        for positions in missing_of(checkpoint, config, folders[checkpoint.step], chunks, say)
     ]
     for checkpoint in finished(checkpoints, work, (protocol, dataset), workers, config.cpus_per_worker, say):
         step, likelihood = checkpoint.step, found[checkpoint.step]
@@ -178,6 +177,19 @@ def protocol_of(
 def chosen_images(seed: int, total: int, count: int) -> Tensor:
     """The first `count` numbers of a permutation of 0..total-1, ascending, so that files are read from front to back."""
     return rng.permutation(seed, "likelihood-images", 0, total)[:count].sort().values
+
+
+def missing_of(
+    checkpoint: Checkpoint, config: LikelihoodConfig, folder: Path, chunks: Sequence[range], say: Say
+) -> list[range]:
+    """The chunks that are not there whole, of these very weights."""
+    weights = checkpoint.weights_sha256(config.weights)
+    return missing_chunks(
+        folder,
+        chunks,
+        lambda _, facts: bool(facts["weights_sha256"] == weights),
+        lambda path, _: say(f"likelihood: chunk {str(path)!r} is damaged and is made again"),
+    )
 
 
 def finished(

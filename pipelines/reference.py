@@ -16,7 +16,7 @@ from ddpm_core.inception import full_float32
 from ddpm_core.metrics import FeatureStatistics, InceptionScore
 from ddpm_core.rng import permutation
 from pipelines.cluster import connect
-from pipelines.locations import Location, committed, location
+from pipelines.locations import Location, absolute, committed, location
 from pipelines.progress import Progress, Say
 from pipelines.shards import ShardedDataset
 
@@ -70,6 +70,11 @@ def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -
             f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
         )
     return dataset
+
+
+def extractor_spec(given: str) -> str:
+    """An extractor as a person gives it, its file by an absolute path."""
+    return str(absolute(given, option="--extractor")) if given.endswith(".pt") else given
 
 
 def extractor_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:

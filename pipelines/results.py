@@ -68,13 +68,13 @@ class Evaluation:
 
 
 class ChunkStatistics(Sequence[FeatureStatistics]):
-    """The statistics of each chunk of some samples, made when they are asked for: 33 MB each at 2048 dimensions."""
+    """The statistics of each chunk's features, made when they are asked for: 33 MB each at 2048 dimensions."""
 
-    def __init__(self, features: Tensor, chunks: Sequence[range]) -> None:
-        self.features, self.chunks = features, chunks
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        self.features = features
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.features)
 
     @overload
     def __getitem__(self, number: int) -> FeatureStatistics: ...
@@ -82,21 +82,20 @@ class ChunkStatistics(Sequence[FeatureStatistics]):
     def __getitem__(self, number: slice) -> Sequence[FeatureStatistics]: ...
     def __getitem__(self, number: int | slice) -> FeatureStatistics | Sequence[FeatureStatistics]:
         if isinstance(number, slice):
-            return ChunkStatistics(self.features, self.chunks[number])
-        statistics = FeatureStatistics(self.features.shape[1])
-        statistics.update(self.features[self.chunks[number].start : self.chunks[number].stop])
+            return ChunkStatistics(self.features[number])
+        statistics = FeatureStatistics(self.features[number].shape[1])
+        statistics.update(self.features[number])
         return statistics
 
 
-def distance_so_far(folder: Path, done: Sequence[range], reference: FeatureStatistics) -> tuple[float, float, float]:
-    """(distance, low, high) of the chunks that are there, five at least."""
-    features = [load_chunk(folder, indices)[0]["features"] for indices in done]
-    stops = torch.tensor([len(part) for part in features]).cumsum(0).tolist()
-    parts = ChunkStatistics(torch.cat(features), [range(b - len(f), b) for f, b in zip(features, stops, strict=True)])
+def distance_and_interval(
+    parts: Sequence[FeatureStatistics], reference: FeatureStatistics
+) -> tuple[float, tuple[float, float] | None]:
+    """(distance, its interval) of all parts; None where they are too few for one."""
     distance = FrechetDistance(reference)
     for part in parts:
         distance.merge_state(part.statistics())
-    return float(distance.compute()), *frechet_interval(parts, reference)
+    return float(distance.compute()), frechet_interval(parts, reference) if len(parts) >= MIN_CHUNKS else None
 
 
 def measure(
@@ -110,14 +109,10 @@ def measure(
         logits.append(tensors.get("logits"))
         seconds += facts["seconds"]
     every, statistics, name = torch.cat(features), reference.statistics, protocol.distance
-    parts = ChunkStatistics(every, chunks)
-    distance = FrechetDistance(statistics)
-    for part in parts:
-        distance.merge_state(part.statistics())
-    values = {name: float(distance.compute())}
-    if len(parts) >= MIN_CHUNKS:
-        low, high = frechet_interval(parts, statistics)
-        values |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+    distance, interval = distance_and_interval(ChunkStatistics(features), statistics)
+    values = {name: distance}
+    if interval is not None:
+        values |= {f"{name}_ci_low": interval[0], f"{name}_ci_high": interval[1]}
     if len(every) // 10 > extractor.dim:  # below, covariances are singular and the line in 1/n is none
         extrapolated = ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
         extrapolated.update(every, torch.arange(len(every)))

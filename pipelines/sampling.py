@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import remove_leftovers
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.features import load_extractor
@@ -19,7 +18,7 @@ from ddpm_core.inception import full_float32
 from ddpm_core.latents import capture
 from ddpm_core.samplers import Method, Spacing, sample_steps
 from ddpm_core.unet import UNet
-from pipelines.chunks import load_chunk, save_chunk
+from pipelines.chunks import missing_chunks, save_chunk
 from pipelines.fanout import fan_out
 from pipelines.networks import NetworkHolder
 from pipelines.progress import Progress, Say
@@ -121,10 +120,19 @@ def sample_checkpoints(
 ) -> Iterator[tuple[Checkpoint, list[range]]]:
     """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order). First
     come the checkpoints whose chunks are all there."""
-    missing = {
-        c.step: missing_chunks(folder / c.path.name, chunks, c.weights_sha256(settings.weights), settings.progress, say)
-        for c in checkpoints
-    }
+
+    def missing_of(checkpoint: Checkpoint) -> list[range]:
+        weights = checkpoint.weights_sha256(settings.weights)  # a run that was deleted and trained again has others
+
+        def wanted(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bool:
+            return facts["weights_sha256"] == weights and holds_progress(tensors, facts, settings.progress)
+
+        def tell(path: Path, error: InputError) -> None:
+            say(f"evaluate: {str(error).rsplit(': ', 1)[0]}: it is made again")
+
+        return missing_chunks(folder / checkpoint.path.name, chunks, wanted, tell)
+
+    missing = {c.step: missing_of(c) for c in checkpoints}
     yield from ((c, list(chunks)) for c in checkpoints if not missing[c.step])
     done = {c.step: [indices for indices in chunks if indices not in missing[c.step]] for c in checkpoints}
     units = [SampleChunk(indices, c, folder / c.path.name) for c in checkpoints for indices in missing[c.step]]
@@ -138,24 +146,3 @@ def sample_checkpoints(
         done[unit.checkpoint.step].append(unit.indices)
         progress.advance(len(unit.indices), f"step {unit.checkpoint.step:,}")
         yield unit.checkpoint, sorted(done[unit.checkpoint.step], key=lambda indices: indices.start)
-
-
-def missing_chunks(
-    folder: Path, chunks: Sequence[range], weights_sha256: str, progress: Sequence[int], say: Say
-) -> list[range]:
-    """Those that are not there whole, of these weights (a run that was deleted and trained again has others) and with the
-    predictions that are asked for."""
-    if folder.is_dir():
-        remove_leftovers(folder)
-    missing = []
-    for indices in chunks:
-        try:
-            tensors, facts = load_chunk(folder, indices)
-            if facts["weights_sha256"] != weights_sha256 or not holds_progress(tensors, facts, progress):
-                missing.append(indices)
-        except FileNotFoundError:
-            missing.append(indices)
-        except InputError as error:
-            say(f"evaluate: {str(error).rsplit(': ', 1)[0]}: it is made again")
-            missing.append(indices)
-    return missing

@@ -1,19 +1,18 @@
 """Which checkpoints a person means by a run's name, an MLflow id, a path, or weights from elsewhere."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ddpm_core.checkpoint import NAME, Checkpoint, checkpoint_name, open_checkpoint, write_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import InputError
 from ddpm_core.interop import from_diffusers
+from ddpm_core.protocol import fingerprint
+from pipelines.chunks import content_sha256
 from pipelines.locations import Location, absolute, location
 from pipelines.saving import saved_checkpoints
 from pipelines.tracking import name_of_run, path_of_model
@@ -84,7 +83,7 @@ def import_weights(given: str, reference: str | None, storage: Path) -> tuple[st
         raise InputError(f"--weights {given!r} has no training set of its own: give --reference")
     network, weights = from_diffusers(folder)
     diffusion = scheduler_of(folder)
-    name = f"{folder.name}-{_sha256(weights, diffusion)[:12]}"
+    name = f"{folder.name}-{fingerprint({'weights': content_sha256(weights), 'diffusion': asdict(diffusion)})}"
     run = storage / "train" / name
     if not (run / checkpoint_name(0) / MANIFEST).is_file():
         config = {
@@ -119,11 +118,3 @@ def scheduler_of(folder: Path) -> DiffusionConfig:
         raise InputError(
             f"scheduler {str(path)!r} says {error}, which has no counterpart here: remove it to take the paper's process"
         ) from error
-
-
-def _sha256(weights: Mapping[str, Tensor], diffusion: DiffusionConfig) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(diffusion), sort_keys=True).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ from pipelines.cluster import check_fits, connect
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.locations import absolute, location
 from pipelines.progress import Say
-from pipelines.reference import reference_statistics
+from pipelines.reference import extractor_spec, reference_statistics
 from pipelines.shards import ShardedDataset
 from pipelines.tracking import TrackedRun, Tracker, default_uri
 from pipelines.train import check_dataset, run_name, train
@@ -105,7 +105,7 @@ def sweep(config: SweepConfig, say: Say = lambda line: None) -> SweepResult:
         say(f"sweep: {label} leaves L_T = {bits:.2g} bits/dim of this data in x_T")
 
     # Once, here: two trials would make it at the same time.
-    reference_statistics(dataset, config.evaluate.extractor_spec, config.evaluate.cpus_per_worker, say)
+    reference_statistics(dataset, extractor_spec(config.evaluate.extractor), config.evaluate.cpus_per_worker, say)
     # Each trial's workers are placed by Train and evaluate, not by Tune: Tune must not start more trials than there is
     # room for, or they take each other's places and wait for ever (ray#54305).
     slots = resources.gpus // config.train.workers if resources.gpus else resources.cpus // cpus
