@@ -1,6 +1,6 @@
-"""A confidence interval for the Frechet distance, from the statistics of the chunks an evaluation is made of.
+"""Confidence intervals: of a Frechet distance, from the statistics of an evaluation's chunks, and of a proportion.
 
-The method is a delete-one-chunk jackknife. Its m replicates come from one eigen-decomposition: the mean and
+The former's method is a delete-one-chunk jackknife. Its m replicates come from one eigen-decomposition: the mean and
 the traces of each leave-one-out sample are exact, and only the trace of the root is replaced by its
 first-order term,
 
@@ -94,6 +94,16 @@ def leave_one_out_distances(
         counts.append(chunk.n)
     distance = (mean - reference_mean).square().sum() + cov.trace() + reference_cov.trace() - 2 * roots.sum()
     return max(0.0, distance.item()), torch.stack(replicates), torch.stack(counts)
+
+
+def proportion_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """(low, high): Wilson's interval for a probability of which `hits` in n > 0 independent trials were seen; honest at 0
+    and n, where the naive one has no width."""
+    z = NormalDist().inv_cdf((1.0 + level) / 2.0)
+    rate, scale = hits / n, 1.0 + z * z / n
+    centre = (rate + z * z / (2 * n)) / scale
+    reach = z * math.sqrt(rate * (1.0 - rate) / n + (z / (2 * n)) ** 2) / scale
+    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def student_t_quantile(p: float, dof: int) -> float:

@@ -47,6 +47,7 @@ PROTOCOL = {
     "--sampler": "ddim",
     "--sampler-steps": "20",
 }
+NEAREST = "200"  # samples whose nearest training images are looked up
 OURS = re.compile(r"(preprocess|reference|train|evaluate|sweep|report|error|diverged): ")
 PREFIX = re.compile(r"^(\x1b\[\d+m)?\([^)]*pid=\d+[^)]*\)(\x1b\[0m)? ?")  # of a remote process's output
 
@@ -63,7 +64,7 @@ def demo(storage: Path, say: Say) -> DemoResult:
     """Run every stage that is not finished. InputError with the end of its log where one fails."""
     home = storage / "demo"
     finished = home / "finished.json"
-    identity = fingerprint({"train": TRAIN, "sweep": SWEEP, "protocol": PROTOCOL})
+    identity = fingerprint({"train": TRAIN, "sweep": SWEEP, "protocol": PROTOCOL, "nearest": NEAREST})
     result = read_finished(finished, identity)
     if result is not None:
         say("Everything is there: nothing to do.")
@@ -98,12 +99,12 @@ def demo(storage: Path, say: Say) -> DemoResult:
             "[4/7] sweep: linear against quadratic betas under Ray Tune, two short trials",
             [
                 *("python", "jobs/sweep.py", "tiny", "--train.shards", str(shards), *flat(SWEEP)),
-                *(*flat(under("train", place)), *flat(under("evaluate", measure))),
+                *(*flat(under("train", place)), *flat(under("evaluate", {**measure, "--pictures": "0"}))),
             ],
         )
         last = stages.run(
             "[5/7] evaluate: every checkpoint, 1,000 samples each, fanned out over workers",
-            ["python", "jobs/evaluate.py", "--run", run, *flat(measure), *flat(place)],
+            ["python", "jobs/evaluate.py", "--run", run, "--nearest", NEAREST, *flat(measure), *flat(place)],
         )
         best = f"{run}, {last.removeprefix('evaluate: best is ')}"
         stages.run(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ddpm_core.errors import InputError
 from ddpm_core.samplers import Method, Spacing
+from pipelines.networks import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,22 @@ class EvaluateConfig:
     """How many timesteps the sampler visits; all by default."""
     spacing: Spacing = "uniform"
     """How those are spaced."""
+    precision: Precision = "float32"
+    """Of the network: float32, or bfloat16 for autocast; extractor, process and statistics stay what they are."""
+    compile: bool = False
+    """torch.compile the network: minutes at the start, faster chains after, equal to the last digits but not to the bit."""
     seed: int = 0
     """Of the samples' noise."""
     report: bool = True
     """Measure the best of several checkpoints once more, on samples that it was not chosen by."""
     progress: int = 0
     """At how many points of the chain, from its first step to its last, to measure the predicted x_0 besides (Fig. 10)."""
+    pictures: int = 4
+    """Rows of each picture of the best checkpoint: progressive generation, shared latents, interpolations of real images
+    (Fig. 6 to 9); 0 for none."""
+    nearest: int = 0
+    """For how many samples of the best checkpoint to look up the nearest of all training images, to see whether some are
+    memorized; 0 for none."""
     batch_size: int = 250
     """Images a network sees at once; float32 results depend on it in the last digits."""
     chunk_size: int = 500
@@ -57,8 +68,11 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
-        if self.progress < 0:
-            raise InputError(f"--progress is {self.progress}: give a number of points, or 0 for none")
+        for name, what in (("progress", "points"), ("pictures", "rows"), ("nearest", "samples")):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} is {getattr(self, name)}: give a number of {what}, or 0 for none")
+        if self.nearest > self.samples:
+            raise InputError(f"--nearest is {self.nearest:,} of {self.samples:,} samples: give no more than those")
         if self.samples < 2:
             raise InputError(f"--samples is {self.samples}: a covariance needs 2 or more")
         if self.foreign == (self.run is not None):

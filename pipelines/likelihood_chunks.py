@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.gaussian import Cdf
 from ddpm_core.inception import full_float32
 from ddpm_core.intervals import student_t_quantile
 from ddpm_core.likelihood import Bound, bound_term, estimate_bound, rate_distortion, variational_bound
 from ddpm_core.pixel_range import SCALE
-from ddpm_core.unet import UNet
 from pipelines.chunks import load_chunk, save_chunk
 from pipelines.networks import NetworkHolder
 from pipelines.shards import ShardedDataset
@@ -67,7 +66,7 @@ class LikelihoodWorker:
         weights = chunk.checkpoint.weights_sha256(self.protocol.weights)
         save_chunk(chunk.folder, chunk.positions, tensors, {"weights_sha256": weights})
 
-    def _measure(self, model: tuple[GaussianDiffusion, UNet], numbers: Tensor) -> dict[str, Tensor]:
+    def _measure(self, model: tuple[GaussianDiffusion, DenoiseFn], numbers: Tensor) -> dict[str, Tensor]:
         """float64: prior [b] with terms and mse [b,T], or, estimated, with total, decoder and mse [b], the last at x_1."""
         indices, protocol = numbers.to(self.device), self.protocol
         x = self.dataset.images(numbers.numpy()).to(self.device)

@@ -19,7 +19,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.gaussian import Cdf
 from ddpm_core.protocol import fingerprint
 from pipelines.chunks import chunk_ranges, missing_chunks
-from pipelines.fanout import fan_out, pool_size
+from pipelines.fanout import Pool
 from pipelines.likelihood_chunks import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker, merge
 from pipelines.locations import absolute, location
 from pipelines.progress import Progress, Say
@@ -112,7 +112,9 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
     folders = {c.step: storage / "evaluate" / name / f"likelihood-{mark}" / c.path.name for c in checkpoints}
     found = {c.step: read_likelihood(folders[c.step], c.weights_sha256(config.weights)) for c in checkpoints}
     todo = [c for c in checkpoints if found[c.step] is None]
-    workers = pool_size(config.workers, config.cpus_per_worker) if todo else 0
+    pool = Pool(config.workers, config.cpus_per_worker, say)
+    if todo:
+        _ = pool.size  # before anything is written: a refusal leaves no run behind
     tracker = Tracker(uri, config.experiment, storage)
     train_run = tracker.find("train", name)
     run = tracker.run(
@@ -131,14 +133,15 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
         for checkpoint in todo
         for positions in missing_of(checkpoint, config, folders[checkpoint.step], chunks, say)
     ]
-    for checkpoint in finished(checkpoints, work, (protocol, dataset), workers, config.cpus_per_worker, say):
-        step, likelihood = checkpoint.step, found[checkpoint.step]
-        if likelihood is None:
-            sha256, T = checkpoint.weights_sha256(config.weights), checkpoint.diffusion_config().num_timesteps
-            likelihood = found[step] = Likelihood(step, sha256, T, protocol, *merge(folders[step], chunks))
-            write_json(folders[step] / MANIFEST, asdict(likelihood))
-            say(f"likelihood: step {step:,} is done")
-        record(train_run or run, run, name, checkpoint, likelihood)
+    with pool:
+        for checkpoint in finished(checkpoints, work, (protocol, dataset), pool, say):
+            step, likelihood = checkpoint.step, found[checkpoint.step]
+            if likelihood is None:
+                sha256, T = checkpoint.weights_sha256(config.weights), checkpoint.diffusion_config().num_timesteps
+                likelihood = found[step] = Likelihood(step, sha256, T, protocol, *merge(folders[step], chunks))
+                write_json(folders[step] / MANIFEST, asdict(likelihood))
+                say(f"likelihood: step {step:,} is done")
+            record(train_run or run, run, name, checkpoint, likelihood)
     run.finish()
     if not todo:
         say(f"likelihood: {name} is done, {len(checkpoints)} checkpoints under protocol {mark}")
@@ -196,17 +199,14 @@ def finished(
     checkpoints: Sequence[Checkpoint],
     work: Sequence[LikelihoodChunk],
     arguments: tuple[LikelihoodProtocol, ShardedDataset],
-    workers: int,
-    cpus: float,
+    pool: Pool,
     say: Say,
 ) -> Iterator[Checkpoint]:
     """Do the work; yields each checkpoint when none of its is left."""
     missing = Counter(chunk.checkpoint.step for chunk in work)
     yield from (checkpoint for checkpoint in checkpoints if not missing[checkpoint.step])
     progress = Progress("likelihood", sum(len(chunk.positions) for chunk in work), "images", say)
-    # A fan-out starts Ray, even for nothing.
-    done = fan_out(LikelihoodWorker, arguments, work, workers=workers, cpus_per_worker=cpus) if work else ()
-    for number, _ in done:
+    for number, _ in pool.fan_out(LikelihoodWorker, arguments, work):
         checkpoint = work[number].checkpoint
         progress.advance(len(work[number].positions), f"step {checkpoint.step:,}")
         missing[checkpoint.step] -= 1
@@ -225,10 +225,14 @@ def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:
 
 def record(owner: TrackedRun, run: TrackedRun, name: str, checkpoint: Checkpoint, likelihood: Likelihood) -> None:
     """One checkpoint's numbers into MLflow."""
-    step, protocol = checkpoint.step, likelihood.protocol
+    protocol = likelihood.protocol
     run.log_json(f"likelihood/{checkpoint.path.name}.json", asdict(likelihood))
-    sha256 = checkpoint.weights_sha256(protocol.weights)
-    model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, protocol.weights)
     run.log_result(
-        likelihood.values, step=step, model_id=model_id, dataset=protocol.data, dataset_sha256=protocol.data_sha256
+        owner,
+        name,
+        checkpoint,
+        protocol.weights,
+        likelihood.values,
+        dataset=protocol.data,
+        dataset_sha256=protocol.data_sha256,
     )

@@ -3,26 +3,48 @@
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.unet import UNet
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class NetworkHolder:
-    """Holds one checkpoint's network and process at a time."""
+    """Holds one checkpoint's network and process at a time.
 
-    def __init__(self, weights: Literal["ema", "raw"]) -> None:
-        self.weights = weights
+    precision: bfloat16 lets the network compute under autocast, as in training; it takes and gives float32 all the same.
+    compile: torch.compile the network.
+    """
+
+    def __init__(
+        self, weights: Literal["ema", "raw"], precision: Precision = "float32", *, compile: bool = False
+    ) -> None:
+        self.weights, self.precision, self.compile = weights, precision, compile
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._held: tuple[object, GaussianDiffusion, UNet] | None = None
+        self._held: tuple[object, GaussianDiffusion, DenoiseFn] | None = None
 
-    def of(self, checkpoint: Checkpoint) -> tuple[GaussianDiffusion, UNet]:
+    def of(self, checkpoint: Checkpoint) -> tuple[GaussianDiffusion, DenoiseFn]:
         """(process, network in eval mode). InputError where the weights are damaged or gone."""
         if self._held is None or self._held[0] != checkpoint.path:
             self._held = None  # before the next is loaded: there may not be room for two
             network = UNet(checkpoint.unet_config())
             network.load_state_dict(checkpoint.weights(self.weights))
             network.to(self.device).eval()
-            self._held = (checkpoint.path, checkpoint.diffusion_config().build().to(self.device), network)
+            if self.compile:
+                network.compile(fullgraph=True)
+            process = checkpoint.diffusion_config().build().to(self.device)
+            self._held = (checkpoint.path, process, self._in_precision(network))
         return self._held[1:]
+
+    def _in_precision(self, network: UNet) -> DenoiseFn:
+        if self.precision == "float32":
+            return network
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                return network(x, t).to(torch.float32)
+
+        return denoise

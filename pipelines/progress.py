@@ -36,7 +36,8 @@ class Progress:
             self._said = now
             rate = (self.done - self.first) / max(now - self.started, 1e-9)
             left = duration((self.total - self.done) / max(rate, 1e-9))
+            speed = f"{rate:,.0f}" if rate >= 10.0 else f"{rate:.2g}"
             middle = f" | {extra}" if extra else ""
             self.say(
-                f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} | {rate:,.0f} {self.unit}/s{middle} | {left} left"
+                f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} | {speed} {self.unit}/s{middle} | {left} left"
             )

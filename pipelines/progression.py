@@ -1,16 +1,18 @@
-"""How a Frechet distance falls along the chain: of the x_0 predicted at some of its steps (Fig. 10 of the paper)."""
+"""How the Frechet distance and the Inception score of the predicted x_0 change along the chain (Fig. 10 of the paper)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ddpm_core.metrics import FeatureStatistics, FrechetDistance
+from ddpm_core.metrics import FeatureStatistics, FrechetDistance, InceptionScore
 from ddpm_core.samplers import Spacing, select_timesteps
 from pipelines.chunks import load_chunk
+from pipelines.reference import SPLITS
 
-PROGRESS = "progress"  # a chunk's features of predictions, float32 [points, n, d]
+PROGRESS, LOGITS = "progress", "progress_logits"  # of a chunk's predictions: float32 [points, n, d] and [points, n, k]
 
 
 def progress_timesteps(num_timesteps: int, steps: int, spacing: Spacing, points: int) -> tuple[int, ...]:
@@ -27,15 +29,32 @@ def holds_progress(tensors: dict[str, Tensor], facts: dict[str, Any], timesteps:
     return not timesteps or (PROGRESS in tensors and facts.get(PROGRESS) == list(timesteps))
 
 
+def stack_progress(batches: Sequence[Sequence[tuple[Tensor, Tensor | None]]]) -> dict[str, Tensor]:
+    """A chunk's tensors [points, n, ..] of its batches' (features, logits) at each point."""
+    points = list(zip(*batches, strict=True))
+    stacked = {PROGRESS: torch.stack([torch.cat([features for features, _ in point]) for point in points])}
+    logits = [torch.cat([part for _, part in point if part is not None]) for point in points if point[0][1] is not None]
+    return stacked | ({LOGITS: torch.stack(logits)} if logits else {})
+
+
 def measure_progress(
     folder: Path, chunks: Sequence[range], timesteps: Sequence[int], reference: FeatureStatistics
 ) -> list[dict[str, float]]:
-    """{"t", "distance"} of the predictions at each timestep; a chunk is held at a time."""
-    if not timesteps:
-        return []
+    """{"t", "distance", "score"} of the predictions at each timestep, the last where the extractor has logits; a chunk is
+    held at a time."""
     distances = [FrechetDistance(reference) for _ in timesteps]
-    for indices in chunks:
-        features = load_chunk(folder, indices)[0][PROGRESS]
-        for distance, part in zip(distances, features, strict=True):
+    scores: list[InceptionScore] = []
+    count = chunks[-1].stop
+    for indices in chunks if timesteps else ():
+        tensors = load_chunk(folder, indices)[0]
+        for distance, part in zip(distances, tensors[PROGRESS], strict=True):
             distance.update(part)
-    return [{"t": t, "distance": float(distance.compute())} for t, distance in zip(timesteps, distances, strict=True)]
+        if LOGITS in tensors:
+            classes = tensors[LOGITS].shape[-1]
+            scores = scores or [InceptionScore(count, min(SPLITS, count), classes) for _ in timesteps]
+            for score, part in zip(scores, tensors[LOGITS], strict=True):
+                score.update(part, torch.tensor(indices))
+    found = [{"t": t, "distance": float(distance.compute())} for t, distance in zip(timesteps, distances, strict=True)]
+    for point, score in zip(found, scores, strict=False):
+        point["score"] = float(score.compute()[0])
+    return found

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ddpm_core import images
-from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor
@@ -26,7 +25,6 @@ from ddpm_core.metrics import (
 from ddpm_core.protocol import Protocol
 from pipelines.chunks import load_chunk
 from pipelines.reference import SPLITS, Reference
-from pipelines.shards import ShardedDataset
 from pipelines.tracking import TrackedRun
 
 GRID = 64  # samples shown: the first ones, whatever they look like
@@ -190,33 +188,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         ) from error
 
 
-def record(
-    owner: TrackedRun,
-    run: TrackedRun,
-    name: str,
-    checkpoint: Checkpoint,
-    evaluation: Evaluation,
-    dataset: ShardedDataset,
-    samples: Path,
-    chunks: Sequence[range],
-) -> None:
-    """One checkpoint's numbers and sample grid into MLflow."""
-    step, weights = checkpoint.step, evaluation.protocol.weights
-    sha256 = checkpoint.weights_sha256(weights)
-    model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, weights)
-    if evaluation.progress:
-        run.log_json(f"progress/{checkpoint.path.name}.json", evaluation.progress)
-    if not run.log_result(
-        evaluation.values,
-        step=step,
-        model_id=model_id,
-        dataset=dataset.name,
-        dataset_sha256=dataset.sha256,
-    ):
-        return
-    shown = torch.cat([load_chunk(samples, indices)[0]["images"] for indices in chunks if indices.start < GRID])
+def record_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: Sequence[range]) -> None:
+    """The grid of a checkpoint's first samples into MLflow."""
+    shown = torch.cat([load_chunk(samples, indices)[0]["images"] for indices in chunks if indices.start < GRID])[:GRID]
     columns = min(16, len(shown))
-    run.log_bytes(f"samples/{checkpoint.path.name}.png", images.encode_png(images.tile(shown, columns)))
+    run.log_bytes(f"samples/{evaluation.folder.name}.png", images.encode_png(images.tile(shown, columns)))
     grid = {
         "tile": list(shown.shape[1:3]),
         "columns": columns,

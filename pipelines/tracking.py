@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
 from pipelines.locations import Location
@@ -112,10 +113,20 @@ class TrackedRun:
             self.client.log_batch(self.run_id, metrics=metrics[i : i + 10 * BATCH])
 
     def log_result(
-        self, values: Mapping[str, float], *, step: int, model_id: str, dataset: str, dataset_sha256: str
+        self,
+        owner: "TrackedRun",
+        name: str,
+        checkpoint: Checkpoint,
+        weights: Literal["ema", "raw"],
+        values: Mapping[str, float],
+        *,
+        dataset: str,
+        dataset_sha256: str,
     ) -> bool:
-        """Metrics of a checkpoint's evaluation: on this run at `step`, on its model, and on the reference data set.
-        Whether anything was new: not there yet, or of a checkpoint that was made anew."""
+        """Metrics of a checkpoint of the run `name`: on this run at its step, on its model, which the run `owner` has, and
+        on the data set. Whether anything was new: not there yet, or of a checkpoint that was made anew."""
+        step, sha256 = checkpoint.step, checkpoint.weights_sha256(weights)
+        model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, weights)
         new = [key for key, value in values.items() if self._last_at(step, key) != value]
         for key, value in values.items():
             if key in new:
@@ -136,6 +147,14 @@ class TrackedRun:
 
     def log_json(self, name: str, value: Any) -> None:
         self.client.log_text(self.run_id, json.dumps(value, indent=1, sort_keys=True), name)
+
+    def read_json(self, name: str) -> Any:
+        """What log_json left under a name, None where there is nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return json.loads(Path(self.client.download_artifacts(self.run_id, name, folder)).read_text())
+            except (MlflowException, OSError):
+                return None
 
     def log_bytes(self, name: str, data: bytes) -> None:
         """A file in the run's artifacts under the path `name`."""

@@ -10,6 +10,7 @@ from ddpm_core.checkpoint import Checkpoint, save_checkpoint
 from ddpm_core.training import Execution, OptimConfig, TrainState
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.chunks import chunk_ranges, load_chunk
+from pipelines.fanout import Pool
 from pipelines.sampling import SampleSettings, sample_checkpoints
 
 pytestmark = pytest.mark.bench
@@ -37,20 +38,16 @@ def test_workers_sample_nearly_all_of_the_time(ray_session: None, tmp_path: Path
         seed=0,
         purpose="selection",
         batch_size=BATCH,
+        precision="float32",
+        compile=False,
         images_to_keep=0,
     )
     started = time.monotonic()
-    made = sample_checkpoints(
-        [checkpoint],
-        chunks,
-        tmp_path / "samples",
-        settings,
-        "pixels",
-        workers=WORKERS,
-        cpus_per_worker=1.0,
-        say=lambda line: None,
-    )
-    done = [len(so_far) for _, so_far in made]
+    with Pool(WORKERS, 1.0, print) as pool:
+        made = sample_checkpoints(
+            [checkpoint], chunks, tmp_path / "samples", settings, "pixels", pool, lambda line: None
+        )
+        done = [len(so_far) for _, so_far in made]
     wall = time.monotonic() - started
     folder = tmp_path / "samples" / checkpoint.path.name
     seconds = [load_chunk(folder, indices)[1]["seconds"] for indices in chunks]

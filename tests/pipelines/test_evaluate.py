@@ -14,18 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gaussian_case import unchecked
 from safetensors.torch import load_file
 from test_train import IMPORTED, NETWORK, OPTIM, wait_for, workers_of
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import save_checkpoint
 from ddpm_core.errors import InputError
+from ddpm_core.frechet import FeatureStatistics
 from ddpm_core.interop import to_diffusers
 from ddpm_core.samplers import sample
 from ddpm_core.unet import UNet, UNetConfig
-from pipelines.chunks import chunk_path, chunk_ranges, load_chunk
+from pipelines.chunks import chunk_path, chunk_ranges, load_chunk, save_chunk
 from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
+from pipelines.evaluator import Evaluator
+from pipelines.fanout import Pool
+from pipelines.networks import NetworkHolder
 from pipelines.preprocess import PreprocessConfig, preprocess
+from pipelines.progression import measure_progress, stack_progress
 from pipelines.reference import extractor_for, reference_path, reference_statistics
 from pipelines.results import Evaluation, compare
 from pipelines.selection import find_checkpoints
@@ -63,6 +69,7 @@ def config(trained: TrainResult, storage: Path, **changes: Any) -> EvaluateConfi
         "sampler_steps": 3,
         "workers": 2,
         "report": False,
+        "pictures": 0,
     }
     return EvaluateConfig(**{**values, **changes})
 
@@ -138,7 +145,7 @@ def test_killed_workers_change_nothing(undisturbed: EvaluateResult, trained: Tra
 
     def kill_one(line: str) -> None:
         if len(killed) < 2:
-            pid = wait_for(lambda: workers_of("Sampler"))[0]
+            pid = wait_for(lambda: workers_of("PoolWorker"))[0]
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
@@ -342,6 +349,72 @@ def test_predictions_along_the_chain_are_measured_and_the_last_is_the_sample(
     lines: list[str] = []
     assert evaluate(config(trained, storage, checkpoints="latest"), lines.append) == result
     assert "is done, 1 checkpoint" in lines[-1]
+
+
+def test_scores_along_the_chain_are_those_of_the_predictions_logits(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chunks, points, classes = [range(7), range(7, 12)], 2, 4
+    logits = 3 * torch.randn(points, 12, classes, generator=generator)
+    features = torch.randn(points, 12, 3, generator=generator)
+    for indices in chunks:
+        part = slice(indices.start, indices.stop)
+        batches = [  # of 3 images
+            [(features[p, part][i : i + 3], logits[p, part][i : i + 3]) for p in range(points)]
+            for i in range(0, len(indices), 3)
+        ]
+        save_chunk(tmp_path, indices, stack_progress(batches), {})
+    reference = FeatureStatistics(3)
+    reference.update(torch.randn(50, 3, generator=generator))
+    found = measure_progress(tmp_path, chunks, (9, 0), reference)
+    for point, these in zip(found, logits.double().softmax(-1).numpy(), strict=True):
+        splits = np.split(these, [12 * split // 10 for split in range(1, 10)])
+        scores = [np.exp((p * np.log(p / p.mean(0))).sum(1).mean()) for p in splits]
+        assert point["score"] == pytest.approx(np.mean(scores), rel=1e-12)
+    assert [point["t"] for point in found] == [9, 0]
+
+
+def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: TrainResult, tmp_path: Path) -> None:
+    run = tmp_path / trained.name
+    shutil.copytree(str(trained.folder), run)
+    lines: list[str] = []
+
+    def remove_the_last(line: str) -> None:
+        lines.append(line)
+        if "samples" in line and (run / "step-00000006").exists():
+            shutil.rmtree(run / "step-00000006")
+
+    # One worker comes to step 6 after all chunks of step 3.
+    result = evaluate(config(trained, tmp_path / "storage", run=str(run), workers=1), remove_the_last)
+    assert [evaluation.step for evaluation in result.evaluations] == [3]
+    assert sum("step 6 is skipped: the training removed it" in line for line in lines) == 1
+    with Pool(1, 0.9, print) as pool:
+        evaluator = Evaluator(config(trained, tmp_path / "storage", run=str(run), seed=1), pool, print)
+        shutil.rmtree(run)
+        with pytest.raises(InputError, match="has lost every checkpoint that was to be evaluated"):
+            evaluator.evaluate(evaluator.checkpoints, "selection")
+
+
+def test_bfloat16_is_another_protocol_near_float32(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    half = evaluate(config(trained, tmp_path, checkpoints="latest", precision="bfloat16")).best
+    assert half.protocol == replace(undisturbed.evaluations[-1].protocol, precision="bfloat16")
+    whole = undisturbed.evaluations[-1]
+    assert half.distance != whole.distance
+    # Of a bfloat16 product 8 bits are right, and three steps of DDIM average over many: 2 % of the distance.
+    assert half.distance == pytest.approx(whole.distance, rel=0.02)
+
+
+@pytest.mark.slow  # for the compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
+def test_a_compiled_network_is_the_same(trained: TrainResult) -> None:
+    x, t = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 10, 500, 999])
+    with torch.no_grad(), unchecked():
+        (_, eager), (_, compiled) = (
+            NetworkHolder("ema", compile=compile).of(trained.last) for compile in (False, True)
+        )
+        # Rounding to float32, whose order of sums a compiler may choose, over some thirty layers of unit scale.
+        torch.testing.assert_close(compiled(x, t), eager(x, t), rtol=0, atol=1e-5)
 
 
 def test_a_run_that_was_trained_anew_is_evaluated_anew(

@@ -11,7 +11,7 @@ import pytest
 import ray.cloudpickle
 
 from ddpm_core.errors import InputError
-from pipelines.fanout import LOSSES, fan_out
+from pipelines.fanout import LOSSES, Pool
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
@@ -43,7 +43,8 @@ class Squarer:
 
 def squares(folder: Path, fates: dict[int, str], count: int = 12, workers: int = 2, **arguments: Any) -> dict[int, Any]:
     units = [(number, fates.get(number, "lives")) for number in range(count)]
-    results = list(fan_out(Squarer, [folder, *arguments.values()], units, workers=workers, cpus_per_worker=0.5))
+    with Pool(workers, 0.5, print) as pool:
+        results = list(pool.fan_out(Squarer, [folder, *arguments.values()], units))
     assert len({number for number, _ in results}) == len(results) == count  # each once
     assert {number: value for number, (value, _) in results} == {number: number**2 for number in range(count)}
     return {number: pid for number, (_, pid) in results}
@@ -74,9 +75,49 @@ def test_a_unit_that_kills_whoever_takes_it_is_named_in_the_end(ray_session: Non
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_unit_raises_is_raised(ray_session: None, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unit 2 cannot be"):
+def test_what_a_unit_raises_is_raised_in_its_own_words(ray_session: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^unit 2 cannot be$"):
         squares(tmp_path, {2: "raises"})
+
+
+def test_a_pool_lives_for_several_fan_outs_whatever_became_of_the_earlier_ones(
+    ray_session: None, tmp_path: Path
+) -> None:
+    units = [(number, "lives") for number in range(6)]
+    with Pool(2, 0.5, print) as pool:
+        first = {pid for _, (_, pid) in pool.fan_out(Squarer, [tmp_path], units)}
+        with pytest.raises(InputError, match=r"^unit 1 cannot be$"):  # while another hangs
+            list(pool.fan_out(Squarer, [tmp_path], [(0, "hangs"), (1, "raises")]))
+        after = list(pool.fan_out(Squarer, [tmp_path], units))
+        assert {number: value for number, (value, _) in after} == {number: number**2 for number in range(6)}
+        assert first & {pid for _, (_, pid) in after}  # one process at least was kept
+
+
+def test_nothing_to_do_starts_nothing() -> None:
+    with Pool(None, 0.5, print) as pool:
+        assert list(pool.fan_out(Squarer, [], [])) == []
+        assert pool.actors == []
+
+
+def test_waiting_for_a_cluster_that_others_have_taken_is_told(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.fanout.SILENCE", 1.0)
+    release: list[Any] = []
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        for pool in release:
+            pool.__exit__()
+        release.clear()
+
+    lines: list[str] = []
+    everything = Pool(1, 4.0, print)
+    assert list(everything.fan_out(Squarer, [tmp_path], [(1, "lives")]))
+    release.append(everything)
+    with Pool(1, 2.0, hear) as pool:
+        assert [value for _, (value, _) in pool.fan_out(Squarer, [tmp_path], [(2, "lives")])] == [4]
+    assert lines[0].startswith("waiting: none of 1 workers has had its 2 CPUs for 1 s")
 
 
 def test_a_worker_that_cannot_start_says_why_in_a_sentence(ray_session: None, tmp_path: Path) -> None:

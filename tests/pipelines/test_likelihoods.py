@@ -13,15 +13,14 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from test_train import NETWORK, OPTIM, wait_for, workers_of
+from short_run import short_run
+from test_train import wait_for, workers_of
 
 from ddpm_core import rng
-from ddpm_core.checkpoint import open_checkpoint, save_checkpoint
-from ddpm_core.diffusion import DiffusionConfig
+from ddpm_core.checkpoint import open_checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.protocol import fingerprint
-from ddpm_core.training import train_step
 from ddpm_core.unet import UNet
 from pipelines.chunks import chunk_ranges, load_chunk
 from pipelines.likelihood_chunks import LikelihoodChunk, LikelihoodWorker, merge
@@ -33,35 +32,16 @@ from pipelines.likelihoods import (
     measure_likelihood,
     protocol_of,
 )
-from pipelines.loading import make_batch
 from pipelines.shards import ShardedDataset
 from pipelines.tracking import Tracker
-from pipelines.training_config import config_for
-from pipelines.training_loop import initial_state
 
 T, IMAGES, BATCH, CHUNK = 20, 130, 10, 20
 
 
 @pytest.fixture(scope="module")
 def trained(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short run of a short chain: what train() leaves, made in this process."""
-    settings = config_for(
-        "tiny",
-        shards=str(digits.path),
-        unet=replace(NETWORK, dropout=0.0),
-        optim=OPTIM,
-        diffusion=DiffusionConfig(num_timesteps=T, beta_end=0.4),
-        steps=6,
-    )
-    folder = tmp_path_factory.mktemp("tiny-run")
-    state, diffusion = initial_state(settings), settings.diffusion.build()
-    for step in range(settings.steps):
-        batch = make_batch(settings, digits, step, 0, 1)
-        values = {name: getattr(batch, name) for name in ("x_start", "t", "noise")}
-        train_step(state, diffusion, state.model, settings.optim, **values)
-        if state.step in (3, 6):
-            save_checkpoint(folder, state, asdict(settings))
-    return folder
+    """The folder of a short run of a short chain."""
+    return short_run(digits, tmp_path_factory.mktemp("tiny-run"), T)
 
 
 def config(trained: Path, storage: Path, **changes: Any) -> LikelihoodConfig:
@@ -158,7 +138,7 @@ def test_a_killed_worker_changes_nothing(
 
     def kill_one(line: str) -> None:
         if not killed:
-            killed.append(wait_for(lambda: workers_of("LikelihoodWorker"))[0])
+            killed.append(wait_for(lambda: workers_of("PoolWorker"))[0])
             os.kill(killed[-1], signal.SIGKILL)
 
     result = measure_likelihood(config(trained, tmp_path), kill_one)
