@@ -1,4 +1,9 @@
-"""Compare beta schedules: python jobs/sweep.py tiny --train.shards /data/digits --schedules linear quad"""
+"""Compare trainings: python jobs/sweep.py schedules cifar10 --train.shards /data/cifar10 --seeds 3
+
+python jobs/sweep.py schedules PRESET   beta schedules at the paper's end points, and at those that meet linear's L_T
+python jobs/sweep.py ablation PRESET    the six cells of the paper's Table 2
+python jobs/sweep.py space PRESET       any option: --grid optim.lr=1e-4,2e-4 --draw unet.dropout=uniform:0:0.3
+"""
 
 import sys
 
@@ -8,22 +13,32 @@ from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS
 from jobs.cli import parse, run, say
 from pipelines.evaluate import EvaluateConfig
-from pipelines.sweep import SweepConfig, sweep
-from pipelines.training_config import config_for
+from pipelines.sweep import sweep
+from pipelines.sweep_config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
+from pipelines.training_config import TrainConfig, config_for
+
+SWEEPS: dict[str, type[SweepConfig]] = {"schedules": ScheduleSweep, "ablation": AblationSweep, "space": SpaceSweep}
 
 
 def main() -> None:
     arguments = sys.argv[1:]
-    name = "cifar10"
-    if arguments and not arguments[0].startswith("-"):
-        name = arguments.pop(0)
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
-    default = SweepConfig(train=config_for(name, shards=tyro.MISSING), evaluate=EvaluateConfig(run="(each trial's)"))
-    description = f"Train and evaluate variants under Ray Tune. Presets: {', '.join(PRESETS)} (shown: {name})."
-    result = sweep(parse(SweepConfig, arguments, description=description, default=default, first=name), say)
-    for place, trial in enumerate(result.ranking, 1):
-        say(f"sweep: {place}. {trial.label}, {result.metric} {trial.distance:.4g}")
+    kind = arguments.pop(0) if arguments else ""
+    if kind in ("-h", "--help"):
+        print(__doc__)
+        return
+    if kind not in SWEEPS:
+        raise InputError(f"sweep {kind!r} is unknown: choose {', '.join(SWEEPS)}; see python jobs/sweep.py --help")
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "cifar10"
+    if preset not in PRESETS:
+        raise InputError(f"preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
+    default = SWEEPS[kind](train=config_for(preset, shards=tyro.MISSING), evaluate=EvaluateConfig(run="(each trial's)"))
+    about = f"Train and evaluate variants under Ray Tune. Presets: {', '.join(PRESETS)} (shown: {preset})."
+    config = parse(SWEEPS[kind], arguments, description=about, default=default, first=f"{kind} {preset}")
+    points = config.points(
+        lambda words, train: parse(TrainConfig, [*words], description=about, default=train, first=kind)
+    )
+    for line in sweep(config, points, say).describe():
+        say(f"sweep: {line}")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ def demo(storage: Path, say: Say) -> DemoResult:
         stages.run(
             "[4/7] sweep: linear against quadratic betas under Ray Tune, two short trials",
             [
-                *("python", "jobs/sweep.py", "tiny", "--train.shards", str(shards), *flat(SWEEP)),
+                *("python", "jobs/sweep.py", "schedules", "tiny", "--schedules", "linear", "quad", "--no-matched"),
+                *("--train.shards", str(shards), *flat(SWEEP)),
                 *(*flat(under("train", place)), *flat(under("evaluate", {**measure, "--pictures": "0"}))),
             ],
         )

@@ -68,15 +68,15 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     """
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         evaluator = Evaluator(config, pool, say)
-        chosen = evaluator.evaluate(evaluator.checkpoints, "selection")
+        chosen = evaluator.evaluate(evaluator.checkpoints, config.noise)
         evaluations, test = chosen["train"], chosen.get("test", ())
-        result = EvaluateResult(evaluator.run_ids["selection"], evaluations, None, test)
-        if not config.foreign and config.weights == "ema":
+        result = EvaluateResult(evaluator.run_ids[config.noise], evaluations, None, test)
+        if config.noise == "selection" and not config.foreign and config.weights == "ema":
             keep_best(result.best.folder.parent, evaluator.checkpoints[0].path.parent, say)
         best = next(checkpoint for checkpoint in evaluator.checkpoints if checkpoint.step == result.best.step)
         if not (best.path / MANIFEST).is_file():
             return result
-        if config.report and len(evaluations) > 1:
+        if config.noise == "selection" and config.report and len(evaluations) > 1:
             again = evaluator.evaluate([best], "report")
             result = replace(result, reported=again["train"][0], test=(*test, *again.get("test", ())))
         illustrate(evaluator, best)

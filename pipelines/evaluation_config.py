@@ -1,10 +1,13 @@
 """What an evaluation is, as a value."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ddpm_core.errors import InputError
 from ddpm_core.samplers import Method, Spacing
 from pipelines.networks import Precision
+
+Purpose = Literal["selection", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class EvaluateConfig:
     """torch.compile the network: minutes at the start, faster chains after, equal to the last digits but not to the bit."""
     seed: int = 0
     """Of the samples' noise."""
+    noise: Purpose = "selection"
+    """Of the samples: selection, by which checkpoints are chosen, or report, for what was chosen otherwise."""
     report: bool = True
     """Measure the best of several checkpoints once more, on samples that it was not chosen by."""
     progress: int = 0

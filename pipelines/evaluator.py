@@ -15,7 +15,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from pipelines.calibration import check_calibrated
 from pipelines.chunks import chunk_ranges, load_chunk
-from pipelines.evaluation_config import EvaluateConfig
+from pipelines.evaluation_config import EvaluateConfig, Purpose
 from pipelines.fanout import Pool
 from pipelines.locations import absolute
 from pipelines.progress import Say
@@ -38,7 +38,6 @@ from pipelines.shards import ShardedDataset
 from pipelines.tracking import TrackedRun, Tracker, default_uri, flatten
 
 WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
-Purpose = Literal["selection", "report"]
 Role = Literal["train", "test"]
 
 
@@ -67,7 +66,7 @@ class Evaluator:
                 "the distance far above its value at large n"
             )
         self.chunks = chunk_ranges(config.samples, config.chunk_size)
-        protocol = self.protocol("train", "selection")  # refuses a sampler that cannot be
+        protocol = self.protocol("train", config.noise)  # refuses a sampler that cannot be
         T = first.diffusion_config().num_timesteps
         self.progress = progress_timesteps(T, protocol.sampler_steps, protocol.spacing, config.progress)
         self.uri = uri

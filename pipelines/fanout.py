@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import DivergedError, InputError
 from pipelines.cluster import check_fits, connect
 from pipelines.progress import Say
 
@@ -119,8 +119,9 @@ class Pool:
                         continue
                     except ray.exceptions.RayTaskError as error:
                         self.idle.append(actor)
-                        if isinstance(error.cause, InputError):
-                            raise InputError(str(error.cause)) from error  # one sentence, without a remote traceback
+                        for kind in (InputError, DivergedError):
+                            if isinstance(error.cause, kind):
+                                raise kind(str(error.cause)) from error  # one sentence, without a remote traceback
                         raise
                     self.idle.append(actor)
                     if number not in done:

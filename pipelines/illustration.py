@@ -13,12 +13,11 @@ from pipelines.sampling import sample_checkpoints
 
 
 def illustrate(evaluator: Evaluator, checkpoint: Checkpoint) -> None:
-    """Draw the pictures and look up the neighbours that are asked for, or find them there. The samples are those that
-    checkpoints are chosen by."""
+    """Draw the pictures and look up the neighbours that are asked for, or find them there."""
     config, dataset = evaluator.config, evaluator.references["train"]
     if not (config.pictures or config.nearest):
         return
-    protocol = evaluator.protocol("train", "selection")
+    protocol = evaluator.protocol("train", config.noise)
     pictures: list[Picture] = []
     memorization = None
     with evaluator.tracked({"train": protocol}) as runs:
@@ -45,7 +44,7 @@ def illustrate(evaluator: Evaluator, checkpoint: Checkpoint) -> None:
                 evaluator.references.get("test"),
                 dataset,
                 evaluator.spec,
-                evaluator.samples("selection") / checkpoint.path.name / f"neighbours-{dataset.sha256[:12]}",
+                evaluator.samples(config.noise) / checkpoint.path.name / f"neighbours-{dataset.sha256[:12]}",
                 seed=protocol.seed,
                 pool=evaluator.pool,
                 say=evaluator.say,
@@ -68,8 +67,9 @@ def first_samples(evaluator: Evaluator, checkpoint: Checkpoint) -> Tensor:
     """The samples 0, 1, .. of a checkpoint that are looked up, uint8 [n,h,w,c]; those whose images an earlier evaluation
     did not keep are made again."""
     chunks = [indices for indices in evaluator.chunks if indices.start < evaluator.config.nearest]
-    folder = evaluator.samples("selection")
-    settings = evaluator.settings(evaluator.protocol("train", "selection"))
+    config = evaluator.config
+    folder = evaluator.samples(config.noise)
+    settings = evaluator.settings(evaluator.protocol("train", config.noise))
     for _ in sample_checkpoints([checkpoint], chunks, folder, settings, evaluator.spec, evaluator.pool, evaluator.say):
         pass
     images = [load_chunk(folder / checkpoint.path.name, indices)[0]["images"] for indices in chunks]

@@ -164,7 +164,7 @@ def compare(one: Evaluation, other: Evaluation, *, across_protocols: bool = Fals
         if not across_protocols:
             raise InputError(
                 f"the two were measured under different protocols ({differing}), so that their numbers do not compare: evaluate "
-                "both alike, or give --across-protocols True"
+                "both alike, or give --across-protocols"
             )
         return f"{difference}; under DIFFERENT PROTOCOLS ({differing}), which may be all of the difference"
     if one.interval is None or other.interval is None:

@@ -13,7 +13,7 @@ from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.errors import InputError
+from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.inception import full_float32
 from ddpm_core.latents import capture
@@ -73,15 +73,15 @@ class Sampler:
                 raise
             return False
         with full_float32(self.device):  # as the protocol says; a GPU's convolutions would round to TF32
-            tensors = self._draw(*model, chunk.indices)
+            tensors = self._draw(*model, chunk)
         seconds = time.monotonic() - started
         weights = chunk.checkpoint.weights_sha256(self.settings.weights)
         facts = {"weights_sha256": weights, "seconds": seconds, PROGRESS: list(self.settings.progress)}
         save_chunk(chunk.folder, chunk.indices, tensors, facts)
         return True
 
-    def _draw(self, diffusion: GaussianDiffusion, network: DenoiseFn, wanted: range) -> dict[str, Tensor]:
-        settings = self.settings
+    def _draw(self, diffusion: GaussianDiffusion, network: DenoiseFn, chunk: SampleChunk) -> dict[str, Tensor]:
+        settings, wanted = self.settings, chunk.indices
         features, logits, kept, progress = [], [], [], []
         for start in range(0, len(wanted), settings.batch_size):
             indices = torch.tensor(wanted[start : start + settings.batch_size])
@@ -96,6 +96,10 @@ class Sampler:
                 spacing=settings.spacing,
             )
             predictions, x = capture(chain, settings.progress)
+            if not torch.isfinite(x).all():
+                raise DivergedError(
+                    f"samples of step {chunk.checkpoint.step:,} hold NaN or infinity: its network diverged, take an earlier one"
+                )
             progress.append([self._features(predictions[t])[1:] for t in settings.progress])
             pixels, batch_features, batch_logits = self._features(x)
             features.append(batch_features)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ddpm_core.frechet import FeatureStatistics, frechet_distance
 from ddpm_core.intervals import (
+    difference_interval,
     frechet_interval,
     jackknife_error,
     leave_one_out_distances,
+    mean_interval,
     student_t_quantile,
 )
 
@@ -90,9 +92,8 @@ def test_interval_of_equal_chunks_is_the_textbook_jackknife_with_students_t() ->
     error = np.sqrt(9 / 10 * ((r - r.mean()) ** 2).sum())
     for level in (0.5, 0.95, 0.99):
         reach = scipy.stats.t.ppf((1 + level) / 2, 9) * error
-        # 1e-3: the quantile's own accuracy.
         assert frechet_interval(chunks, reference, level) == pytest.approx(
-            (distance - reach, distance + reach), rel=1e-3
+            (distance - reach, distance + reach), rel=1e-9
         )
 
 
@@ -108,9 +109,20 @@ def test_jackknife_error_of_a_mean_is_the_scatter_of_its_chunks() -> None:
 
 
 def test_students_quantile_equals_scipys() -> None:
-    for dof in (4, 5, 9, 19, 49, 499):
-        for p in (0.6, 0.9, 0.95, 0.975, 0.99, 0.995):
-            assert student_t_quantile(p, dof) == pytest.approx(scipy.stats.t.ppf(p, dof), rel=3e-3), (dof, p)
+    for dof in (1, 1.37, 2, 3, 4, 9, 49, 499, 49_999):
+        for p in (0.025, 0.5, 0.6, 0.9, 0.95, 0.975, 0.995, 0.9995):
+            assert student_t_quantile(p, dof) == pytest.approx(scipy.stats.t.ppf(p, dof), rel=1e-8, abs=1e-9), (dof, p)
+
+
+def test_intervals_of_means_and_their_difference_are_scipys() -> None:
+    for seed, (n, m) in enumerate([(2, 2), (2, 5), (3, 3), (12, 4)]):
+        rng = np.random.default_rng(seed)
+        one, other = rng.normal(3.0, 0.5, n), rng.normal(2.0, 2.0, m)
+        wanted = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+        assert difference_interval(one.tolist(), other.tolist()) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+        mean = scipy.stats.t.interval(0.95, n - 1, one.mean(), one.std(ddof=1) / np.sqrt(n))
+        assert mean_interval(one.tolist()) == pytest.approx(mean, rel=1e-9)
+    assert difference_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)
 
 
 def coverage(scale: float, shift: float, d: int, n: int, cuts: list[int], trials: int) -> tuple[float, float]:
