@@ -50,6 +50,12 @@ class PictureProtocol:
         """What a sampler takes."""
         return {"method": self.sampler, "steps": self.sampler_steps, "spacing": self.spacing}
 
+    @property
+    def random_options(self) -> SamplerOptions:
+        """The same for samples from p(x_0|x_t), which a deterministic sampler would make all alike: DDIM with eta 1, the
+        ancestral chain of the visited steps with their beta-tilde."""
+        return self.options if self.sampler == "ancestral" else {**self.options, "method": "ddim", "eta": 1.0}
+
     def depths(self, kind: Kind, num_timesteps: int) -> tuple[int, ...]:
         """How many diffusion steps the latents of a picture have behind them, one number a part of the picture: as in the
         paper's for T = 1000; latents are shared where this chain stops."""
@@ -161,10 +167,12 @@ class Painter:
             (count, *self.shape),
             depth,
             noise=self._noise("latents", range(count)),
-            **protocol.options,
+            **protocol.random_options,
         )
         noise = self._noise("sharing", range(count * SHARING))
-        samples = decode(diffusion, network, latents.repeat_interleave(SHARING, 0), depth, noise, **protocol.options)
+        samples = decode(
+            diffusion, network, latents.repeat_interleave(SHARING, 0), depth, noise, **protocol.random_options
+        )
         quarters = torch.cat([samples.unflatten(0, (count, SHARING)), latents[:, None]], dim=1)
         return torch.stack([images.tile(images.to_uint8(four), 2) for four in quarters])[:, None]
 
@@ -238,6 +246,7 @@ def compose(protocol: PictureProtocol, T: int, tiles: dict[Kind, list[Tensor]]) 
     """The pictures of their parts."""
     rows = range(protocol.rows)
     chain = f"{protocol.sampler} sampling in {protocol.sampler_steps:,} steps, {protocol.weights} weights, seed {protocol.seed}"
+    stochastic = chain if protocol.sampler == "ancestral" else chain.replace(protocol.sampler, "ddim (eta 1)")
     mixes = ("source", "rec.", *(f"{weight:.1f}" for weight in WEIGHTS[1:-1]), "rec.", "source")
     sources = f"Sources: images of {protocol.data} that the seed chose"
     shared = protocol.depths("shared", T)
@@ -256,7 +265,7 @@ def compose(protocol: PictureProtocol, T: int, tiles: dict[Kind, list[Tensor]]) 
             tuple(f"latent {row}" for row in rows),
             tuple(f"share x_{depth}" for depth in shared),
             "Samples that share a latent: in each tile three samples from p(x_0 | x_t) and, bottom right, their x_t "
-            f"(Fig. 7). {chain}.",
+            f"(Fig. 7). {stochastic}.",
         ),
         Picture(
             "interpolation",

@@ -22,6 +22,7 @@ from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
 from pipelines.fanout import Pool
 from pipelines.neighbours import SPACES, look_up
 from pipelines.networks import NetworkHolder
+from pipelines.pictures import Painter, PictureProtocol
 from pipelines.reference import extractor_for
 from pipelines.saving import saved_checkpoints
 from pipelines.shards import ShardedDataset
@@ -122,6 +123,29 @@ def test_shared_tiles_show_the_latent_of_the_chain_at_the_bottom_right(
         samples = [tiles[:, column, :8, :8], tiles[:, column, :8, 8:], tiles[:, column, 8:, :8]]
         assert not np.array_equal(samples[0], samples[1])
         assert not np.array_equal(samples[1], samples[2])
+
+
+def test_samples_of_a_latent_differ_with_a_deterministic_sampler_too(
+    trained: Checkpoint, digits: ShardedDataset
+) -> None:
+    protocol = PictureProtocol(
+        rows=1,
+        seed=0,
+        sampler="ddim",
+        sampler_steps=STEPS,
+        spacing="uniform",
+        weights="ema",
+        precision="float32",
+        data=digits.name,
+        data_sha256=digits.sha256,
+    )
+    diffusion, network = NetworkHolder("ema").of(trained)
+    (tile,) = (
+        Painter(protocol, digits)._shared(diffusion, network, protocol.depths("shared", T)[1])[0, :, ..., 0].numpy()
+    )
+    first, second, third = tile[:8, :8], tile[:8, 8:], tile[8:, :8]
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, third)
 
 
 def test_interpolations_run_from_one_real_image_to_another(
