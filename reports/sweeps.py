@@ -53,7 +53,7 @@ def analyse(sweep: Sweep, record: ExperimentRecord) -> SweepResult:
         entry = Entry(run=run, evaluation=evaluation, checkpoint=evaluation.checkpoints[-1])
         of_protocol.setdefault(evaluation.protocol.fingerprint, []).append(TrialResult(trial=trial, entry=entry))
     rankings = []
-    for _, found in sorted(of_protocol.items()):
+    for _, found in sorted(of_protocol.items(), key=lambda item: (-len(item[1]), item[0])):
         results = tuple(sorted(found, key=lambda result: (result.entry.checkpoint.distance, result.trial.label)))
         rankings.append(TrialRanking(results=results, conclusion=conclude(results)))
     return SweepResult(sweep=sweep, rankings=tuple(rankings), without=tuple(without))

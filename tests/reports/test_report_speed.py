@@ -1,0 +1,28 @@
+"""A large experiment is reported in the time it takes to read it."""
+
+import time
+
+import pytest
+from report_experiments import DIGITS, page_of, writer_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
+
+
+def test_five_hundred_runs_of_a_hundred_checkpoints_take_less_than_a_minute() -> None:
+    writer = writer_of("five-hundred")
+    steps = range(100, 10_100, 100)
+    for number in range(500):
+        run = writer.train(f"tiny-{number:012x}")
+        evaluation = writer.evaluate(
+            run, DIGITS, {step: 10 + abs(step - 4000 + number) / 1000 for step in steps}, grids=False
+        )
+        values = {DIGITS.metric(name): dict.fromkeys(steps, 0.5) for name in ("kid", "kid_std", "precision", "recall")}
+        writer.metrics(evaluation, values)
+    start = time.monotonic()
+    page = page_of("five-hundred")
+    seconds = time.monotonic() - start
+    print(f"500 runs of 100 checkpoints: {seconds:.0f} s, {len(page.source) / 1e6:.1f} MB")
+    assert page.root.all("h1")[0].text == "Step 4,000 has the lowest fd_digits, 10.00"
+    assert "49,800 further rows are in MLflow only." in page.text
+    assert len(page.source) < 10_000_000
+    assert seconds < 60
