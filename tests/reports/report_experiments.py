@@ -190,7 +190,7 @@ class Writer:
             }
             for kind in kinds
         ]
-        self.json(run_id, f"{folder}/pictures.json", facts)
+        self.json(run_id, f"{folder}/pictures.json", facts[::-1])
 
     def memorized(self, run_id: str, step: int, held_out: float | None = 0.02) -> None:
         """That 1 % of 1,000 samples stand out as copies in both spaces."""
@@ -238,11 +238,11 @@ class Writer:
             curves = None
             if strata is None:
                 known = list(rows) or [(1.8 - 0.2 * place, 1.0 + 7 * place) for place in range(10)]
-                places = [min((t - 1) // 100, 9) for t in range(1, 1001)]
+                places = [divmod(t - 1, 100) for t in range(1, 1001)]  # between the rows another value at every t
                 curves = {
                     "t": list(range(1, 1001)),
-                    "rate_bpd": [known[place][0] for place in places],
-                    "rmse": [known[place][1] for place in places],
+                    "rate_bpd": [known[row][0] - after / 2000 for row, after in places],
+                    "rmse": [known[row][1] + after / 20 for row, after in places],
                 }
             result = {"step": step, "values": values, "curves": curves}
             self.json(run_id, f"likelihood/step-{step:08d}.json", result)

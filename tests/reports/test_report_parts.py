@@ -4,6 +4,7 @@ import base64
 import doctest
 import io
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -80,6 +81,13 @@ def test_a_figure_marks_the_minimum_in_words() -> None:
     line = Line(label="a", steps=[100, 200, 300], values=[3.0, float("nan"), 1.25])
     text = "".join(ElementTree.fromstring(by_step("n", [line], metric="fd", alt="x", best="min")).itertext())
     assert "lowest fd: 1.250 at step 300" in text
+
+
+def test_points_that_cannot_be_told_from_the_best_are_shaded() -> None:
+    """Two more marks, for two such points; the chart passes on which these are."""
+    near = Line(label="a", steps=[1, 2, 3], values=[1.0, 1.1, 9.0], close=[True, True, False])
+    plain = by_step("n", [replace(near, close=())], metric="fd", alt="x", best="min")
+    assert by_step("n", [near], metric="fd", alt="x", best="min").count("<use") == plain.count("<use") + 2
 
 
 def test_lines_differ_without_their_colour() -> None:

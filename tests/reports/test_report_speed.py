@@ -18,9 +18,9 @@ def test_five_hundred_runs_of_a_hundred_checkpoints_take_less_than_a_minute() ->
         )
         values = {DIGITS.metric(name): dict.fromkeys(steps, 0.5) for name in ("kid", "kid_std", "precision", "recall")}
         writer.metrics(evaluation, values)
-    start = time.monotonic()
+    start = time.process_time()  # of this process, which alone works: the wall's clock also counts what runs beside it
     page = page_of("five-hundred")
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     print(f"500 runs of 100 checkpoints: {seconds:.0f} s, {len(page.source) / 1e6:.1f} MB")
     assert page.root.all("h1")[0].text == "Step 4,000 has the lowest fd_digits, 10.00"
     assert "49,800 further rows are in MLflow only." in page.text
