@@ -38,11 +38,12 @@ def likelihood_section(record: ExperimentRecord, lead: TrainingRun) -> Likelihoo
     curves = chosen[1].curves if chosen else None
     # The paper's points are of the CIFAR-10 test set: they stand beside the same measurement only.
     beside = on_cifar and (chosen is None or chosen == coded(lead, of_training=False))
+    what = _what(*chosen) if chosen else "the test set"
     return LikelihoodSection(
         tables=tuple(_table(group) for group in groups.values()),
-        charts=_panels(curves, _what(*chosen), beside) if chosen and curves else (),
-        rate_distortion=_table_4(curves, beside) if curves or on_cifar else None,
-        missing=commands.likelihood(lead, *options) if curves is None else "",
+        charts=_panels(curves, what, beside) if curves else (),
+        rate_distortion=_table_4(curves, what, beside) if curves or on_cifar else None,
+        missing=commands.likelihood(lead, *options) if curves is None or on_cifar > beside else "",
     )
 
 
@@ -133,7 +134,7 @@ def _panels(curves: RateDistortion, what: str, beside: bool) -> tuple[Chart, ...
     return tuple(charts)
 
 
-def _table_4(curves: RateDistortion | None, beside: bool) -> Table:
+def _table_4(curves: RateDistortion | None, what: str, beside: bool) -> Table:
     """Table 4 beside ours; without the paper's columns for other data, tenths of T for another T."""
     T = curves.num_timesteps if curves else paper.SAMPLER_STEPS
     beside = beside and T == paper.SAMPLER_STEPS
@@ -149,9 +150,9 @@ def _table_4(curves: RateDistortion | None, beside: bool) -> Table:
         ("Rate, paper", "Rate, ours", "RMSE, paper", "RMSE, ours") if beside else ("Rate (bits/dim)", "RMSE (0..255)")
     )
     return Table(
-        caption="Table 4: rate and distortion of the test set"
+        caption=f"Table 4 of the paper beside ours: {what}"
         if beside
-        else "Rate and distortion, as in Table 4 of the paper",
+        else f"Rate and distortion, as in Table 4: {what}",
         columns=(Column(title="Steps sent, T − t + 1", numeric=True), *(Column(title=t, numeric=True) for t in titles)),
         rows=tuple(rows),
     )

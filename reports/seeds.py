@@ -2,11 +2,12 @@
 hold."""
 
 from dataclasses import dataclass
+from math import comb
 from statistics import fmean, stdev
 
 from reports.conclusions import metric_name
 from reports.entities import Trial
-from reports.formatting import counted, decimals_for, fixed, listed
+from reports.formatting import counted, decimals_for, fixed, listed, number
 from reports.sweeps import TrialResult
 from reports.tables import Column, Row, Table
 
@@ -35,7 +36,8 @@ def settings_of(results: tuple[TrialResult, ...]) -> tuple[Setting, ...]:
 
 
 def conclude_settings(settings: tuple[Setting, ...], distance: str) -> str:
-    """Which setting has the lower mean, and whether the ranges over seeds tell it from the others."""
+    """Which setting has the lower mean, and whether its seeds tell it from the others: they do if all of them lie below all
+    of the others', where chance would do that in at most 5 % of such sweeps."""
     name, first = metric_name(distance), settings[0]
     digits = decimals_for(first.mean, first.distances[0], first.distances[-1])
     mean = f"mean {name}, {fixed(first.mean, digits)} over {counted(len(first.distances), 'seed')}"
@@ -47,8 +49,18 @@ def conclude_settings(settings: tuple[Setting, ...], distance: str) -> str:
     if close:
         text += f"; its range over seeds overlaps with that of {listed(close)}, so this sweep does not tell them apart."
     else:
-        text += "; its range over seeds lies below all others, so this sweep tells them apart."
+        chance = chance_of_lying_below(settings)
+        enough = "this sweep tells it from them" if chance <= 0.05 else "it takes more seeds to tell it from them"
+        text += f"; its range over seeds lies below all others, as one does by chance in {number(100 * chance, 2)} % of such "
+        text += f"sweeps: {enough}."
     return text + (f" Of {listed(single)} one seed alone was measured." if single else "")
+
+
+def chance_of_lying_below(settings: tuple[Setting, ...]) -> float:
+    """How likely it is that all results of some setting lie below all others, if settings make no difference: all orders of
+    the results are equally likely then."""
+    total = sum(len(setting.distances) for setting in settings)
+    return sum(1 / comb(total, len(setting.distances)) for setting in settings)
 
 
 def settings_table(settings: tuple[Setting, ...], distance: str, mark: str) -> Table:

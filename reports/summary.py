@@ -114,29 +114,23 @@ def since_previous(facts: Mapping[str, Any]) -> str:
 
 
 def markdown(facts: Mapping[str, Any], name: str) -> str:
-    """A summary for a pull request or a chat: the headline, what qualifies it, and the protocols' best."""
+    """A summary for a pull request or a chat: the headline, what qualifies it, and the best of each protocol, in lines and
+    not in a table: their numbers do not compare."""
     lines = [f"**{_plain(facts['headline'])}** ({_plain(facts['experiment'])}, {_plain(name)})", ""]
     lines += [f"- **Alarm:** {_plain(alarm)}" for alarm in facts["alarms"]]
     told = (*facts["sentences"], since_previous(facts), *facts["notes"])
     lines += [f"- {_plain(sentence)}" for sentence in told if sentence]
     lines += [f"- Needs attention: {_plain(sentence)}" for sentence in facts["attention"]]
     lines += [f"- {_plain(told)}" for sweep in facts["sweeps"] for told in sweep["conclusions"]]
-    rows = [(protocol, protocol["best"]) for protocol in facts["protocols"] if protocol["best"]]
-    if rows:
-        lines += ["", "| protocol | metric | lowest | 95 % interval | step | run |", "|---|---|---|---|---|---|"]
-    for protocol, best in rows:
+    for protocol in facts["protocols"]:
+        best = protocol["best"]
+        if best is None:
+            continue
         digits = decimals_for(best["value"], best["low"], best["high"])
-        known = best["low"] is not None and best["high"] is not None
-        interval = f"{fixed(best['low'], digits)} to {fixed(best['high'], digits)}" if known else "not measured"
-        cells = (
-            f"`{protocol['fingerprint']}`",
-            _plain(protocol["metric"]),
-            fixed(best["value"], digits),
-            interval,
-            f"{best['step']:,}",
-            _plain(best["run"]),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        text = f"Protocol {protocol['fingerprint']}: lowest {protocol['metric']} {fixed(best['value'], digits)}"
+        if best["low"] is not None and best["high"] is not None:
+            text += f" (95 % interval {fixed(best['low'], digits)} to {fixed(best['high'], digits)})"
+        lines.append(f"- {_plain(text)}, step {best['step']:,} of {_plain(best['run'])}")
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -89,6 +90,28 @@ class Writer:
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
+
+    def copies(self, run_ids: Sequence[str], amount: int) -> None:
+        """So many copies of runs of this experiment with their metrics and artifacts, parents and children kept together:
+        in SQL, as MLflow would take minutes."""
+        with sqlite3.connect(tracking_uri().removeprefix("sqlite:///")) as database:
+            for number in range(amount):
+                fresh = {run_id: f"{number:04x}{run_id[4:]}" for run_id in run_ids}
+                for table in ("runs", "params", "tags", "metrics", "latest_metrics"):
+                    names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+                    for run_id, copy in fresh.items():
+                        rows = database.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run_id,)).fetchall()
+                        renamed = [tuple(self._renamed(value, fresh) for value in row) for row in rows]
+                        database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", renamed)
+                        if table == "runs":
+                            shutil.copytree(self._folder / run_id, self._folder / copy)
+        database.close()
+
+    @staticmethod
+    def _renamed(value: Any, fresh: Mapping[str, str]) -> Any:
+        for run_id, copy in fresh.items():
+            value = value.replace(run_id, copy) if isinstance(value, str) else value
+        return value
 
     def file(self, run_id: str, path: str, content: bytes) -> None:
         target = self._folder / run_id / "artifacts" / path

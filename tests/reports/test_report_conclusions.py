@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, replace
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from reports import paper
 from reports.conclusions import answer, compare_with_paper
 from reports.entities import Checkpoint, DataCard, Evaluation, ExperimentRecord, Sweep, TrainingRun, Trial
 from reports.ranking import Entry, Verdict, rank
+from reports.seeds import Setting, chance_of_lying_below, conclude_settings
 from reports.sweeps import SweepResult, analyse
 
 CIFAR10 = DataCard(name="CIFAR-10", images=50_000, shape=(32, 32, 3))
@@ -242,6 +244,21 @@ def test_a_trial_without_a_finite_result_is_not_ranked() -> None:
         "measured as infinite",
         "not measured: its evaluation has no result yet",
     ]
+
+
+def test_settings_are_told_apart_only_by_seeds_enough() -> None:
+    def settings(*groups: tuple[float, ...]) -> tuple[Setting, ...]:
+        return tuple(Setting(label=f"s{place}", distances=values) for place, values in enumerate(groups))
+
+    few = settings((1.0, 2.0), (3.0, 4.0))
+    assert "as one does by chance in 33 % of such sweeps: it takes more seeds" in conclude_settings(few, "fid")
+    many = settings((1.0, 2.0, 3.0, 3.5), (4.0, 5.0, 6.0, 7.0))
+    assert "by chance in 2.9 % of such sweeps: this sweep tells it from them" in conclude_settings(many, "fid")
+    # Every order of three settings' results, counted out.
+    three = settings((1.0, 2.0), (3.0, 4.0), (5.0,))
+    orders = list(permutations("aabbc"))
+    below = sum(order[:2] in (("a", "a"), ("b", "b")) or order[0] == "c" for order in orders)
+    assert chance_of_lying_below(three) == pytest.approx(below / len(orders))
 
 
 def test_the_papers_tables_agree_with_each_other_and_its_text() -> None:

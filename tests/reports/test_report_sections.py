@@ -101,7 +101,10 @@ def test_pictures_of_another_checkpoint_are_told_as_such() -> None:
     assert "Not measured: no nearest neighbours were looked up." in samples.text
 
 
-@pytest.mark.parametrize("change", [{"file": "../../secret.png"}, {"tile": [7, 8]}, {"rows": 0}, {"tile": None}])
+@pytest.mark.parametrize(
+    "change",
+    [{"file": "../../secret.png"}, {"file": "a/../../../secret.png"}, {"tile": [7, 8]}, {"rows": 0}, {"tile": None}],
+)
 def test_a_picture_that_is_not_as_it_says_is_left_out(change: dict[str, object]) -> None:
     name = f"odd-pictures-{next(iter(change))}-{len(str(change))}"
     writer = writer_of(name)
@@ -144,7 +147,7 @@ def test_likelihoods_of_different_images_or_terms_share_no_table(full: Page) -> 
 def test_rate_and_distortion_are_drawn_in_three_panels_and_tabled(full: Page) -> None:
     section = full.section("Likelihood")
     assert len(section.all("svg")) == 3
-    (rows,) = full.tables("Rate and distortion, as in Table 4")
+    (rows,) = full.tables("Rate and distortion, as in Table 4: 1,797 images of digits, step 300")
     assert [row[0] for row in rows] == ["1,000", *(str(steps) for steps in range(900, 0, -100))]
     assert rows[0] == ["1,000", "1.80000", "1.00000"]  # having x_1 costs everything and leaves little
     assert rows[-1] == ["100", "0.00000", "64.00000"]

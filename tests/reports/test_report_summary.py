@@ -102,5 +102,5 @@ def test_hostile_names_are_plain_text_in_markdown() -> None:
     writer.evaluate(writer.train(f"{ALERT} | **b** [x](http://evil)\n# big"), DIGITS, {100: 4.0})
     text = summary_of("markdown", suffix=".md")
     assert "\\<script\\>alert(1)\\</script\\> \\| \\*\\*b\\*\\* \\[x\\](http://evil) \\# big" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| `")]
-    assert row.replace("\\|", "").count("|") == 7
+    assert f"- Protocol {DIGITS.fingerprint}: lowest fd\\_digits 4.00 (95 % interval 3.50 to 4.50), step 100 of" in text
+    assert all(line == "" or line.startswith(("- ", "**")) for line in text.splitlines())
