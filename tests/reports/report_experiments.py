@@ -94,17 +94,20 @@ class Writer:
     def copies(self, run_ids: Sequence[str], amount: int) -> None:
         """So many copies of runs of this experiment with their metrics and artifacts, parents and children kept together:
         in SQL, as MLflow would take minutes."""
+        tables = ("runs", "params", "tags", "metrics", "latest_metrics")
+        places = ", ".join("?" * len(run_ids))
         with sqlite3.connect(tracking_uri().removeprefix("sqlite:///")) as database:
+            originals = {
+                table: database.execute(f"SELECT * FROM {table} WHERE run_uuid IN ({places})", run_ids).fetchall()
+                for table in tables
+            }
             for number in range(amount):
                 fresh = {run_id: f"{number:04x}{run_id[4:]}" for run_id in run_ids}
-                for table in ("runs", "params", "tags", "metrics", "latest_metrics"):
-                    names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
-                    for run_id, copy in fresh.items():
-                        rows = database.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run_id,)).fetchall()
-                        renamed = [tuple(self._renamed(value, fresh) for value in row) for row in rows]
-                        database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", renamed)
-                        if table == "runs":
-                            shutil.copytree(self._folder / run_id, self._folder / copy)
+                for table, rows in originals.items():
+                    renamed = [tuple(self._renamed(value, fresh) for value in row) for row in rows]
+                    database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", renamed)
+                for run_id, copy in fresh.items():
+                    shutil.copytree(self._folder / run_id, self._folder / copy)
         database.close()
 
     @staticmethod
