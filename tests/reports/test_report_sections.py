@@ -112,6 +112,7 @@ def test_a_picture_that_is_not_as_it_says_is_left_out(change: dict[str, object])
     facts = {"kind": ALERT, "file": "a.png", "tile": [8, 8], "rows": 2, "columns": 3, "caption": ALERT}
     writer.file(evaluation, "pictures/step-00000100/a.png", png(24, 16))
     writer.file(evaluation, "secret.png", png(24, 16))
+    writer.file(evaluation, "pictures/step-00000100/a/b.png", png(24, 16))  # a folder that a path could lead through
     writer.json(evaluation, "pictures/step-00000100/pictures.json", [{**facts, **change}])
     samples = page_of(name).section("Samples")
     assert not samples.all("h4")
