@@ -1,21 +1,33 @@
-"""The report: MLflow records -> one HTML file that needs nothing beside itself."""
+"""The report: MLflow records -> one HTML file that needs nothing beside itself, and its summaries."""
 
+import base64
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ddpm_core.commit import write_text
 from ddpm_core.errors import InputError
-from reports import charts, samples, tables
+from ddpm_core.protocol import Protocol
+from reports import charts, commands, samples, tables
+from reports.charts import Chart
 from reports.conclusions import Answer, answer, metric_name
 from reports.entities import ExperimentRecord, TrainingRun
 from reports.formatting import NOT_MEASURED, count, counted
-from reports.making import Making, making_of, protocol_table
+from reports.likelihoods import LikelihoodSection, likelihood_section
+from reports.making import Making, making_of
+from reports.memorization import memorization
+from reports.paper_tables import PaperTable, comparisons
 from reports.ranking import Ranking, rank
 from reports.records import read_experiment
+from reports.seeds import settings_of, settings_table
 from reports.store import Store
-from reports.sweeps import SweepResult, analyse
+from reports.summary import markdown, since_previous, summary, with_previous
+from reports.sweeps import SweepResult, TrialRanking, analyse
+from reports.training_curves import training_charts
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,16 +38,18 @@ class ProtocolSection:
 
     title: str
     description: str
-    charts: tuple[charts.Chart, ...]
+    charts: tuple[Chart, ...]
+    further: tuple[Chart, ...]
     table: tables.Table
-    protocol: tables.Table
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSection:
+    """A sweep: for each protocol the conclusion and the tables it is drawn from."""
+
     title: str
-    charts: tuple[charts.Chart, ...]
-    rankings: tuple[tuple[str, tables.Table], ...]  # the conclusion, and the table it is drawn from
+    charts: tuple[Chart, ...]
+    rankings: tuple[tuple[str, tuple[tables.Table, ...]], ...]
     without: tables.Table | None
     note: str
 
@@ -47,55 +61,94 @@ class Report:
     experiment: str
     updated: str
     answer: Answer
+    alarms: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
     attention: tuple[str, ...]
     grid: samples.Shown | None
     progression: tuple[samples.Shown, ...]
+    pictures: tuple[samples.Shown, ...]
+    pictures_step: int
+    pictures_command: str
+    memorization: tuple[str, ...]
     protocols: tuple[ProtocolSection, ...]
-    training: tuple[charts.Chart, ...]
+    training: tuple[Chart, ...]
+    paper: tuple[PaperTable, ...]
+    likelihood: LikelihoodSection
     sweeps: tuple[SweepSection, ...]
     making: Making
 
 
-def build_report(tracking_uri: str, experiment: str, output: Path) -> Path:
-    """Write the report of one experiment to `output` (an .html file) and return it.
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A report for people, and what report.json says of it."""
 
-    Reads MLflow only. The file appears whole or not at all. The same records give the same bytes.
+    report: Report
+    facts: dict[str, object]
 
-    Raises InputError for a tracking store or experiment that does not exist, an experiment without a training
+
+def build_report(
+    tracking_uri: str, experiment: str, output: Path, *, run: str | None = None, watts: float | None = None
+) -> Path:
+    """Write the report of one experiment to `output` (an .html file) and return it; beside it, under the same name, the
+    summaries .json (see report.schema.json) and .md.
+
+    `run` keeps it to one training run or sweep, by name or MLflow id; `watts` is what a device draws, for the energy.
+    Reads MLflow only, and the .json that is there already, for what changed. Each file appears whole or not at all, the
+    .json last. The same records give the same bytes.
+
+    Raises InputError for a tracking store, experiment or run that does not exist, an experiment without a training
     run, or an output that is no .html file.
     """
     if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
         raise InputError(f"Output {output} is not the name of an .html file; give one, for example report.html.")
     store = Store(tracking_uri)
-    html = render(compose(store, read_experiment(store, experiment)))
-    write_text(output, html)
+    composed = compose(store, read_experiment(store, experiment, run), watts)
+    facts = with_previous(composed.facts, output.with_suffix(".json"))
+    write_text(output, render(composed.report, since_previous(facts)))
+    write_text(output.with_suffix(".md"), markdown(facts, output.name))
+    write_text(output.with_suffix(".json"), json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return output
 
 
-def compose(store: Store, record: ExperimentRecord) -> Report:
+def compose(store: Store, record: ExperimentRecord, watts: float | None = None) -> Composed:
     """Everything the report says and shows, in order."""
     rankings = rank(record.runs)
-    best = rankings[0].best if rankings else None
+    leading = rankings[0] if rankings else None
+    best = leading.best if leading else None
     lead = best.run if best else record.runs[-1]
     drawn = charts.drawn_runs(record, lead, rankings)
-    return Report(
-        experiment=record.name,
+    said = answer(record, rankings)
+    attention, alarms = _attention(record), _alarms(record)
+    beside = comparisons(record.runs, rankings, lead)
+    sweeps = tuple(_sweep_section(analyse(sweep, record)) for sweep in record.sweeps)
+    step, pictures = samples.process_pictures(store, leading) if leading else (0, ())
+    report = Report(
+        experiment=record.name if record.only is None else f"{record.name}, {record.only}",
         updated=f"{record.updated:%Y-%m-%d %H:%M} UTC" if record.updated else "an unknown time",
-        answer=answer(record, rankings),
+        answer=said,
+        alarms=alarms,
         facts=_facts(record, rankings, lead),
-        attention=_attention(record),
+        attention=attention,
         grid=samples.best_grid(store, best) if best else None,
         progression=samples.progression(store, best) if best else (),
-        protocols=tuple(_protocol_section(ranking) for ranking in rankings),
-        training=charts.training_charts(store, drawn, of=len(record.runs)),
-        sweeps=tuple(_sweep_section(analyse(sweep, record)) for sweep in record.sweeps),
-        making=making_of(store, record, lead),
+        pictures=pictures,
+        pictures_step=step,
+        pictures_command=commands.evaluate(lead, "--pictures 8", "--nearest 1000"),
+        memorization=memorization(store, leading) if leading else (),
+        protocols=tuple(_protocol_section(store, ranking) for ranking in rankings),
+        training=training_charts(store, drawn, of=sum(not run.foreign for run in record.runs)) if drawn else (),
+        paper=beside,
+        likelihood=likelihood_section(record, lead),
+        sweeps=sweeps,
+        making=making_of(store, record, lead, [ranking.protocol for ranking in rankings], watts),
     )
+    conclusions = {sweep.title: tuple(conclusion for conclusion, _ in sweep.rankings) for sweep in sweeps}
+    return Composed(report=report, facts=summary(record, rankings, said, alarms, attention, beside, conclusions))
 
 
-def render(report: Report) -> str:
-    """The page. Everything from MLflow is escaped; a name the template does not know is an error."""
+def render(report: Report, since: str = "") -> str:
+    """The page. Everything from MLflow is escaped; a name the template does not know is an error. The one script that may
+    run is the page's own, named by its hash."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -103,19 +156,28 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(report=report)
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return environment.get_template("report.html.j2").render(
+        report=report, since=since, script=Markup(script), script_hash=f"sha256-{digest}"
+    )
 
 
-def _protocol_section(ranking: Ranking) -> ProtocolSection:
+def _protocol_section(store: Store, ranking: Ranking) -> ProtocolSection:
     protocol = ranking.protocol
     runs = {entry.run.run_id for entry in (*ranking.entries, *ranking.unranked)}
     return ProtocolSection(
-        title=f"{metric_name(protocol.distance)}, {protocol.num_samples:,} samples",
+        title=_title(protocol),
         description=protocol.describe(),
         charts=charts.ranking_charts(ranking),
-        table=tables.ranking_table(ranking, name_runs=len(runs) > 1),
-        protocol=protocol_table(protocol),
+        further=charts.further_charts(store, ranking),
+        table=tables.ranking_table(store, ranking, name_runs=len(runs) > 1),
     )
+
+
+def _title(protocol: Protocol) -> str:
+    purpose = ", measured again on fresh samples" if protocol.purpose == "report" else ""
+    return f"{metric_name(protocol.distance)}, {protocol.num_samples:,} samples{purpose}"
 
 
 def _sweep_section(result: SweepResult) -> SweepSection:
@@ -126,10 +188,19 @@ def _sweep_section(result: SweepResult) -> SweepSection:
     return SweepSection(
         title=result.sweep.name,
         charts=charts.schedule_charts(result.sweep.schedules, result.sweep.run_id),
-        rankings=tuple((trials.conclusion, tables.trial_table(trials)) for trials in result.rankings),
+        rankings=tuple(_sweep_ranking(trials) for trials in result.rankings),
         without=tables.trials_without_result(result),
         note=note if result.rankings else "",
     )
+
+
+def _sweep_ranking(trials: TrialRanking) -> tuple[str, tuple[tables.Table, ...]]:
+    settings, protocol = settings_of(trials.results), trials.ranking.protocol
+    each = tables.trial_table(trials)
+    if not settings:
+        return trials.conclusion, (each,)
+    over_seeds = settings_table(settings, protocol.distance, protocol.fingerprint)
+    return trials.conclusion, (over_seeds, each)
 
 
 def _facts(record: ExperimentRecord, rankings: tuple[Ranking, ...], lead: TrainingRun) -> tuple[tuple[str, str], ...]:
@@ -141,8 +212,15 @@ def _facts(record: ExperimentRecord, rankings: tuple[Ranking, ...], lead: Traini
     return (
         ("Training data", data),
         *([("Images seen at that step", count(best.images_seen))] if best else []),
-        ("Training runs", count(len(record.runs))),
+        ("Training runs", count(sum(not run.foreign for run in record.runs))),
         ("Checkpoint results", count(measured) if measured else NOT_MEASURED),
+    )
+
+
+def _alarms(record: ExperimentRecord) -> tuple[str, ...]:
+    """What the nightly evaluation warned of."""
+    return tuple(
+        f"{run.name}: {evaluation.alarm}" for run in record.runs for evaluation in run.evaluations if evaluation.alarm
     )
 
 
@@ -150,7 +228,7 @@ def _attention(record: ExperimentRecord) -> tuple[str, ...]:
     """What went wrong, before anyone relies on the numbers."""
     found = list(record.remarks)
     for run in record.runs:
-        if run.status in ("FAILED", "KILLED"):
+        if run.status in ("FAILED", "KILLED") and not run.foreign:
             found.append(f"Training run {run.name} {'failed' if run.status == 'FAILED' else 'was killed'}.")
         if "loss" in run.latest and not abs(run.latest["loss"]) < float("inf"):
             found.append(f"The last loss of {run.name} is not a finite number.")

@@ -1,16 +1,17 @@
-"""Which figures a report shows, of which runs, and what each says in words."""
+"""Which figures of results a report shows, of which runs, and what each says in words."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from reports import figures
+from reports import artifacts, figures
 from reports.conclusions import metric_name
 from reports.entities import ExperimentRecord, Schedule, TrainingRun
 from reports.formatting import counted, listed, number
-from reports.ranking import Entry, Ranking
-from reports.store import Series, Store
+from reports.ranking import Entry, Ranking, Verdict
+from reports.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,10 @@ class Chart:
 
 
 def ranking_charts(ranking: Ranking) -> tuple[Chart, ...]:
-    """The distance, and the score if there is one, of every checkpoint of a protocol against the step."""
-    runs: dict[str, list[Entry]] = {}
-    for entry in ranking.entries:
-        runs.setdefault(entry.run.run_id, []).append(entry)
-    shown = [sorted(group, key=lambda e: e.checkpoint.step) for group in list(runs.values())[: figures.MAX_LINES]]
-    if not shown or ranking.best is None:
+    """The distance, and the score if there is one, of every checkpoint of a protocol against the step; none where
+    no run has two checkpoints."""
+    shown, runs = _by_run(ranking)
+    if ranking.best is None or all(len(group) < 2 for group in shown):
         return ()
     protocol = ranking.protocol
     batches = {group[0].run.batch_size for group in shown}
@@ -41,59 +40,111 @@ def ranking_charts(ranking: Ranking) -> tuple[Chart, ...]:
             values=[entry.checkpoint.distance for entry in group],
             lows=[entry.checkpoint.low for entry in group],
             highs=[entry.checkpoint.high for entry in group],
+            close=[ranking.verdict(entry) is Verdict.INDISTINGUISHABLE for entry in group],
         )
         for group in shown
     ]
-    some = (
-        f" Only the {len(shown)} runs with the lowest values are drawn, of {len(runs):,}."
-        if len(shown) < len(runs)
-        else ""
-    )
+    some = f" Only the {len(shown)} runs with the lowest values are drawn, of {runs:,}." if len(shown) < runs else ""
     lowest = f"lowest {number(best.checkpoint.distance)} at step {best.checkpoint.step:,}"
+    close = ranking.count(Verdict.INDISTINGUISHABLE)
+    told = f" {counted(close, 'checkpoint')} cannot be told apart from it." if close else ""
     missing = " Points without a finite value are left out." if ranking.unranked else ""
-    charts = [
-        Chart(
-            svg=Markup(
-                figures.by_step(
-                    f"distance-{protocol.fingerprint}",
-                    lines,
-                    metric=name,
-                    alt=f"{name} against training step for {counted(len(shown), 'run')}: {lowest}.",
-                    best="min",
-                    batch_size=batch_size,
-                )
-            ),
-            caption=f"{name}, lower is better. Bars or bands: 95 % intervals. Ring: the lowest; the shaded "
-            "strip is its interval, and a checkpoint whose interval reaches into it is not distinguishable "
-            f"from it.{some}{missing}",
-        )
-    ]
+    svg = figures.by_step(
+        f"distance-{protocol.fingerprint}",
+        lines,
+        metric=name,
+        alt=f"{name} against training step for {counted(len(shown), 'run')}: {lowest}.{told}",
+        best="min",
+        batch_size=batch_size,
+    )
+    caption = (
+        f"{name}, lower is better. Bars or bands: 95 % intervals. Ring: the lowest; the shaded strip is its interval. "
+        f"Shaded points: checkpoints whose interval overlaps it, which cannot be told apart from the lowest.{some}{missing}"
+    )
     score = _score_chart(ranking, shown, batch_size)
-    return (*charts, score) if score else tuple(charts)
+    return (Chart(svg=Markup(svg), caption=caption), *([score] if score else []))
 
 
-def training_charts(store: Store, runs: Sequence[TrainingRun], of: int) -> tuple[Chart, ...]:
-    """Loss, gradient norm and speed of the given runs (the first one leads), of `of` runs in all."""
-    some = f" {len(runs)} of {of} runs are drawn." if len(runs) < of else ""
-    raw = f"Faint: raw values{' of ' + runs[0].name if len(runs) > 1 else ''}; line: running median.{some}"
-    charts: list[Chart] = []
-    for metric, title, log in (
-        ("loss", "training loss", True),
-        ("grad_norm", "gradient norm", True),
-        ("images_per_second", "images a second", False),
+def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
+    """What looks at single features, of the best checkpoint's run: KID, precision and recall against the step; and how
+    the distance of predicted images falls along the chain of the best checkpoint."""
+    best, protocol = ranking.best, ranking.protocol
+    if best is None:
+        return ()
+    evaluation, run = best.evaluation, best.run
+    charts = []
+
+    def line(metric: str, label: str) -> figures.Line | None:
+        name = protocol.metric(metric)
+        if name not in evaluation.metrics:
+            return None
+        series = store.history(evaluation.run_id, name)
+        if len(series.steps) < 2:
+            return None
+        spread = store.history(evaluation.run_id, f"{name}_std") if f"{name}_std" in evaluation.metrics else None
+        pairs = [
+            (value, spread.at(step) if spread else None)
+            for step, value in zip(series.steps, series.values, strict=True)
+        ]
+        return figures.Line(
+            label=label,
+            steps=series.steps,
+            values=series.values,
+            lows=[None if std is None else value - std for value, std in pairs],
+            highs=[None if std is None else value + std for value, std in pairs],
+        )
+
+    kid = line("kid", "KID")
+    both = [found for metric in ("precision", "recall") if (found := line(metric, metric)) is not None]
+    for key, lines, metric, caption in (
+        (
+            "kid",
+            [kid] if kid else [],
+            "KID",
+            f"Kernel distance of {run.name}, lower is better; ± one standard deviation over subsets.",
+        ),
+        (
+            "pr",
+            both,
+            "fraction",
+            f"Precision (samples that look like data) and recall (data that samples cover) of {run.name}.",
+        ),
     ):
-        series = [(run.name, store.history(run.run_id, metric)) for run in runs if metric in run.latest]
-        finite = [pair for pair in series if any(abs(value) < float("inf") for value in pair[1].values)]
-        if not finite:
-            continue
-        ends = listed([_ends(*pair) for pair in finite])
-        alt = f"{title} against training step for {counted(len(finite), 'run')}: {ends}."
-        small = bool(charts)
-        svg = figures.curve(f"training-{metric}", finite, metric=title, alt=alt, log=log, small=small)
-        lines = "Lines as in the first figure." if small else raw
-        caption = f"{title[0].upper()}{title[1:]}. {lines}{_broken(series)}"
-        charts.append(Chart(svg=Markup(svg), caption=caption))
-    return tuple(charts)
+        if lines:
+            svg = figures.by_step(
+                f"{key}-{protocol.fingerprint}",
+                lines,
+                metric=metric,
+                alt=f"{caption} Against training step.",
+                small=True,
+            )
+            charts.append(Chart(svg=Markup(svg), caption=caption))
+    chain = chain_chart(store, best)
+    return (*charts, *([chain] if chain else []))
+
+
+def chain_chart(store: Store, entry: Entry) -> Chart | None:
+    """The distance of the x_0 predicted along the chain (Fig. 10 of the paper), None where it was not measured."""
+    content = store.artifact(entry.evaluation.run_id, f"progress/step-{entry.checkpoint.step:08d}.json")
+    try:
+        points = artifacts.progress(json.loads(content or b"[]"))
+    except artifacts.UNREADABLE:
+        return None
+    if len(points) < 2:
+        return None
+    name = metric_name(entry.evaluation.protocol.distance)
+    first = points[0][0]
+    svg = figures.relation(
+        f"chain-{entry.evaluation.run_id}",
+        [figures.Relation(label=name, x=[first - t for t, _ in points], y=[value for _, value in points])],
+        x="diffusion steps undone",
+        y=name,
+        alt=f"{name} of predicted images along the chain: from {number(points[0][1])} to {number(points[-1][1])}.",
+    )
+    return Chart(
+        svg=Markup(svg),
+        caption=f"{name} of the x₀ predicted along the chain, at step {entry.checkpoint.step:,} (as Fig. 10 of the paper).",
+    )
 
 
 def schedule_charts(schedules: Mapping[str, Schedule], sweep_run_id: str) -> tuple[Chart, ...]:
@@ -120,7 +171,16 @@ def schedule_charts(schedules: Mapping[str, Schedule], sweep_run_id: str) -> tup
 def drawn_runs(record: ExperimentRecord, lead: TrainingRun, rankings: Sequence[Ranking]) -> list[TrainingRun]:
     """The runs whose training curves are drawn: the leading one, then by rank, then the newest."""
     order = [lead, *(entry.run for ranking in rankings for entry in ranking.entries), *reversed(record.runs)]
-    return list({run.run_id: run for run in order}.values())[: figures.MAX_LINES]
+    return list({run.run_id: run for run in order if not run.foreign}.values())[: figures.MAX_LINES]
+
+
+def _by_run(ranking: Ranking) -> tuple[list[list[Entry]], int]:
+    """The entries of the runs that are drawn, each by step, and of how many runs they are."""
+    runs: dict[str, list[Entry]] = {}
+    for entry in ranking.entries:
+        runs.setdefault(entry.run.run_id, []).append(entry)
+    groups = list(runs.values())[: figures.MAX_LINES]
+    return [sorted(group, key=lambda entry: entry.checkpoint.step) for group in groups], len(runs)
 
 
 def _score_chart(ranking: Ranking, shown: Sequence[Sequence[Entry]], batch_size: int | None) -> Chart | None:
@@ -146,19 +206,9 @@ def _score_chart(ranking: Ranking, shown: Sequence[Sequence[Entry]], batch_size:
         lines,
         metric=name,
         alt=f"{name} against training step for {counted(len(lines), 'run')}.",
-        best="",
         batch_size=batch_size,
     )
     return Chart(
         svg=Markup(svg),
         caption=f"{name}, higher is better. Bars or bands: ± one standard deviation over splits.",
     )
-
-
-def _ends(name: str, series: Series) -> str:
-    return f"{name} from {number(series.values[0])} to {number(series.values[-1])}"
-
-
-def _broken(series: Sequence[tuple[str, Series]]) -> str:
-    bad = sum(not abs(value) < float("inf") for _, points in series for value in points.values)
-    return f" {counted(bad, 'value')} not finite and left out." if bad else ""

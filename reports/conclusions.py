@@ -29,7 +29,8 @@ class Answer:
 def metric_name(name: str) -> str:
     """A metric as people write it: FID, Inception score; other extractors keep the name they are logged
     by."""
-    return {"fid": "FID", "is": "Inception score"}.get(name, name)
+    names = {"fid": "FID", "fid_test": "FID (test set)", "is": "Inception score", "is_test": "Inception score"}
+    return names.get(name, name)
 
 
 def distance_text(entry: Entry) -> str:
@@ -94,35 +95,39 @@ def compare_with_paper(entry: Entry) -> str:
             "numbers are FID on the Inception network and are not comparable with it."
         )
     card = entry.run.card
-    reported = paper_result(card, protocol)
-    if card is None or reported is None:
-        data = "this data" if card is None else card.name
+    # Weights from elsewhere come without a card: they are taken to be of the data they are compared with.
+    data = protocol.reference if entry.run.foreign else card.name if card else "data without a card"
+    reported = paper_result(data, protocol)
+    if reported is None:
         return f"The paper reports no FID for {data}, so there is nothing to compare this one with."
-    difference = entry.checkpoint.distance - reported.fid
+    point = entry.checkpoint
+    difference = point.distance - reported.fid
     side = "higher" if difference > 0 else "lower"
     sentence = (
         f"The paper reports {reported.fid} for {reported.data} ({reported.place}); "
-        f"this is {number(abs(difference), 3)} {side}."
+        f"this is {fixed(abs(difference), decimals_for(point.distance, point.low, point.high))} {side}."
     )
-    caveats = _differences(card, protocol, reported)
+    caveats = departures(card, protocol, reported)
     if caveats:
         sentence += f" It was not measured as the paper's was: {listed(caveats)}."
     return sentence
 
 
-def paper_result(card: DataCard | None, protocol: Protocol) -> paper.Reported | None:
-    """The paper's own FID on this training set, None where it reports none (CelebA-HQ among them)."""
-    if card is None:
-        return None
-    name = re.sub(r"[^a-z0-9]", "", card.name.lower())
-    for pattern, reported in _PAPER_DATA:
-        if pattern.match(name):
-            against_test = reported is paper.CIFAR10 and "test" in protocol.reference.lower()
-            return paper.CIFAR10_TEST if against_test else reported
-    return None
+def paper_data(name: str) -> paper.Reported | None:
+    """The paper's own FID on the training set of that name, None where it reports none (CelebA-HQ among them)."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return next((reported for pattern, reported in _PAPER_DATA if pattern.match(plain)), None)
 
 
-def _differences(card: DataCard, protocol: Protocol, reported: paper.Reported) -> list[str]:
+def paper_result(name: str, protocol: Protocol) -> paper.Reported | None:
+    """The paper's FID on a data set, against what the protocol measures against."""
+    reported = paper_data(name)
+    against_test = protocol.against == "test" or "test" in protocol.reference.lower()
+    return paper.CIFAR10_TEST if reported is paper.CIFAR10 and against_test else reported
+
+
+def departures(card: DataCard | None, protocol: Protocol, reported: paper.Reported) -> list[str]:
+    """Every way in which an FID was measured otherwise than the paper's."""
     pairs = [
         (f"{protocol.num_samples:,} samples", f"{paper.SAMPLES:,}", protocol.num_samples != paper.SAMPLES),
         (
@@ -136,8 +141,9 @@ def _differences(card: DataCard, protocol: Protocol, reported: paper.Reported) -
             (protocol.sampler, protocol.sampler_steps) != ("ancestral", paper.SAMPLER_STEPS),
         ),
         (f"{protocol.weights} weights", "their moving average", protocol.weights != "ema"),
+        ("predictions of x_0 that are not clipped", "clipped ones", not protocol.clip_denoised),
     ]
-    if card.shape:
+    if card is not None and card.shape:
         size = f"{card.shape[0]} × {card.shape[1] if len(card.shape) > 1 else card.shape[0]} pixels"
         wanted = f"{reported.resolution} × {reported.resolution}"
         pairs.append((size, wanted, tuple(card.shape[:2]) != (reported.resolution, reported.resolution)))

@@ -43,6 +43,72 @@ class Evaluation:
     checkpoints: tuple[Checkpoint, ...] = ()
     layout: GridLayout | None = None
     samples: Mapping[int, str] = field(default_factory=dict)  # step -> artifact path of its grid
+    metrics: frozenset[str] = frozenset()  # the names of all that was logged
+    alarm: str = ""  # what the nightly evaluation warns of, in a sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateDistortion:
+    """Fig. 5 over the paper's t = 1..T: what having x_t costs in bits/dim, and the RMSE of the x_0 predicted from it on
+    0..255."""
+
+    t: tuple[int, ...]
+    rate: tuple[float, ...]
+    rmse: tuple[float, ...]
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.t)
+
+    def after(self, steps: int) -> tuple[float, float]:
+        """(rate, RMSE) after `steps` = T - t + 1 steps were sent: a row of Table 4."""
+        place = self.t.index(self.num_timesteps - steps + 1)
+        return self.rate[place], self.rmse[place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsPerDim:
+    """The variational bound of one checkpoint in bits/dim: its whole with a 95 % interval, the rate L_1 + .. + L_T, the
+    distortion L_0, L_T, and the RMSE of L_0's reconstruction on 0..255. `curves` where every term was evaluated."""
+
+    step: int
+    bpd: float
+    low: float | None = None
+    high: float | None = None
+    rate: float | None = None
+    distortion: float | None = None
+    prior: float | None = None
+    rmse: float | None = None
+    curves: RateDistortion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """The checkpoints of one training run measured on the same images. `strata` is None for the full bound, else the
+    number of drawn terms of an estimate."""
+
+    run_id: str
+    fingerprint: str
+    data: str
+    data_sha256: str
+    images: int
+    strata: int | None
+    weights: str
+    results: tuple[BitsPerDim, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureGrid:
+    """A picture of what a checkpoint does: `rows` x `columns` tiles of `tile` = (height, width) pixels without gaps."""
+
+    kind: str
+    path: str
+    tile: tuple[int, int]
+    rows: int
+    columns: int
+    row_labels: tuple[str, ...]
+    column_labels: tuple[str, ...]
+    caption: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +130,8 @@ class DataCard:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """One training run and its evaluations. `latest` holds the last value of each metric."""
+    """One training run and what was measured of it. `latest` holds the last value of each metric. Weights from elsewhere
+    that were evaluated are a run without a training: `foreign`."""
 
     run_id: str
     name: str
@@ -75,6 +142,8 @@ class TrainingRun:
     card: DataCard | None = None
     sheet: GridLayout | None = None  # of the contact sheet
     evaluations: tuple[Evaluation, ...] = ()
+    likelihoods: tuple[Likelihood, ...] = ()
+    foreign: bool = False
 
     @property
     def batch_size(self) -> int | None:
@@ -89,7 +158,7 @@ class TrainingRun:
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One setting of a sweep. `prior_bpd` is L_T in bits/dim, the part of the bound that no training
-    lowers."""
+    lowers. `reason` says why it did not finish."""
 
     label: str
     values: Mapping[str, Any]
@@ -98,6 +167,7 @@ class Trial:
     steps: int | None
     status: str
     prior_bpd: float | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +184,7 @@ class Sweep:
     run_id: str
     name: str
     status: str
+    conclusion: str = ""  # the sweep's own
     trials: tuple[Trial, ...] = ()
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
 
@@ -121,7 +192,7 @@ class Sweep:
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRecord:
     """Everything the report says, except what is drawn. `remarks` are sentences on records that could not be
-    used; `updated` is when the last run started or ended."""
+    used; `updated` is when the last run started or ended; `only` is the run or sweep that the records are kept to."""
 
     name: str
     experiment_id: str
@@ -130,3 +201,4 @@ class ExperimentRecord:
     sweeps: tuple[Sweep, ...] = ()
     remarks: tuple[str, ...] = ()
     updated: datetime | None = None
+    only: str | None = None

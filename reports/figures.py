@@ -38,22 +38,31 @@ class Line:
     values: Sequence[float]
     lows: Sequence[float | None] = ()
     highs: Sequence[float | None] = ()
+    close: Sequence[bool] = ()  # which points cannot be told apart from the best
 
 
 def by_step(
-    name: str, lines: Sequence[Line], *, metric: str, alt: str, best: str, batch_size: int | None = None
+    name: str,
+    lines: Sequence[Line],
+    *,
+    metric: str,
+    alt: str,
+    best: str = "",
+    batch_size: int | None = None,
+    small: bool = False,
 ) -> str:
     """A metric of checkpoints against the training step, with intervals. `best` is "min" to mark the lowest
-    point and shade its interval, or "" to mark none; `batch_size` adds an axis of images seen."""
+    point, shade its interval and the points that are close to it, or "" to mark none; `batch_size` adds an axis of
+    images seen."""
     with drawing():
-        figure, axes = _canvas()
+        figure, axes = _canvas(small)
         for place, line in enumerate(lines[:MAX_LINES]):
             _plot_measured(axes, line, place)
-        _scale_y(axes, [value for line in lines for value in line.values], ratio=8)
+        _scale_y(axes, [value for line in lines for value in line.values], 8, small)
         if best == "min":
             _mark_minimum(axes, lines[:MAX_LINES], metric)
         axes.set_ylabel(metric)
-        _step_axis(axes, batch_size)
+        _step_axis(axes, batch_size, small)
         _legend(axes, [line.label for line in lines])
         return to_svg(figure, name=name, alt=alt)
 
@@ -66,21 +75,22 @@ def curve(
     alt: str,
     small: bool = False,
     log: bool = True,
+    raw: bool = True,
 ) -> str:
-    """Training curves of (run, series): the first run's raw values faint, and a running median of every run.
+    """Training curves of (name, series): the first one's raw values faint (if `raw`), and a running median of each.
     A small one has no legend: its lines are those of the large one beside it."""
     with drawing():
-        figure, axes = _canvas(height=1.7 if small else 3.2)
+        figure, axes = _canvas(small, tall=not small)
         drawn: list[float] = []
         for place, (_, points) in enumerate(series[:MAX_LINES]):
             steps, values = _finite(points)
             if not len(steps):
                 continue
             colour = LINE_COLOURS[place]
-            if place == 0:
-                raw_steps, raw = thinned(steps, values)
-                axes.plot(raw_steps, raw, color=colour, alpha=0.3, linewidth=0.7)
-                drawn.extend(raw)
+            if raw and place == 0:
+                raw_steps, raw_values = thinned(steps, values)
+                axes.plot(raw_steps, raw_values, color=colour, alpha=0.3, linewidth=0.7)
+                drawn.extend(raw_values)
             smooth_steps, smooth = smoothed(steps, values)
             drawn.extend(smooth)
             axes.plot(
@@ -91,8 +101,8 @@ def curve(
                 linewidth=1.5,
                 label=str(place),
             )
-        _scale_y(axes, drawn, ratio=10 if log else math.inf)
-        _step_axis(axes, None)
+        _scale_y(axes, drawn, 10 if log else math.inf, small)
+        _step_axis(axes, None, small)
         axes.set_ylabel(metric)
         if not small:
             _legend(axes, [label for label, _ in series])
@@ -116,6 +126,42 @@ def schedule_curves(name: str, schedules: Mapping[str, Schedule], *, quantity: s
         return to_svg(figure, name=name, alt=alt)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """One quantity against another: a line, or marks alone where `marks`."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    marks: bool = False
+
+
+def relation(name: str, lines: Sequence[Relation], *, x: str, y: str, alt: str) -> str:
+    """A small figure of relations, x from 0 on."""
+    with drawing():
+        figure, axes = _canvas(small=True)
+        for place, line in enumerate(lines[:MAX_LINES]):
+            points = [(a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+            style: dict[str, Any] = (
+                {"linestyle": "", "marker": "x", "markersize": 5}
+                if line.marks
+                else {"linestyle": _DASHES[place], "linewidth": 1.6}
+            )
+            axes.plot(
+                [a for a, _ in points], [b for _, b in points], color=LINE_COLOURS[place], label=str(place), **style
+            )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        plain = ticker.FuncFormatter(lambda value, _: _tick(value))
+        axes.xaxis.set_major_formatter(plain)
+        axes.yaxis.set_major_formatter(plain)
+        _legend(axes, [line.label for line in lines])
+        return to_svg(figure, name=name, alt=alt)
+
+
 def smoothed(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """A running median over about a thirtieth of the points, at no more than a few hundred of them. The
     median does not follow the spikes that a diffusion loss has by its random t."""
@@ -136,9 +182,10 @@ def thinned(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[NDAr
     return steps[order], values[order]
 
 
-def _canvas(height: float = 2.7) -> tuple[Figure, Axes]:
-    """One pair of axes on a canvas narrow enough that its text is legible at the width of a phone."""
-    figure = Figure(figsize=(5.0, height), layout="constrained")
+def _canvas(small: bool = False, tall: bool = False) -> tuple[Figure, Axes]:
+    """One pair of axes on a canvas narrow enough that its text is legible at the width of a phone; a small one at half
+    of it."""
+    figure = Figure(figsize=(3.3, 2.1) if small else (5.0, 3.2 if tall else 2.7), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -148,6 +195,11 @@ def _plot_measured(axes: Axes, line: Line, place: int) -> None:
     values = [line.values[i] for i in order]
     few = len(order) <= _MARKED_POINTS
     colour = LINE_COLOURS[place]
+    close = [i for i in order if line.close and line.close[i]]
+    axes.plot(
+        [line.steps[i] for i in close], [line.values[i] for i in close],
+        "o", color=INK, alpha=0.16, markersize=15 if few else 7, markeredgewidth=0,
+    )  # fmt: skip
     axes.plot(
         steps, values, color=colour, linestyle=_DASHES[place], linewidth=1.5,
         marker=_MARKERS[place] if few else "", markersize=4, label=str(place),
@@ -200,7 +252,7 @@ def _tick(value: float) -> str:
     return number(value, 2) if 0 < abs(value) < 1e-3 else f"{value:,.10g}".replace("-", "−")
 
 
-def _scale_y(axes: Axes, values: Sequence[float], ratio: float) -> None:
+def _scale_y(axes: Axes, values: Sequence[float], ratio: float, small: bool) -> None:
     """A log axis where all values are positive and span more than `ratio`; plain numbers at the ticks."""
     finite = [value for value in values if math.isfinite(value)]
     plain = ticker.FuncFormatter(lambda value, _: _tick(value))
@@ -208,12 +260,14 @@ def _scale_y(axes: Axes, values: Sequence[float], ratio: float) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3), numticks=8))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
+    elif small:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
     axes.yaxis.set_major_formatter(plain)
 
 
-def _step_axis(axes: Axes, batch_size: int | None) -> None:
+def _step_axis(axes: Axes, batch_size: int | None, small: bool) -> None:
     axes.set_xlabel("training step")
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(3 if small else 5, integer=True))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if batch_size:
         images = axes.secondary_xaxis("top", functions=_scaled_by(batch_size))

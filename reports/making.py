@@ -7,10 +7,13 @@ from urllib.parse import urlsplit
 
 from ddpm_core.protocol import Protocol
 from reports import samples
+from reports.commands import reproduce
+from reports.cost import cost_table
 from reports.entities import DataCard, ExperimentRecord, TrainingRun
 from reports.formatting import count, counted, number
+from reports.recipes import RECIPES, changes, preset_of
 from reports.store import Store, public_uri
-from reports.tables import FOLDED, NOT_RECORDED, SHOWN, Column, Row, Table
+from reports.tables import NOT_RECORDED, SHOWN_ROWS, Column, Row, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +21,30 @@ class Making:
     """How the leading run was made."""
 
     configuration: Table
+    changed: str
     origin: Table
+    cost: Table
+    protocols: Table | None
     card: Table | None
     sheet: samples.Shown | None
     runs: Table
     commands: tuple[tuple[str, str], ...]
 
 
-def making_of(store: Store, record: ExperimentRecord, lead: TrainingRun) -> Making:
-    """All that the records tell about the making of the leading run."""
+def making_of(
+    store: Store,
+    record: ExperimentRecord,
+    lead: TrainingRun,
+    protocols: Sequence[Protocol] = (),
+    watts: float | None = None,
+) -> Making:
+    """All that the records tell about the making of the leading run. `watts` is what one of its devices draws."""
     return Making(
         configuration=configuration_table(lead),
+        changed=changed_text(lead),
         origin=origin_table(lead),
+        cost=cost_table(store, lead, watts),
+        protocols=protocols_table(protocols) if protocols else None,
         card=card_table(lead.card) if lead.card else None,
         sheet=samples.contact_sheet(store, lead),
         runs=runs_table(record, lead),
@@ -61,15 +76,39 @@ def runs_table(record: ExperimentRecord, lead: TrainingRun) -> Table:
             Column(title="Results", numeric=True),
             Column(title="Differs in", wraps=True),
         ),
-        rows=tuple(rows[:SHOWN]),
-        folded=tuple(rows[SHOWN : SHOWN + FOLDED]),
-        omitted=max(0, len(rows) - SHOWN - FOLDED),
+        rows=tuple(rows[:SHOWN_ROWS]),
+        omitted=max(0, len(rows) - SHOWN_ROWS),
+        sortable=True,
     )
 
 
 def configuration_table(run: TrainingRun) -> Table:
-    """The run's resolved configuration."""
-    return _properties(f"Configuration of {run.name}", sorted(run.params.items()))
+    """The run's resolved configuration beside its preset's; what was changed first, and marked."""
+    changed, recipe = changes(run) or {}, RECIPES.get(preset_of(run), {})
+    order = sorted(run.params, key=lambda name: (name not in changed, name))
+    return Table(
+        caption=f"Configuration of {run.name}",
+        columns=(
+            Column(title="Parameter", wraps=True),
+            Column(title="Value", wraps=True),
+            Column(title="Preset's", wraps=True),
+        ),
+        rows=tuple(
+            Row(cells=(name, run.params[name], recipe.get(name, "–")), mark="close" if name in changed else "")
+            for name in order
+        ),
+    )
+
+
+def changed_text(run: TrainingRun) -> str:
+    """How the configuration differs from the preset, in a sentence."""
+    changed, preset = changes(run), preset_of(run)
+    if changed is None:
+        return f"Preset {preset} is not one of this version's: no difference is told." if preset else ""
+    if not changed:
+        return f"The values are those of the preset {preset}."
+    told = ", ".join(f"{name} {run.params[name]} (preset: {value})" for name, value in changed.items())
+    return f"Preset {preset}, with {told}."
 
 
 def origin_table(run: TrainingRun) -> Table:
@@ -110,22 +149,27 @@ def card_table(card: DataCard) -> Table:
     )
 
 
-def protocol_table(protocol: Protocol) -> Table:
-    """Everything a number depends on besides the checkpoint."""
+def protocols_table(protocols: Sequence[Protocol]) -> Table:
+    """Everything that numbers depend on besides the checkpoint, a column a protocol; where they differ first, and marked."""
 
-    def text(value: object) -> str:
-        return (
-            ("yes" if value else "no")
-            if isinstance(value, bool)
-            else f"{value:,}"
-            if isinstance(value, int)
-            else str(value)
-        )
+    def text(name: str, value: object) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)  # a seed is a name
 
-    values = asdict(protocol)
-    seed = str(values.pop("seed"))  # a name, not an amount: no thousands
-    rows = [(name.replace("_", " "), text(value)) for name, value in values.items()]
-    return _properties(f"Protocol {protocol.fingerprint}", [*rows[:1], ("seed", seed), *rows[1:]])
+    values = [asdict(protocol) for protocol in protocols]
+    rows = []
+    for name in values[0]:
+        cells = tuple(text(name, each[name]) for each in values)
+        rows.append(Row(cells=(name.replace("_", " "), *cells), mark="close" if len(set(cells)) > 1 else ""))
+    return Table(
+        caption="Protocols, where they differ first" if len(protocols) > 1 else "Protocol",
+        columns=(
+            Column(title="Property"),
+            *(Column(title=f"Protocol {protocol.fingerprint}", wraps=True) for protocol in protocols),
+        ),
+        rows=tuple(sorted(rows, key=lambda row: not row.mark)),
+    )
 
 
 def commands(record: ExperimentRecord, lead: TrainingRun) -> tuple[tuple[str, str], ...]:
@@ -136,8 +180,10 @@ def commands(record: ExperimentRecord, lead: TrainingRun) -> tuple[tuple[str, st
     run_id = lead.run_id
     page = f"{address}/#/experiments/{record.experiment_id}/runs/{run_id}"
     start = () if served else (("Open the MLflow UI", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"),)
+    again = reproduce(lead)
     at = f"MLFLOW_TRACKING_URI={shlex.quote(uri)}"
     return (
+        *([("Train the leading run again", again)] if again else []),
         *start,
         ("The leading run in it", page),
         ("The run as text", f"{at} mlflow runs describe --run-id {run_id}"),

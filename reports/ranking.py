@@ -14,8 +14,8 @@ class Verdict(StrEnum):
     """How a checkpoint stands to the best one of its protocol."""
 
     BEST = "best"
-    INDISTINGUISHABLE = "not distinguishable from the best"
-    HIGHER = "higher than the best"
+    INDISTINGUISHABLE = "not distinguishable"
+    HIGHER = "higher"
     NO_INTERVAL = "no interval, cannot be told"
     NOT_FINITE = "not a finite number"
 

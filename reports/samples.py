@@ -1,31 +1,50 @@
-"""Sample grids: the best checkpoint's in full, and a few others in step order to see the samples sharpen."""
+"""Sample grids: the best checkpoint's in full, and a few others in step order to see the samples sharpen; and the
+pictures of what that checkpoint does on the way."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reports import artifacts
 from reports.conclusions import metric_name
-from reports.entities import Evaluation, TrainingRun
-from reports.formatting import NOT_MEASURED, decimals_for, fixed
-from reports.pictures import Picture, UnreadablePicture, arranged, enlargement, picture
-from reports.ranking import Entry
+from reports.entities import Evaluation, PictureGrid, TrainingRun
+from reports.formatting import NOT_MEASURED, decimals_for, fixed, listed
+from reports.pictures import Picture, UnreadablePicture, arranged, enlargement, picture, spaced
+from reports.ranking import Entry, Ranking
 from reports.store import Store
 
 # Base64 adds a third, and the page stays below 10 MB with its figures and tables.
-GRID_BYTES = 4_000_000
-SMALL_BYTES = 100_000
-SHEET_BYTES = 800_000
+GRID_BYTES = 2_400_000
+SMALL_BYTES = 60_000
+SHEET_BYTES = 500_000
+PICTURE_BYTES = 400_000
+PICTURES = 6
+LOOKED_FOR = 20  # checkpoints, from the best on, that pictures are looked for of
 SMALL_GRIDS = 12
 SMALL_TILES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A picture with its text alternative and caption."""
+    """A picture with its text alternative and caption, and the labels of its rows and columns where it has any."""
 
     picture: Picture
     alt: str
     caption: str
     best: bool = False
+    title: str = ""
+    row_labels: tuple[str, ...] = ()
+    column_labels: tuple[str, ...] = ()
+
+
+_TITLES = {
+    "progressive": "Progressive generation",
+    "shared": "Samples that share a latent",
+    "interpolation": "Interpolations between images",
+    "coarse_to_fine": "Interpolations, coarse to fine",
+    "neighbours_pixels": "Nearest training images in pixel space",
+    "neighbours_features": "Nearest training images in feature space",
+}
 
 
 def best_grid(store: Store, entry: Entry) -> Shown | None:
@@ -39,9 +58,7 @@ def best_grid(store: Store, entry: Entry) -> Shown | None:
     except UnreadablePicture:
         return None
     what = _what(entry.evaluation)
-    caption = f"{what} Step {entry.checkpoint.step:,} of {entry.run.name}."
-    if shown.reduced > 1:
-        caption += f" Shown at 1/{shown.reduced} of its width to keep this file small."
+    caption = f"{what} Step {entry.checkpoint.step:,} of {entry.run.name}.{shown.told}"
     return Shown(picture=shown, alt=f"Grid of generated images. {caption}", caption=caption)
 
 
@@ -72,6 +89,50 @@ def progression(store: Store, entry: Entry) -> tuple[Shown, ...]:
     return tuple(grids)
 
 
+def process_pictures(store: Store, ranking: Ranking) -> tuple[int, tuple[Shown, ...]]:
+    """The pictures of the best checkpoint that has any, and its step: chains, latents, interpolations and neighbours."""
+    best = ranking.best
+    if best is None:
+        return 0, ()
+    own = [entry for entry in ranking.entries if entry.run.run_id == best.run.run_id][:LOOKED_FOR]
+    for step in (entry.checkpoint.step for entry in own):
+        for evaluation in best.run.evaluations:
+            folder = f"pictures/step-{step:08d}"
+            content = store.artifact(evaluation.run_id, f"{folder}/pictures.json")
+            if content is None:
+                continue
+            try:
+                grids = artifacts.picture_grids(json.loads(content), folder)
+            except artifacts.UNREADABLE:
+                continue
+            order = {kind: place for place, kind in enumerate(_TITLES)}
+            grids.sort(key=lambda grid: order.get(grid.kind, len(order)))
+            shown = [_process_picture(store, evaluation.run_id, grid) for grid in grids[:PICTURES]]
+            if any(shown):
+                return step, tuple(each for each in shown if each is not None)
+    return best.checkpoint.step, ()
+
+
+def _process_picture(store: Store, run_id: str, grid: PictureGrid) -> Shown | None:
+    content = store.artifact(run_id, grid.path)
+    try:
+        tiles = spaced(content or b"", grid.tile, grid.rows, grid.columns)
+        shown = picture(tiles, target=700, budget=PICTURE_BYTES)
+    except UnreadablePicture:
+        return None
+    title = _TITLES.get(grid.kind, grid.kind.replace("_", " "))
+    fits = len(grid.row_labels) == grid.rows and len(grid.column_labels) == grid.columns
+    axes = f" Rows: {listed(list(grid.row_labels))}. Columns: {listed(list(grid.column_labels))}." if fits else ""
+    return Shown(
+        picture=shown,
+        alt=f"{title}: {grid.rows} x {grid.columns} images.{axes}",
+        caption=grid.caption + shown.told,
+        title=title,
+        row_labels=grid.row_labels if fits else (),
+        column_labels=grid.column_labels if fits else (),
+    )
+
+
 def contact_sheet(store: Store, run: TrainingRun) -> Shown | None:
     """The training data's contact sheet, None if the run has none."""
     content = store.artifact(run.run_id, "data/contact_sheet.png")
@@ -82,7 +143,7 @@ def contact_sheet(store: Store, run: TrainingRun) -> Shown | None:
     except UnreadablePicture:
         return None
     name = run.card.name if run.card else "the training data"
-    return Shown(picture=sheet, alt=f"Contact sheet of {name}", caption=f"Training images of {name}.")
+    return Shown(picture=sheet, alt=f"Contact sheet of {name}", caption=f"Training images of {name}.{sheet.told}")
 
 
 def spread(steps: Sequence[int], keep: int, most: int = SMALL_GRIDS) -> list[int]:
@@ -102,6 +163,6 @@ def _what(evaluation: Evaluation) -> str:
     if layout is None:
         return f"Uncurated samples, seed {evaluation.protocol.seed}."
     shown = f"{layout.count} uncurated samples: indices {layout.indices} of seed {layout.seed}, none picked."
-    if enlargement(layout) > 1:
+    if enlargement(max(layout.tile)) > 1:
         shown += f" Images of {layout.tile[1]}x{layout.tile[0]} pixels, enlarged smoothly."
     return shown

@@ -45,6 +45,7 @@ class Store:
         require_store(tracking_uri)
         self.tracking_uri = tracking_uri
         self._artifact_uris: dict[str, str] = {}
+        self._histories: dict[tuple[str, str], Series] = {}
         try:
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiments: Sequence[Any] = self._client.search_experiments()
@@ -83,9 +84,12 @@ class Store:
 
     def history(self, run_id: str, metric: str) -> Series:
         """A metric by step. A run that resumed repeats some steps; the value written last counts."""
-        points = self._client.get_metric_history(run_id, metric)
-        latest = {point.step: point.value for point in sorted(points, key=lambda p: (p.step, p.timestamp))}
-        return Series(steps=tuple(latest), values=tuple(_restored(value) for value in latest.values()))
+        if (run_id, metric) not in self._histories:
+            points = self._client.get_metric_history(run_id, metric)
+            latest = {point.step: point.value for point in sorted(points, key=lambda p: (p.step, p.timestamp))}
+            values = tuple(_restored(value) for value in latest.values())
+            self._histories[run_id, metric] = Series(steps=tuple(latest), values=values)
+        return self._histories[run_id, metric]
 
     def artifact_paths(self, run_id: str, folder: str) -> list[str]:
         """The paths of the files in one artifact folder of a run; empty if there is no such folder."""

@@ -3,7 +3,7 @@ protocols are never compared; a trial counts by its last evaluated checkpoint, n
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports.conclusions import metric_name
 from reports.entities import Evaluation, ExperimentRecord, Sweep, TrainingRun, Trial
@@ -53,9 +53,11 @@ def analyse(sweep: Sweep, record: ExperimentRecord) -> SweepResult:
         entry = Entry(run=run, evaluation=evaluation, checkpoint=evaluation.checkpoints[-1])
         of_protocol.setdefault(evaluation.protocol.fingerprint, []).append(TrialResult(trial=trial, entry=entry))
     rankings = []
-    for _, found in sorted(of_protocol.items()):
+    for _, found in sorted(of_protocol.items(), key=lambda item: (-len(item[1]), item[0])):
         results = tuple(sorted(found, key=lambda result: (result.entry.checkpoint.distance, result.trial.label)))
         rankings.append(TrialRanking(results=results, conclusion=conclude(results)))
+    if sweep.conclusion and len(rankings) == 1:  # it knows of seeds and of the paper
+        rankings = [replace(rankings[0], conclusion=sweep.conclusion)]
     return SweepResult(sweep=sweep, rankings=tuple(rankings), without=tuple(without))
 
 
@@ -99,7 +101,7 @@ def _steps_caveat(results: tuple[TrialResult, ...]) -> str:
 
 def _unusable(trial: Trial, evaluated: Mapping[str, tuple[TrainingRun, Evaluation]]) -> str:
     if trial.status != "finished":
-        return trial.status
+        return f"{trial.status}: {trial.reason}" if trial.reason else trial.status
     if trial.evaluation_run_id is None:
         return "not measured"
     if trial.evaluation_run_id not in evaluated:

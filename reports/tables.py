@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from reports.conclusions import interval_text, metric_name
 from reports.formatting import NOT_MEASURED, count, decimals_for, fixed, number, shortened
 from reports.ranking import Entry, Ranking, Verdict
+from reports.store import Store
 from reports.sweeps import SweepResult, TrialRanking
 
-SHOWN = 10
-FOLDED = 190
+SHOWN_ROWS = 200
+SHOWN = 10  # of what is told in sentences
 NOT_RECORDED = "not recorded"
+# Beside distance and score: metric -> title; {} is the distance's name.
+_FURTHER = {"infinity": "{} at n → ∞", "kid": "KID", "precision": "Precision", "recall": "Recall"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,32 +38,51 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows to show and rows to fold away; `omitted` counts those that are in neither."""
+    """`omitted` counts the rows that there are besides. A reader may sort a `sortable` one by any column."""
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    folded: tuple[Row, ...] = ()
     omitted: int = 0
+    sortable: bool = False
 
 
-def ranking_table(ranking: Ranking, name_runs: bool) -> Table:
+def ranking_table(store: Store, ranking: Ranking, name_runs: bool) -> Table:
     """The checkpoints of one protocol, the lowest distance first. `name_runs` adds the run each belongs
     to."""
     protocol = ranking.protocol
     best = ranking.best
     decimals = _decimals(best)
-    scored = any(entry.checkpoint.score is not None for entry in ranking.entries)
+    # Only as many rows as are set: an experiment may hold tens of thousands of checkpoints.
+    entries = [*ranking.entries[:SHOWN_ROWS], *ranking.unranked[: max(0, SHOWN_ROWS - len(ranking.entries))]]
+    scored = any(entry.checkpoint.score is not None for entry in entries)
+    names = {
+        metric: f"{protocol.distance}_infinity" if metric == "infinity" else protocol.metric(metric)
+        for metric in _FURTHER
+    }
+    further = [metric for metric in _FURTHER if any(names[metric] in entry.evaluation.metrics for entry in entries)]
     columns = [
         Column(title="Rank", numeric=True),
         Column(title="Step", numeric=True),
         Column(title=metric_name(protocol.distance), numeric=True),
         Column(title="95 % interval", numeric=True),
-        *([Column(title=metric_name(protocol.score), numeric=True)] if scored else []),
         Column(title="Standing"),
+        *([Column(title=metric_name(protocol.score), numeric=True)] if scored else []),
+        *(Column(title=_FURTHER[metric].format(metric_name(protocol.distance)), numeric=True) for metric in further),
         *([Column(title="Run")] if name_runs else []),
         Column(title="Images seen", numeric=True),
     ]
+
+    def value(entry: Entry, metric: str) -> float | None:
+        if names[metric] not in entry.evaluation.metrics:
+            return None
+        return store.history(entry.evaluation.run_id, names[metric]).at(entry.checkpoint.step)
+
+    known = {metric: [found for entry in entries if (found := value(entry, metric))] for metric in further}
+    digits = {
+        metric: decimals if metric == "infinity" else decimals_for(max(map(abs, values), default=0.1))
+        for metric, values in known.items()
+    }
 
     def row(place: str, entry: Entry) -> Row:
         verdict = ranking.verdict(entry)
@@ -69,22 +91,21 @@ def ranking_table(ranking: Ranking, name_runs: bool) -> Table:
             count(entry.checkpoint.step),
             fixed(entry.checkpoint.distance, decimals),
             interval_text(entry, decimals),
-            *([score_text(entry)] if scored else []),
             str(verdict),
+            *([score_text(entry)] if scored else []),
+            *(fixed(value(entry, metric), digits[metric]) for metric in further),
             *([shortened(entry.run.name)] if name_runs else []),
             count(entry.images_seen) if entry.images_seen is not None else NOT_RECORDED,
         ]
         return Row(cells=tuple(cells), mark=_mark(verdict))
 
-    # Only as many rows as are set: an experiment may hold tens of thousands of checkpoints.
-    rows = [row(count(place), entry) for place, entry in enumerate(ranking.entries[: SHOWN + FOLDED], start=1)]
-    rows += [row("–", entry) for entry in ranking.unranked[: SHOWN + FOLDED - len(rows)]]
+    finite = min(len(ranking.entries), SHOWN_ROWS)
     return Table(
         caption=f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})",
         columns=tuple(columns),
-        rows=tuple(rows[:SHOWN]),
-        folded=tuple(rows[SHOWN:]),
-        omitted=len(ranking.entries) + len(ranking.unranked) - len(rows),
+        rows=tuple(row(count(n) if n <= finite else "–", entry) for n, entry in enumerate(entries, start=1)),
+        omitted=len(ranking.entries) + len(ranking.unranked) - len(entries),
+        sortable=True,
     )
 
 
@@ -117,9 +138,9 @@ def trial_table(trials: TrialRanking) -> Table:
             Column(title="L_T (bits/dim)", numeric=True),
             Column(title="Standing"),
         ),
-        rows=tuple(rows[:SHOWN]),
-        folded=tuple(rows[SHOWN : SHOWN + FOLDED]),
-        omitted=max(0, len(rows) - SHOWN - FOLDED),
+        rows=tuple(rows[:SHOWN_ROWS]),
+        omitted=max(0, len(rows) - SHOWN_ROWS),
+        sortable=True,
     )
 
 
@@ -139,9 +160,9 @@ def trials_without_result(result: SweepResult) -> Table | None:
             Column(title="L_T (bits/dim)", numeric=True),
             Column(title="Why", wraps=True),
         ),
-        rows=tuple(rows[:SHOWN]),
-        folded=tuple(rows[SHOWN : SHOWN + FOLDED]),
-        omitted=max(0, len(rows) - SHOWN - FOLDED),
+        rows=tuple(rows[:SHOWN_ROWS]),
+        omitted=max(0, len(rows) - SHOWN_ROWS),
+        sortable=True,
     )
 
 

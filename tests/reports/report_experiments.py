@@ -4,8 +4,10 @@ takes seconds to create a database), and a reader of the pages made from them.""
 import atexit
 import functools
 import io
+import json
 import math
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -54,6 +56,10 @@ CARD = {
     "skipped": 0,
 }
 
+KINDS = (
+    "progressive", "shared", "interpolation", "coarse_to_fine", "neighbours_pixels", "neighbours_features",
+)  # fmt: skip
+
 
 def png(width: int = 32, height: int = 32, shade: int = 128) -> bytes:
     buffer = io.BytesIO()
@@ -80,6 +86,35 @@ class Writer:
         points = [Metric(name, v, timestamp, step) for name, at in values.items() for step, v in at.items()]
         for start in range(0, len(points), 1000):
             self._client.log_batch(run_id, metrics=points[start : start + 1000])
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_tag(run_id, key, value)
+
+    def copies(self, run_ids: Sequence[str], amount: int) -> None:
+        """So many copies of runs of this experiment with their metrics and artifacts, parents and children kept together:
+        in SQL, as MLflow would take minutes."""
+        tables = ("runs", "params", "tags", "metrics", "latest_metrics")
+        places = ", ".join("?" * len(run_ids))
+        with sqlite3.connect(tracking_uri().removeprefix("sqlite:///")) as database:
+            originals = {
+                table: database.execute(f"SELECT * FROM {table} WHERE run_uuid IN ({places})", run_ids).fetchall()
+                for table in tables
+            }
+            for number in range(amount):
+                fresh = {run_id: f"{number:04x}{run_id[4:]}" for run_id in run_ids}
+                for table, rows in originals.items():
+                    renamed = [tuple(self._renamed(value, fresh) for value in row) for row in rows]
+                    database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", renamed)
+                for run_id, copy in fresh.items():
+                    shutil.copytree(self._folder / run_id, self._folder / copy)
+        database.close()
+
+    @staticmethod
+    def _renamed(value: Any, fresh: Mapping[str, str]) -> Any:
+        for run_id, copy in fresh.items():
+            value = value.replace(run_id, copy) if isinstance(value, str) else value
+        return value
 
     def file(self, run_id: str, path: str, content: bytes) -> None:
         target = self._folder / run_id / "artifacts" / path
@@ -110,6 +145,10 @@ class Writer:
                 "grad_norm": {step: 2 / step for step in steps},
                 "lr": dict.fromkeys(steps, 0.0002),
                 "images_per_second": {step: 800.0 + step % 7 for step in steps},
+                "param_norm": {step: 10 + step / 100 for step in steps},
+                "data_wait_share": dict.fromkeys(steps, 0.01),
+                "memory_gib": dict.fromkeys(steps, 0.5),
+                **{f"loss_q{quarter}": {step: quarter / step for step in steps} for quarter in (1, 2, 3, 4)},
             },
         )
         self.json(run_id, "data/card.json", card)
@@ -125,9 +164,11 @@ class Writer:
         grids: bool = True,
         score: bool = True,
         status: str = "FINISHED",
+        name: str = "",
     ) -> str:
-        tags = {"mlflow.parentRunId": parent, FINGERPRINT_TAG: protocol.fingerprint}
-        run_id = self.run("evaluate", f"evaluate-{protocol.fingerprint}", tags, status)
+        """`parent` is empty for weights from elsewhere."""
+        tags = {**({"mlflow.parentRunId": parent} if parent else {}), FINGERPRINT_TAG: protocol.fingerprint}
+        run_id = self.run("evaluate", name or f"evaluate-{protocol.fingerprint}", tags, status)
         self.json(run_id, "protocol.json", asdict(protocol))
         values = {protocol.distance: dict(distances)}
         if half_width is not None:
@@ -144,6 +185,93 @@ class Writer:
             self.json(run_id, "samples/grid.json", layout)
             for step in distances:
                 self.file(run_id, f"samples/step-{step:08d}.png", png(shade=step % 256))
+        return run_id
+
+    def further(self, run_id: str, protocol: Protocol, steps: Sequence[int]) -> None:
+        """What an evaluation logs beside distance and score."""
+        names = {"kid": 0.01, "kid_std": 0.001, "precision": 0.6, "recall": 0.5}
+        values = {protocol.metric(name): dict.fromkeys(steps, value) for name, value in names.items()}
+        values[f"{protocol.distance}_infinity"] = dict.fromkeys(steps, 8.5)
+        values["samples_per_second"] = dict.fromkeys(steps, 512.0)
+        self.metrics(run_id, values)
+        for step in steps:
+            points = [{"t": 999, "distance": 300.0}, {"t": 500, "distance": 100.0}, {"t": 0, "distance": 9.0}]
+            self.json(run_id, f"progress/step-{step:08d}.json", points)
+
+    def pictures(self, run_id: str, step: int, kinds: Sequence[str] = KINDS) -> None:
+        """The pictures of a checkpoint, 2 x 3 tiles each."""
+        folder = f"pictures/step-{step:08d}"
+        for place, kind in enumerate(kinds):
+            self.file(run_id, f"{folder}/{kind}.png", png(24, 16, shade=40 * place))
+        facts = [
+            {
+                "kind": kind,
+                "file": f"{kind}.png",
+                "tile": [8, 8],
+                "rows": 2,
+                "columns": 3,
+                "row_labels": [f"{kind} 0", f"{kind} 1"],
+                "column_labels": ["t = 1,000", "t = 500", "t = 1"],
+                "caption": f"What {kind} shows. ancestral sampling, seed 7.",
+            }
+            for kind in kinds
+        ]
+        self.json(run_id, f"{folder}/pictures.json", facts[::-1])
+
+    def memorized(self, run_id: str, step: int, held_out: float | None = 0.02) -> None:
+        """That 1 % of 1,000 samples stand out as copies in both spaces."""
+        for name in ("memorized", "memorized_features_digits"):
+            values = {name: 0.01, f"{name}_ci_low": 0.005, f"{name}_ci_high": 0.018}
+            if held_out is not None:
+                values[f"{name}_held_out"] = held_out
+            self.metrics(run_id, {key: {step: value} for key, value in values.items()})
+        facts = {"threshold": 0.5, "nearest": 50, "samples": 1000, "training_images": 1797}
+        self.json(run_id, f"neighbours/step-{step:08d}.json", facts)
+
+    def likelihood(
+        self,
+        parent: str,
+        bits: Mapping[int, float],
+        *,
+        data: str = "digits",
+        sha256: str = "c" * 64,
+        images: int = 1797,
+        strata: int | None = None,
+        rows: Sequence[tuple[float, float]] = (),
+    ) -> str:
+        """Bits/dim by step, ± 0.01; where every term was evaluated also curves over T = 1000, which pass through `rows`
+        (rate, rmse) after 1000, 900, .. steps sent."""
+        protocol = {
+            "images": images,
+            "strata": strata,
+            "seed": 0,
+            "weights": "ema",
+            "data": data,
+            "data_sha256": sha256,
+        }
+        run_id = self.run("likelihood", f"likelihood-{data}-{images}-{strata}", {"mlflow.parentRunId": parent})
+        self.json(run_id, "likelihood/protocol.json", protocol)
+        for step, bpd in bits.items():
+            values = {
+                "bpd": bpd,
+                "bpd_ci_low": bpd - 0.01,
+                "bpd_ci_high": bpd + 0.01,
+                "rate_bpd": bpd / 2,
+                "distortion_bpd": bpd / 2,
+                "prior_bpd": 2e-5,
+                "rmse": 0.95,
+            }
+            curves = None
+            if strata is None:
+                known = list(rows) or [(1.8 - 0.2 * place, 1.0 + 7 * place) for place in range(10)]
+                places = [divmod(t - 1, 100) for t in range(1, 1001)]  # between the rows another value at every t
+                curves = {
+                    "t": list(range(1, 1001)),
+                    "rate_bpd": [known[row][0] - after / 2000 for row, after in places],
+                    "rmse": [known[row][1] + after / 20 for row, after in places],
+                }
+            result = {"step": step, "values": values, "curves": curves}
+            self.json(run_id, f"likelihood/step-{step:08d}.json", result)
         return run_id
 
 
@@ -170,6 +298,11 @@ def digits() -> Ids:
     other = writer.train("tiny-cosine-2c2c2c2c2c2c", {"diffusion.schedule": "cosine"})
     writer.train("tiny-const-3d3d3d3d3d3d", status="FAILED")
     first = writer.evaluate(linear, DIGITS, {100: 40.0, 200: 9.0, 300: 9.6})
+    writer.further(first, DIGITS, [100, 200, 300])
+    writer.pictures(first, 200)
+    writer.memorized(first, 200)
+    writer.likelihood(linear, {200: 5.1, 300: 5.0})
+    writer.likelihood(linear, {300: 5.2}, images=200, strata=16)
     # Lower than every distance of the leading protocol: a report that mixes them would name it the best.
     writer.evaluate(linear, FEWER, {200: 3.25, 300: 3.5})
     second = writer.evaluate(quad, DIGITS, {300: 12.0})
@@ -204,6 +337,13 @@ def page_of(experiment: str) -> "Page":
     """The report of an experiment, read."""
     output = build_report(tracking_uri(), experiment, _folder() / "pages" / f"{experiment}.html")
     return read_page(output.read_text(encoding="utf-8"))
+
+
+def summary_of(experiment: str, suffix: str = ".json") -> Any:
+    """What stands beside that report: report.json as a value, or the Markdown as text."""
+    page_of(experiment)
+    text = (_folder() / "pages" / f"{experiment}{suffix}").read_text(encoding="utf-8")
+    return json.loads(text) if suffix == ".json" else text
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import base64
 import doctest
 import io
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +22,7 @@ LAYOUT = GridLayout(tile=(8, 8), columns=4, count=16, indices="0..15", seed=0)
 
 
 def decoded(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
 
 
 def coded(image: Image.Image) -> bytes:
@@ -80,6 +81,13 @@ def test_a_figure_marks_the_minimum_in_words() -> None:
     line = Line(label="a", steps=[100, 200, 300], values=[3.0, float("nan"), 1.25])
     text = "".join(ElementTree.fromstring(by_step("n", [line], metric="fd", alt="x", best="min")).itertext())
     assert "lowest fd: 1.250 at step 300" in text
+
+
+def test_points_that_cannot_be_told_from_the_best_are_shaded() -> None:
+    """Two more marks, for two such points; the chart passes on which these are."""
+    near = Line(label="a", steps=[1, 2, 3], values=[1.0, 1.1, 9.0], close=[True, True, False])
+    plain = by_step("n", [replace(near, close=())], metric="fd", alt="x", best="min")
+    assert by_step("n", [near], metric="fd", alt="x", best="min").count("<use") == plain.count("<use") + 2
 
 
 def test_lines_differ_without_their_colour() -> None:
@@ -162,9 +170,10 @@ def test_a_small_picture_is_enlarged_by_a_whole_factor() -> None:
 def test_a_large_picture_is_reduced_to_its_budget_and_says_so() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     shown = pictures.picture(coded(Image.fromarray(noise)), target=576, budget=100_000)
-    assert shown.reduced == 4
-    assert decoded(shown.uri).size == (128, 128)
+    assert shown.lossy
+    assert decoded(shown.uri).size == (512 // shown.reduced, 512 // shown.reduced)
     assert len(shown.uri) < 140_000
+    assert f"at 1/{shown.reduced} of its width" in shown.told
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg onload='alert(1)'/>", b"\x89PNG\r\n\x1a\n broken"])

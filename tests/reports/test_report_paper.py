@@ -1,0 +1,231 @@
+"""The paper's tables beside ours: only what was measured as the paper's stands there, and a missing cell says its command."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from report_experiments import CARD, FID, Page, page_of, writer_of
+
+from ddpm_core.presets import PRESETS
+from ddpm_core.protocol import Protocol
+from reports import commands, paper
+from reports.entities import Checkpoint, DataCard, Evaluation, TrainingRun
+from reports.paper_tables import comparisons
+from reports.ranking import rank
+from reports.recipes import RECIPES, changes
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+CIFAR10_CARD = {**CARD, "name": "cifar10", "images": 50_000, "shape": [32, 32, 3]}
+TRAIN = replace(FID, reference="cifar10")
+L_SIMPLE = {"diffusion.mean_type": "eps", "diffusion.loss_type": "mse", "diffusion.var_type": "fixedlarge"}
+
+
+def rows_of(page: Page, caption: str) -> list[list[str]]:
+    (rows,) = page.tables(caption)
+    return rows
+
+
+def commands_of(page: Page) -> list[str]:
+    """The commands of missing cells, of all tables in order."""
+    lists = page.section("Beside the paper").all("ol")
+    return [item.text for found in lists for item in found.all("li")]
+
+
+def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
+    writer = writer_of("as-the-paper")
+    run = writer.train("cifar10-a", L_SIMPLE, CIFAR10_CARD)
+    writer.evaluate(run, TRAIN, {1000: 3.4, 2000: 3.2}, half_width=0.05)
+    writer.evaluate(run, replace(TRAIN, purpose="report"), {2000: 3.25}, half_width=0.05)
+    test = replace(TRAIN, reference="cifar10-test", reference_images=10_000, against="test")
+    writer.evaluate(run, test, {2000: 5.3}, half_width=0.05)
+    rows = [(row.rate, row.rmse) for row in reversed(paper.TABLE_4)]
+    writer.likelihood(run, {2000: 3.76}, data="cifar10-test", sha256="d" * 64, images=10_000, rows=rows[::-1])
+    writer.likelihood(run, {2000: 3.73}, data="cifar10", images=50_000, strata=32)
+    page = page_of("as-the-paper")
+    table = rows_of(page, "Table 1 of the paper")
+    assert len(table) == len(paper.TABLE_1) + 1
+    assert table[-2] == ["DDPM (L_simple)", "9.46 ± 0.11", "3.17", "≤ 3.75", "≤ 3.72"]
+    # On samples that it was not chosen by.
+    assert table[-1] == [
+        "Ours: cifar10-a, step 2,000", "7.00 ± 0.10", "3.250", "≤ 3.760 ± 0.010", "≤ 3.730 ± 0.010 (estimate)",
+    ]  # fmt: skip
+    told = {row[0]: row[1:] for row in rows_of(page, "Numbers in the paper's text")}
+    assert told["FID against the test set"] == ["5.24", "5.300"]
+    assert told["NLL, test less training set (bits/dim)"] == ["at most 0.03", "0.030"]
+    assert told["L_T (bits/dim)"] == ["about 1 × 10⁻⁵", "2.00 × 10⁻⁵"]
+    assert commands_of(page) == []
+    table_4 = rows_of(page, "Table 4 of the paper beside ours: 10,000 images of cifar10-test, step 2,000")
+    assert [row[1] for row in table_4] == [row[2] for row in table_4]  # ours were made to be the paper's
+    assert table_4[0] == ["1,000", "1.77581", "1.77581", "0.95136", "0.95136"]
+    assert "crosses: Table 4 of the paper" in page.section("Likelihood").all("figure")[0].text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_samples": 10_000}, "10,000 samples instead of 50,000"),
+        ({"sampler": "ddim", "sampler_steps": 50}, "50 ddim steps instead of 1,000 ancestral ones"),
+        ({"weights": "raw"}, "raw weights instead of their moving average"),
+        ({"clip_denoised": False}, "predictions of x_0 that are not clipped instead of clipped ones"),
+        ({"reference_images": 49_999}, "49,999 reference images instead of 50,000"),
+    ],
+)
+def test_a_number_measured_otherwise_stands_in_no_cell(change: Mapping[str, Any], told: str) -> None:
+    protocol: Protocol = replace(TRAIN, **change)
+    point = Checkpoint(step=1000, distance=3.0, low=2.95, high=3.05)
+    evaluation = Evaluation(run_id="e", status="FINISHED", protocol=protocol, checkpoints=(point,))
+    card = DataCard(name="cifar10", images=50_000, shape=(32, 32, 3))
+    run = TrainingRun(
+        run_id="r", name="cifar10-b", status="FINISHED", params=L_SIMPLE, tags={}, latest={}, card=card,
+        evaluations=(evaluation,),
+    )  # fmt: skip
+    table_1 = comparisons([run], rank([run]), run)[0]
+    assert table_1.table.rows[-1].cells == (
+        "Ours: cifar10-b", "not measured [1]", "not measured [1]", "not measured [2]", "not measured [3]",
+    )  # fmt: skip
+    assert table_1.note == f"Measured otherwise, and so in no cell: FID 3.000 with {told}."
+
+
+def test_missing_cells_name_the_commands_that_fill_them() -> None:
+    writer = writer_of("unmeasured")
+    run = "cifar10 $(reboot)"
+    writer.train(run, {**L_SIMPLE, "storage": "/data/my runs"}, CIFAR10_CARD)
+    page = page_of("unmeasured")
+    where = "--run 'cifar10 $(reboot)' --storage '/data/my runs'"
+    assert commands_of(page)[:3] == [
+        f"python jobs/evaluate.py {where}",
+        f"python jobs/evaluate.py likelihood {where} --data CIFAR10_TEST_SHARDS",
+        f"python jobs/evaluate.py likelihood {where}",
+    ]
+    assert f"python jobs/evaluate.py {where} --test-reference CIFAR10_TEST_SHARDS" in commands_of(page)
+    assert rows_of(page, "Table 4 of the paper beside ours: the test set")[3] == [
+        "700",
+        "0.02866",
+        "not measured",
+        "24.43656",
+        "not measured",
+    ]
+    assert f"python jobs/evaluate.py likelihood {where} --data CIFAR10_TEST_SHARDS" in page.section("Likelihood").text
+
+
+def test_a_likelihood_of_some_images_or_raw_weights_is_not_the_papers() -> None:
+    writer = writer_of("partial-likelihood")
+    run = writer.train("cifar10-c", L_SIMPLE, CIFAR10_CARD)
+    writer.likelihood(run, {300: 3.5}, data="cifar10-test", sha256="d" * 64, images=500)
+    page = page_of("partial-likelihood")
+    assert rows_of(page, "Table 1 of the paper")[-1][3].startswith("not measured")
+    assert "3.5" in page.section("Likelihood").text
+    # Curves of some images are drawn, and not beside the paper's points.
+    assert "Table 4 of the paper" not in page.section("Likelihood").all("figure")[0].text
+    assert "Not measured of the whole test set, as the paper's: every term" in page.section("Likelihood").text
+
+
+def test_an_ablation_stands_beside_table_2() -> None:
+    writer = writer_of("ablation")
+    objectives = {
+        "fixed": ({**L_SIMPLE, "diffusion.loss_type": "kl"}, 13.6),
+        "simple": (L_SIMPLE, 3.3),
+        "learned": ({**L_SIMPLE, "diffusion.loss_type": "kl", "diffusion.var_type": "learned"}, None),
+    }
+    for name, (params, fid) in objectives.items():
+        run = writer.train(f"cifar10-{name}", params, CIFAR10_CARD)
+        if fid is not None:
+            writer.evaluate(run, TRAIN, {1000: fid}, half_width=0.05, grids=False)
+    page = page_of("ablation")
+    rows = rows_of(page, "Table 2 of the paper")
+    assert [(row[3], row[4]) for row in rows] == [
+        ("23.69", "not measured [1]"),
+        ("13.22", "not measured [2]"),
+        ("–", "not measured [3]"),
+        ("–", "not measured [4]"),
+        ("13.51", "13.600"),
+        ("3.17", "3.300"),
+    ]
+    told = page.section("Beside the paper").text
+    assert (
+        "--diffusion.mean-type xprev --diffusion.loss-type kl --diffusion.var-type learned --unet.out-channels 6"
+        in told
+    )
+    assert "python jobs/evaluate.py --run cifar10-learned" in told  # trained, and only to be evaluated
+
+
+def test_lsun_stands_in_the_column_of_its_data_set() -> None:
+    writer = writer_of("church")
+    card = {**CARD, "name": "church_outdoor_train", "shape": [256, 256, 3]}
+    run = writer.train("lsun_church-a", L_SIMPLE, card)
+    writer.evaluate(run, replace(FID, reference="church"), {1000: 8.0}, half_width=0.05, grids=False)
+    page = page_of("church")
+    rows = rows_of(page, "Table 3 of the paper")
+    assert rows[-2][2:] == ["–", "–"]
+    assert rows[-1] == ["Ours: lsun_church-a, step 1,000", "not measured [1]", "8.000", "not measured [2]"]
+    assert [command.split(" --shards")[0] for command in commands_of(page)] == [
+        "python jobs/train_lsun.py bedroom", "python jobs/train_lsun.py cat",
+    ]  # fmt: skip
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """As MLflow holds it, written out again."""
+    found: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            found |= flat(item, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = (
+                ", ".join(map(str, item)) if isinstance(item, Sequence) and not isinstance(item, str) else str(item)
+            )
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_recipes_are_the_presets(name: str) -> None:
+    preset = {key: value for key, value in asdict(PRESETS[name]).items() if key != "description"}
+    assert RECIPES[name] == flat(preset)
+
+
+def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was changed: numbers, words, several values at once, blanks in a path."""
+    from jobs import training
+    from jobs.train_lsun import RECIPES as NAMES
+    from pipelines.tracking import flatten
+    from pipelines.training_config import config_for
+
+    base = config_for("lsun_church", shards="/data/my shards", seed=3, storage="/shared/runs", workers=8)
+    config = replace(
+        base,
+        unet=replace(base.unet, ch_mult=(1, 2, 4), attn_resolutions=(16, 8)),
+        diffusion=replace(base.diffusion, schedule="quad", beta_end=0.01),
+        optim=replace(base.optim, lr=1e-4, adam_eps_hat=True),
+        horizontal_flip=False,
+    )
+    run = TrainingRun(
+        run_id="1", name="a", status="FINISHED", params=flatten(config), tags={"ddpm.preset": "lsun_church"}, latest={}
+    )
+    assert set(changes(run) or {}) == {
+        "unet.ch_mult", "unet.attn_resolutions", "diffusion.schedule", "diffusion.beta_end", "optim.lr",
+        "optim.adam_eps_hat", "horizontal_flip",
+    }  # fmt: skip
+    command = commands.reproduce(run)
+    assert command is not None
+    asked = []
+
+    def train(config: Any, say: Any) -> None:
+        asked.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(InterruptedError):
+        training.train_job(NAMES, "")
+    assert asked == [config]
+
+
+def test_the_papers_table_is_of_its_data_alone() -> None:
+    writer = writer_of("celeba")
+    writer.train("celebahq256-a", L_SIMPLE, {**CARD, "name": "celebahq256"})
+    section = page_of("celeba").section("Beside the paper")
+    assert "It has no number for the data of the leading run" in section.text
+    assert not re.search(r"3\.17|7\.89", section.text)

@@ -1,0 +1,259 @@
+"""Each section says what was measured, as the contract with the pipelines has it, and what is missing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_experiments import (
+    ALERT,
+    DIGITS,
+    FID,
+    KINDS,
+    Page,
+    digits,
+    page_of,
+    png,
+    read_page,
+    summary_of,
+    tracking_uri,
+    writer_of,
+)
+
+from ddpm_core.errors import InputError
+from reports.build import build_report
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+
+@pytest.fixture
+def full() -> Page:
+    digits()
+    return page_of("digits")
+
+
+def test_a_checkpoint_shows_everything_that_was_measured_of_it(full: Page) -> None:
+    (rows,) = full.tables(f"Checkpoints by fd_digits (protocol {DIGITS.fingerprint})")
+    assert rows[0][5:10] == ["5.20 ± 0.10", "8.50", "0.0100", "0.6000", "0.5000"]
+    assert rows[2][6:10] == ["not measured"] * 4  # of the run that was evaluated without them
+
+
+def test_the_curves_of_a_protocol_are_there_and_say_what_they_are(full: Page) -> None:
+    alts = [drawing.attributes["aria-label"] for drawing in full.section("Checkpoints").all("svg")]
+    leading = alts[:5]
+    assert leading[0] == (
+        "fd_digits against training step for 2 runs: lowest 9.000 at step 200. 1 checkpoint cannot be told apart from it."
+    )
+    assert [alt.split()[0] for alt in leading[2:]] == ["Kernel", "Precision", "fd_digits"]
+    assert "along the chain: from 300.0 to 9.000" in leading[4]
+
+
+def test_every_training_curve_is_there(full: Page) -> None:
+    alts = " ".join(drawing.attributes["aria-label"] for drawing in full.section("Training").all("svg"))
+    for what in (
+        "Training loss.", "by quarter of t", "gradient", "parameters", "Learning rate", "Images a second", "waiting", "memory",
+    ):  # fmt: skip
+        assert what in alts
+    assert "utilisation" not in alts  # was not logged
+
+
+def test_pictures_stand_in_order_with_labels_and_open_without_a_script(full: Page) -> None:
+    samples = full.section("Samples")
+    titles = [heading.text for heading in samples.all("h4")]
+    assert titles == [
+        "Progressive generation",
+        "Samples that share a latent",
+        "Interpolations between images",
+        "Interpolations, coarse to fine",
+        "Nearest training images in pixel space",
+        "Nearest training images in feature space",
+    ]
+    (first,) = [f for f in samples.all("figure") if "What progressive shows." in f.text]
+    assert [label.text for label in first.all("summary")[0].all("span") if not label.all("span")] == [
+        "t = 1,000", "t = 500", "t = 1", "progressive 0", "progressive 1",
+    ]  # fmt: skip
+    assert first.all("img")[0].attributes["alt"] == (
+        "Progressive generation: 2 x 3 images. Rows: progressive 0 and progressive 1. "
+        "Columns: t = 1,000, t = 500 and t = 1."
+    )
+    # A details element opens by click, Enter and Space; every picture of the page is in one.
+    zoomed = [image for element in full.root.all("summary") for image in element.all("img")]
+    assert len(zoomed) == len(full.root.all("img"))
+
+
+def test_copies_of_training_images_are_told_with_their_baseline(full: Page) -> None:
+    told = full.section("Samples").text
+    assert (
+        "Of 1,000 samples of step 200, 1.00 % stand out as copies in pixel space (95 % interval 0.500 % to 1.80 %): "
+        "nearer to one of 1,797 training images than 0.5 times the mean distance of the 50 nearest. "
+        "Of held-out images 2.00 % do." in told
+    )
+    assert "in feature space" in told
+
+
+def test_pictures_of_another_checkpoint_are_told_as_such() -> None:
+    writer = writer_of("other-pictures")
+    evaluation = writer.evaluate(writer.train("tiny-pictures"), DIGITS, {100: 4.0, 200: 3.0})
+    writer.pictures(evaluation, 100, kinds=[*KINDS, "novel_kind"])
+    samples = page_of("other-pictures").section("Samples")
+    assert "Of step 100." in samples.text
+    assert len(samples.all("h4")) == 6
+    assert "Not measured: no nearest neighbours were looked up." in samples.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"file": "../../secret.png"}, {"file": "a/../../../secret.png"}, {"tile": [7, 8]}, {"rows": 0}, {"tile": None}],
+)
+def test_a_picture_that_is_not_as_it_says_is_left_out(change: dict[str, object]) -> None:
+    name = f"odd-pictures-{next(iter(change))}-{len(str(change))}"
+    writer = writer_of(name)
+    evaluation = writer.evaluate(writer.train("tiny-odd"), DIGITS, {100: 4.0})
+    facts = {"kind": ALERT, "file": "a.png", "tile": [8, 8], "rows": 2, "columns": 3, "caption": ALERT}
+    writer.file(evaluation, "pictures/step-00000100/a.png", png(24, 16))
+    writer.file(evaluation, "secret.png", png(24, 16))
+    writer.file(evaluation, "pictures/step-00000100/a/b.png", png(24, 16))  # a folder that a path could lead through
+    writer.json(evaluation, "pictures/step-00000100/pictures.json", [{**facts, **change}])
+    samples = page_of(name).section("Samples")
+    assert not samples.all("h4")
+    assert "This command makes them:" in samples.text
+    assert "jobs/evaluate.py --run tiny-odd" in samples.text
+
+
+def test_an_alarm_comes_before_the_headline() -> None:
+    writer = writer_of("alarming")
+    tag = {"ddpm.alarm": f"The lowest FID rose {ALERT}."}
+    evaluation = writer.evaluate(writer.train("tiny-alarm"), DIGITS, {100: 4.0})
+    writer.tag(evaluation, tag)
+    (hero,) = page_of("alarming").root.all("header")
+    assert hero.text.index(f"tiny-alarm: The lowest FID rose {ALERT}.") < hero.text.index("Step 100 has fd_digits")
+    assert summary_of("alarming")["alarms"] == [f"tiny-alarm: The lowest FID rose {ALERT}."]
+
+
+def test_likelihoods_of_different_images_or_terms_share_no_table(full: Page) -> None:
+    section = full.section("Likelihood")
+    captions = [table.all("caption")[0].text for table in section.all("table")]
+    assert len(captions) == 3
+    assert captions[0].startswith(
+        "Negative log-likelihood on 1,797 images of digits (the training set), EMA weights, all terms"
+    )
+    assert "L₀ and 16 drawn terms, an estimate" in captions[1]
+    (whole,) = full.tables("Negative log-likelihood on 1,797 images")
+    assert [row[:4] for row in whole] == [
+        ["tiny-linear-0a0a0a0a0a0a", "300", "≤ 5.0000", "4.9900 to 5.0100"],
+        ["tiny-linear-0a0a0a0a0a0a", "200", "≤ 5.1000", "5.0900 to 5.1100"],
+    ]
+
+
+def test_rate_and_distortion_are_drawn_in_three_panels_and_tabled(full: Page) -> None:
+    section = full.section("Likelihood")
+    assert len(section.all("svg")) == 3
+    (rows,) = full.tables("Rate and distortion, as in Table 4: 1,797 images of digits, step 300")
+    assert [row[0] for row in rows] == ["1,000", *(str(steps) for steps in range(900, 0, -100))]
+    assert rows[0] == ["1,000", "1.80000", "1.00000"]  # having x_1 costs everything and leaves little
+    assert rows[-1] == ["100", "0.00000", "64.00000"]
+    assert "paper" not in section.all("table")[-1].all("thead")[0].text  # the paper's are of CIFAR-10
+
+
+def test_data_that_the_paper_has_no_number_for_stands_beside_nothing(full: Page) -> None:
+    assert "It has no number for the data of the leading run" in full.section("Beside the paper").text
+    assert not full.section("Beside the paper").all("table")
+
+
+def test_the_cost_adds_up_from_logged_speeds(full: Page, tmp_path: Path) -> None:
+    (rows,) = full.tables("Cost of tiny-linear")
+    assert [row[0] for row in rows] == [
+        "Training (CPU worker hours)", "Evaluation (CPU worker hours)", "Together (CPU worker hours)",
+    ]  # fmt: skip
+    # 300 steps of 64 images at 800 to 806 images a second on 2 workers; 3 checkpoints of 2,048 samples at 512 a second
+    hours = [float(row[1]) for row in rows]
+    assert hours[0] == pytest.approx(2 * 300 * 64 / 803 / 3600, rel=0.01)
+    assert hours[1] == pytest.approx(3 * 2048 / 512 / 3600, rel=0.01)
+    assert hours[2] == pytest.approx(hours[0] + hours[1], rel=0.01)
+    output = build_report(tracking_uri(), "digits", tmp_path / "r.html", watts=500)
+    (priced,) = read_page(output.read_text()).tables("Cost of tiny-linear")
+    assert priced[3][0] == "Energy at 500 W a device"
+    assert float(priced[3][1].removesuffix(" kWh")) == pytest.approx(hours[2] * 0.5, rel=0.01)
+
+
+def test_what_was_changed_of_the_preset_is_told(full: Page) -> None:
+    making = full.section("How it was made").text
+    assert "Preset tiny, with optim.lr 0.0002 (preset: 0.002), steps 300 (preset: 1200)." in making
+    assert "Train the leading run again" in making
+    assert "python jobs/train_lsun.py tiny --shards SHARDS --optim.lr 0.0002 --steps 300" in making
+
+
+def test_a_report_of_one_run_or_sweep_holds_no_other(full: Page, tmp_path: Path) -> None:
+    ids = digits()
+    for name in (ids.quad, "tiny-quad-1b1b1b1b1b1b"):
+        build_report(tracking_uri(), "digits", tmp_path / "one.html", run=name)
+        page = read_page((tmp_path / "one.html").read_text())
+        assert page.root.all("h1")[0].text == "Step 300 has fd_digits 12.00"
+        assert "tiny-linear" not in page.text
+        assert "No sweep was run" in page.section("Sweep").text
+    build_report(tracking_uri(), "digits", tmp_path / "one.html", run="schedules-4e4e4e4e4e4e")
+    page = read_page((tmp_path / "one.html").read_text())
+    assert "linear has the lower fd_digits" in page.section("Sweep").text
+    assert "tiny-const" not in page.text
+    assert json.loads((tmp_path / "one.json").read_text())["run"] == "schedules-4e4e4e4e4e4e"
+    with pytest.raises(InputError, match=r"Run 'tiny-quad' is no training run and no sweep with trials in experiment"):
+        build_report(tracking_uri(), "digits", tmp_path / "two.html", run="tiny-quad")
+    assert not (tmp_path / "two.html").exists()
+
+
+def test_weights_from_elsewhere_are_reported_without_a_training() -> None:
+    writer = writer_of("foreign")
+    writer.evaluate(
+        "", replace(FID, reference="cifar10"), {790_000: 3.21}, half_width=0.05, name="google-ddpm-eval-1a2b3c"
+    )
+    page = page_of("foreign")
+    assert page.root.all("h1")[0].text == "Step 790,000 has FID 3.210"
+    assert "Checkpoint of google-ddpm." in page.text
+    assert "The paper reports 3.17 for CIFAR-10 (Table 1, against the training set); this is 0.040 higher." in page.text
+    assert "Not measured: no loss" in page.section("Training").text
+    (rows,) = page.tables("Table 1 of the paper")
+    assert rows[-1][:3] == ["Ours: google-ddpm, step 790,000", "795.00 ± 0.10", "3.210"]
+
+
+def test_a_sweep_of_several_seeds_concludes_from_their_spread() -> None:
+    writer, rows = writer_of("seeds"), []
+    for label, values in (("linear", [9.0, 9.4]), ("quad", [9.3, 12.0]), ("cosine", [20.0])):
+        for seed, value in enumerate(values):
+            run = writer.train(f"tiny-{label}-{seed}")
+            evaluation = writer.evaluate(run, DIGITS, {300: value}, half_width=0.01, grids=False)
+            rows.append(
+                {
+                    "label": f"{label}, seed {seed}",
+                    "values": {"diffusion.schedule": label, "seed": seed},
+                    "run_id": run,
+                    "evaluation_run_id": evaluation,
+                    "status": "finished",
+                }
+            )
+    lost = {"label": "const, seed 0", "values": {}, "status": "stopped", "steps": 100, "reason": "21 is wholly above 9"}
+    sweep = writer.run("sweep", "seeds")
+    writer.json(sweep, "trials.json", [*rows, lost])
+    writer.json(sweep, "summary.json", {"conclusion": "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)"})
+    page = page_of("seeds")
+    told = page.section("Sweep").text
+    assert "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)" in told  # the sweep's own words, and no second ones
+    assert "tell them apart" not in told
+    assert "stopped: 21 is wholly above 9" in told
+    assert "Each setting was trained once" not in told
+    (settings,) = page.tables("Settings by mean fd_digits over seeds")
+    assert settings == [
+        ["linear", "2", "9.20", "0.28", "9.00 to 9.40"],
+        ["quad", "2", "10.65", "1.91", "9.30 to 12.00"],
+        ["cosine", "1", "20.00", "one seed", "20.00 to 20.00"],
+    ]
+
+
+def test_a_run_of_two_thousand_checkpoints_gives_one_page_of_them() -> None:
+    writer = writer_of("two-thousand")
+    distances = {step: 10 + abs(step - 150_000) / 1000 for step in range(100, 200_100, 100)}
+    evaluation = writer.evaluate(writer.train("tiny-2000"), DIGITS, distances, grids=False, score=False)
+    assert evaluation
+    page = page_of("two-thousand")
+    assert page.root.all("h1")[0].text == "Step 150,000 has the lowest fd_digits, 10.00"
+    assert "1,800 further rows are in MLflow only." in page.text
+    assert len(page.source) < 2_000_000
