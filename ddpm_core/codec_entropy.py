@@ -4,7 +4,7 @@ The interval (Martin 1979) is 56 bits wide and is kept above 2^48, so that a fre
 itself. What the decoder lacks it reads as zeros; `cut` says whether that may have decided a symbol.
 """
 
-from collections.abc import Sequence
+import math
 
 WIDTH = 56
 BYTES = WIDTH // 8
@@ -38,7 +38,7 @@ class RangeEncoder:
     @property
     def bits(self) -> float:
         """What has been spent so far."""
-        return 8 * len(self._out) + WIDTH - (self._range.bit_length() - 1)
+        return 8 * len(self._out) + WIDTH - math.log2(self._range)
 
     def finish(self) -> bytes:
         """The fewest bytes within the interval; trailing zeros are left to the decoder to think."""
@@ -137,9 +137,3 @@ def decode_count(coder: RangeDecoder, chance: int, limit: int) -> int:
     while count < limit and not decode_flag(coder, chance):
         count += 1
     return count
-
-
-def encode_symbols(coder: RangeEncoder, tables: Sequence[Sequence[int]], symbols: Sequence[int], bits: int) -> None:
-    """Symbols by cumulative frequencies, a table [symbols + 1] each, from 0 to 2^bits."""
-    for table, symbol in zip(tables, symbols, strict=True):
-        coder.encode(table[symbol], table[symbol + 1] - table[symbol], bits)

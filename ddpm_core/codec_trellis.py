@@ -10,6 +10,7 @@ code. Paths begin with WINDOW/2 bits at once, and end in as many zeros, so that 
 """
 
 import functools
+import math
 from statistics import NormalDist
 
 import torch
@@ -18,11 +19,9 @@ from torch import Tensor
 
 from ddpm_core import rng
 
-WINDOW = 12
-CELL = 8
+WINDOW = 14
+WIDEST = 64
 ROWS = 1 << WINDOW
-MOST_BITS = WINDOW // 2  # a cell on average, so that none is passed over
-SEARCHED = 1 << 24  # candidates of cells held at once: 128 MiB
 
 
 @functools.cache
@@ -40,16 +39,11 @@ def exact_normal(seed: int, purpose: str, step: int, size: int) -> Float64[Tenso
 
 
 class Trellis:
-    """The shared candidates of one step, for blocks of `cells` * CELL dimensions; a function of (seed, step, block)."""
+    """The shared candidates of one step for blocks of n dimensions; a function of (seed, step, block)."""
 
-    def __init__(self, seed: int, step: int, blocks: int, cells: int, device: torch.device | str = "cpu") -> None:
-        self.cells, self.device = cells, torch.device(device)
+    def __init__(self, seed: int, step: int, blocks: int, n: int, device: torch.device | str = "cpu") -> None:
+        self.seed, self.step, self.blocks, self.n, self.device = seed, step, blocks, n, torch.device(device)
         self.book = _book(seed).to(device)
-        words = rng.bits(seed, "codec cells", torch.arange(blocks * cells, device=device), step, 1)
-        words = words.reshape(blocks, cells, 4)
-        self._multiplier = words[..., 0] % ROWS | 1  # odd: a permutation of the rows
-        self._shift = words[..., 1] % ROWS
-        self._signs = ((words[..., 2:3] >> torch.arange(CELL, device=device) & 1) * 2 - 1).to(torch.float64)
 
     def search(
         self, delta: Float64[Tensor, "rows n"], block: Int[Tensor, " rows"], bits: int
@@ -57,60 +51,93 @@ class Trellis:
         """The likeliest path, 0s and 1s, of each row; `block` says which block it is."""
         if bits == 0:
             return torch.zeros(len(delta), 0, dtype=torch.int64, device=self.device)
-        rows = max(1, SEARCHED // (self.cells * ROWS))
-        parts = zip(delta.split(rows), block.split(rows), strict=True)
-        return torch.cat([self._search(part, its_block, bits) for part, its_block in parts])
+        return _Cells(self, bits).search(delta, block)
+
+    def excess(self, bits: int) -> float:
+        """r"""
+        return math.expm1(2.0 * math.log(2.0) * bits / self.n)
 
     def noise(self, path: Int[Tensor, "rows bits"], block: Int[Tensor, " rows"]) -> Float64[Tensor, "rows n"]:
         """The candidates that paths of one length name."""
-        bits = path.shape[1]
-        places = _places(bits, self.cells).to(self.device)
+        return _Cells(self, path.shape[1]).noise(path, block)
+
+
+class _Cells:
+    """How paths of one length are spread over the dimensions."""
+
+    def __init__(self, trellis: Trellis, bits: int) -> None:
+        self.bits, self.n, self.device = bits, trellis.n, trellis.device
+        self.free = bits <= WINDOW  # the whole path is in every window
+        start = bits if self.free else WINDOW // 2
+        places = 1 if self.free else bits + WINDOW - 2 * start + 1
+        self.width = min(WIDEST, -(-self.n // places))
+        self.count = -(-self.n // self.width)
+        self.places = (start + torch.arange(self.count) * (places - 1) // max(1, self.count - 1)).to(self.device)
+        self.spread = trellis.excess(bits)
+        self.book = math.sqrt(1.0 + self.spread) * trellis.book[:, : self.width]
+        self.cost = 0.5 * self.spread / (1.0 + self.spread) * self.book.square().sum(1)
+        cell = torch.arange(trellis.blocks * self.count, device=self.device)
+        words = rng.bits(trellis.seed, "codec cells", cell, trellis.step, 1).reshape(trellis.blocks, self.count, 4)
+        self.signs = (words[..., :2, None] >> torch.arange(32, device=self.device) & 1).flatten(2)[..., : self.width]
+        self.signs = (self.signs * 2 - 1).to(torch.float64)
+        self.permuted = self.count > places  # cells that share a place read different rows
+        self.multiplier = words[..., 2] % ROWS | 1  # odd: a permutation of the rows
+        self.shift = words[..., 3] % ROWS
+
+    def noise(self, path: Tensor, block: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(path, (WINDOW, WINDOW))
-        window = torch.zeros(len(path), self.cells, dtype=torch.int64, device=self.device)
+        window = torch.zeros(len(path), self.count, dtype=torch.int64, device=self.device)
         for age in range(WINDOW):
-            window += padded[:, places + WINDOW - 1 - age] << age
-        return (self.book[self._row(window, block)] * self._signs[block]).flatten(1)
+            window += padded[:, self.places + WINDOW - 1 - age] << age
+        if self.permuted:
+            window = (window * self.multiplier[block] + self.shift[block]) % ROWS
+        return (self.book[window] * self.signs[block]).flatten(1)[:, : self.n]
 
-    def _row(self, window: Tensor, block: Tensor) -> Tensor:
-        """Rows of the code book [rows, cells] for each cell's window."""
-        return (window * self._multiplier[block] + self._shift[block]) % ROWS
-
-    def _search(self, delta: Tensor, block: Tensor, bits: int) -> Tensor:
-        places, windows = _places(bits, self.cells).to(self.device), 1 << min(bits, WINDOW)
-        first, last = int(places[0]), int(places[-1])
-        scores = (delta.reshape(len(delta), self.cells, CELL) * self._signs[block]) @ self.book.T  # [rows, cells, ROWS]
-        every = torch.arange(windows, device=self.device)
-        rows = (every * self._multiplier[block][..., None] + self._shift[block][..., None]) % ROWS
-        scores = scores.gather(2, rows)
-        gains = scores.new_zeros(len(delta), last - first + 1, windows).index_add_(1, places - first, scores)
-        best = gains[:, 0].clone()
-        best[:, 1 << min(first, WINDOW) :] = -torch.inf  # the window is filled by what has been sent
-        chosen = []
-        for place in range(first + 1, last + 1):
-            best, oldest = best.reshape(len(delta), 2, windows // 2).max(1)  # over the bit that leaves the window
-            best = best.repeat_interleave(2, 1)
-            if place > bits:
+    def search(self, delta: Tensor, block: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(delta, (0, self.count * self.width - self.n))
+        targets = padded.reshape(len(delta), self.count, self.width) * self.signs[block]
+        if self.free:
+            gains = self._gains(targets, block, slice(None), 1 << self.bits)
+            return _bits(gains.sum(1).argmax(1), self.bits).flip(1)
+        half = ROWS // 2
+        first, last = int(self.places[0]), int(self.places[-1])
+        best = torch.full((len(delta), ROWS), -torch.inf, dtype=torch.float64, device=self.device)
+        best[:, : 1 << first] = 0.0  # the window is filled by what has been sent
+        chosen = torch.zeros(last + 1, len(delta), half, dtype=torch.bool, device=self.device)
+        behind = torch.searchsorted(self.places, torch.arange(last + 2, device=self.device)).tolist()
+        for place in range(first, last + 1):
+            if place > first:
+                zero, one = best[:, :half], best[:, half:]  # by the bit that leaves the window
+                torch.gt(one, zero, out=chosen[place])
+                best = torch.maximum(zero, one).repeat_interleave(2, 1)
+            if place > self.bits:
                 best[:, 1::2] = -torch.inf  # the path is over: zeros follow
-            best = best + gains[:, place - first]
-            chosen.append(oldest)
+            if behind[place] < behind[place + 1]:
+                cells = slice(behind[place], behind[place + 1])
+                best = best + self._gains(targets, block, cells, ROWS).sum(1)
         window = best.argmax(1)
-        path = [window >> age & 1 for age in range(min(bits, WINDOW))]
-        for oldest in reversed(chosen):
-            bit = oldest.gather(1, (window >> 1)[:, None])[:, 0]
-            window = window >> 1 | bit * (windows >> 1)
+        path = [_bits(window, WINDOW)]  # newest first
+        for place in range(last, first, -1):
+            bit = chosen[place].gather(1, (window >> 1)[:, None]).to(torch.int64)
+            window = window >> 1 | bit[:, 0] * half
             path.append(bit)
-        newest_first = torch.stack(path, dim=1)  # from `last` down; the ending zeros are left out
-        return newest_first[:, last - bits : last].flip(1)
+        return torch.cat(path, dim=1)[:, last - self.bits : last].flip(1)
+
+    def _gains(self, targets: Tensor, block: Tensor, cells: slice, windows: int) -> Tensor:
+        """log q/p of each window's noise in some cells, but for a constant: [rows, cells, windows]."""
+        gains = targets[:, cells] @ self.book.T - self.cost
+        if not self.permuted:
+            return gains[..., :windows]
+        every = torch.arange(windows, device=self.device)
+        rows = (every * self.multiplier[block, cells, None] + self.shift[block, cells, None]) % ROWS
+        return gains.gather(2, rows)
+
+
+def _bits(window: Tensor, count: int) -> Tensor:
+    """The `count` newest bits [rows, count], newest first."""
+    return window[:, None] >> torch.arange(count, device=window.device) & 1
 
 
 @functools.lru_cache(maxsize=4)
 def _book(seed: int) -> Tensor:
-    return exact_normal(seed, "codec book", 0, ROWS * CELL).reshape(ROWS, CELL)
-
-
-def _places(bits: int, cells: int) -> Int[Tensor, " cells"]:
-    """How many bits, ending zeros included, have entered the window at each cell."""
-    if bits <= WINDOW:
-        return torch.full((cells,), bits)
-    start = WINDOW // 2
-    return start + torch.arange(cells) * (bits + WINDOW - 2 * start) // (cells - 1)
+    return exact_normal(seed, "codec book", 0, ROWS * WIDEST).reshape(ROWS, WIDEST)
