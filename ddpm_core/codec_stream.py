@@ -106,8 +106,7 @@ class Sender:
             self._send_rung(rung, self.pace.expected(i, block))
         spent.append(coder.bits)
         for path in paths:
-            for bit in path:
-                coder.uniform(bit, 1)
+            coder.uniform(sum(bit << place for place, bit in enumerate(path)), len(path))
         spent.append(coder.bits)
         self._hash.update(_content(paths, numbers))
         if self.pace.check_is_due(i, rungs):
@@ -160,7 +159,10 @@ class Receiver:
         coder, ladder = self._coder, self._pace.ladder
         shifts = [decode_count(coder, self._chain.shift_chance, MOST_SHIFTS) for _ in range(self._chain.blocks)]
         rungs = [self._rung(self._pace.expected(i, block)) for block in range(self._chain.blocks)]
-        paths = [[coder.uniform(1) for _ in range(ladder[rung])] for rung in rungs]
+        paths = []
+        for rung in rungs:
+            number = coder.uniform(ladder[rung])
+            paths.append([number >> place & 1 for place in range(ladder[rung])])
         self._rungs, self._paths = rungs, paths
         return shifts, paths
 

@@ -74,8 +74,7 @@ class _Cells:
         self.count = -(-self.n // self.width)
         self.places = (start + torch.arange(self.count) * (places - 1) // max(1, self.count - 1)).to(self.device)
         self.spread = trellis.excess(bits)
-        self.book = math.sqrt(1.0 + self.spread) * trellis.book[:, : self.width]
-        self.cost = 0.5 * self.spread / (1.0 + self.spread) * self.book.square().sum(1)
+        self.book = trellis.book[:, : self.width]
         cell = torch.arange(trellis.blocks * self.count, device=self.device)
         words = rng.bits(trellis.seed, "codec cells", cell, trellis.step, 1).reshape(trellis.blocks, self.count, 4)
         self.signs = (words[..., :2, None] >> torch.arange(32, device=self.device) & 1).flatten(2)[..., : self.width]
@@ -91,11 +90,13 @@ class _Cells:
             window += padded[:, self.places + WINDOW - 1 - age] << age
         if self.permuted:
             window = (window * self.multiplier[block] + self.shift[block]) % ROWS
-        return (self.book[window] * self.signs[block]).flatten(1)[:, : self.n]
+        return math.sqrt(1.0 + self.spread) * (self.book[window] * self.signs[block]).flatten(1)[:, : self.n]
 
     def search(self, delta: Tensor, block: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(delta, (0, self.count * self.width - self.n))
         targets = padded.reshape(len(delta), self.count, self.width) * self.signs[block]
+        targets *= math.sqrt(1.0 + self.spread)
+        self.cost = 0.5 * self.spread * self.book.square().sum(1)
         if self.free:
             gains = self._gains(targets, block, slice(None), 1 << self.bits)
             return _bits(gains.sum(1).argmax(1), self.bits).flip(1)

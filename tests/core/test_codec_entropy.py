@@ -1,0 +1,93 @@
+"""The range coder: what goes in comes out, at the cost of its probability, and a cut is told from a wrong byte."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_core.codec_entropy import (
+    RangeDecoder,
+    RangeEncoder,
+    decode_count,
+    decode_flag,
+    encode_count,
+    encode_flag,
+)
+
+# (start, size) in 2^16; sizes of 1 and nearly 2^16 make the interval as narrow and as wide as it gets.
+PARTS = st.integers(0, 65535).flatmap(lambda start: st.tuples(st.just(start), st.integers(1, 65536 - start)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PARTS, max_size=80))
+def test_symbols_come_back_in_order_and_cost_their_probability(symbols: list[tuple[int, int]]) -> None:
+    encoder = RangeEncoder()
+    for start, size in symbols:
+        encoder.encode(start, size, 16)
+    data = encoder.finish()
+    decoder = RangeDecoder(data)
+    for start, size in symbols:
+        assert start <= decoder.target(16) < start + size
+        decoder.take(start, size, 16)
+    assert not decoder.left_over
+    ideal = sum(16 - math.log2(size) for _, size in symbols)
+    # The interval never falls below 2^48: a symbol of 2^-16 loses 2^-32 of itself; the end takes up to two bytes.
+    assert 8 * len(data) <= ideal + 16 + 1e-6 * len(symbols)
+    assert encoder.bits == pytest.approx(ideal, abs=1e-6 * (len(symbols) + 1)) or not symbols
+
+
+def test_a_carry_runs_through_bytes_of_255() -> None:
+    encoder = RangeEncoder()
+    for _ in range(12):
+        encoder.encode(255, 1, 8)  # the interval's low end is now 0.ffff..
+    encoder.encode(65535, 1, 16)
+    encoder.encode(65535, 1, 16)
+    decoder = RangeDecoder(encoder.finish())
+    for _ in range(12):
+        assert decoder.target(8) == 255
+        decoder.take(255, 1, 8)
+    assert [decoder.uniform(16), decoder.uniform(16)] == [65535, 65535]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 255), min_size=12, max_size=40), st.data())
+def test_a_prefix_decodes_as_many_symbols_as_it_determines(values: list[int], data: st.DataObject) -> None:
+    """`needed` first bytes are enough, one byte fewer is not or says other symbols; a cut is told where it decided."""
+    encoder = RangeEncoder()
+    for value in values:
+        encoder.uniform(value, 8)
+    whole = encoder.finish()
+    count = data.draw(st.integers(1, len(values)))
+
+    def read(content: bytes) -> tuple[list[int], RangeDecoder]:
+        decoder = RangeDecoder(content)
+        return [decoder.uniform(8) for _ in range(count)], decoder
+
+    found, decoder = read(whole)
+    assert found == values[:count]
+    assert read(whole[: decoder.needed])[0] == values[:count]
+    if decoder.needed:
+        assert read(whole[: decoder.needed - 1])[0] != values[:count]
+    for length in range(len(whole)):
+        symbols, short = read(whole[:length])
+        assert symbols == values[:count] or short.cut
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 65535)), max_size=60),
+    st.lists(st.integers(0, 9), max_size=20),
+    st.integers(0, 2**40 - 1),
+)
+def test_flags_counts_and_numbers_come_back(flags: list[tuple[bool, int]], counts: list[int], number: int) -> None:
+    encoder = RangeEncoder()
+    for flag, chance in flags:
+        encode_flag(encoder, flag, chance)
+    for count in counts:
+        encode_count(encoder, count, 20000)
+    encoder.uniform(number, 40)
+    decoder = RangeDecoder(encoder.finish())
+    assert [decode_flag(decoder, chance) for _, chance in flags] == [flag for flag, _ in flags]
+    assert [decode_count(decoder, 20000, 10) for _ in counts] == counts
+    assert decoder.uniform(40) == number
