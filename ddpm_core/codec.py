@@ -39,7 +39,7 @@ from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.gaussian import discretized_gaussian_log_likelihood
 
-DEFAULT_STEPS = 20
+DEFAULT_STEPS = 25
 LOG2 = math.log(2.0)
 
 
@@ -80,7 +80,7 @@ class Codec:
         self, diffusion: GaussianDiffusion, denoise_fn: DenoiseFn, shape: tuple[int, int, int], model: bytes
     ) -> None:
         self._diffusion, self._denoise_fn, self._shape, self._model = diffusion, denoise_fn, shape, model
-        self._device = diffusion.betas.device
+        self.device = diffusion.betas.device
 
     def encode(self, pixels: UInt8[Tensor, "b h w c"], *, steps: int = DEFAULT_STEPS, seed: int = 0) -> list[Coded]:
         """A file for each image. The bytes do not depend on which images share the batch. steps: network passes, one more
@@ -93,7 +93,7 @@ class Codec:
             )
         chain = Chain(self._diffusion, self._denoise_fn, self._header(steps, seed))
         senders = [Sender(chain) for _ in pixels]
-        x_start = images.to_float(pixels.to(self._device)).to(torch.float64).flatten(1)
+        x_start = images.to_float(pixels.to(self.device)).to(torch.float64).flatten(1)
         x = chain.x_T.expand(len(pixels), -1)
         for i in range(chain.steps - 1, 0, -1):
             x = self._send_step(chain, i, x_start, x, senders)
@@ -229,5 +229,6 @@ def _rate(excess: Float64[Tensor, " rows"], width: int) -> Float64[Tensor, " row
 
 
 def _decoder_bits(x_start: Tensor, mean: Tensor, log_scale: float) -> float:
-    shaped = (each.reshape(1, 1, 1, -1) for each in (x_start, mean, torch.full_like(mean, log_scale)))
-    return -float(discretized_gaussian_log_likelihood(*shaped).sum()) / LOG2
+    x_start, mean = x_start.reshape(1, 1, 1, -1), mean.reshape(1, 1, 1, -1)
+    likelihood = discretized_gaussian_log_likelihood(x_start, mean, torch.full_like(mean, log_scale))
+    return -float(likelihood.sum()) / LOG2

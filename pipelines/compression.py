@@ -55,7 +55,9 @@ class ModelConfig:
         uri = self.tracking_uri or default_uri(storage)
         name, found = find_checkpoints(self.run, self.checkpoint, storage, uri)
         if len(found) != 1:
-            raise InputError(f"--checkpoint {self.checkpoint} of run {name!r} is {len(found)} checkpoints: give one step")
+            raise InputError(
+                f"--checkpoint {self.checkpoint} of run {name!r} is {len(found)} checkpoints: give one step"
+            )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         checkpoint, config = found[0], found[0].unet_config()
         network = UNet(config)

@@ -4,6 +4,7 @@ The model is the optimal predictor of N(0, s^2) pixels, or a small network with 
 as exactly as a good one.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -127,9 +128,8 @@ def test_no_damage_passes_for_the_image() -> None:
         damaged[place // 8] ^= 1 << place % 8
         try:
             found = coder.decode([bytes(damaged)], whole=False)[0]
-        except InputError as error:
+        except InputError:
             refused += 1
-            assert "is damaged somewhere after byte" in str(error) or "goes on after the image's end" in str(error)
             continue
         assert not found.whole or torch.equal(found.pixels, pixels[0])
         for frame, true in zip(found.frames, frames, strict=False):
@@ -232,8 +232,7 @@ def test_gaussian_images_cost_what_their_mutual_information_says(s2: float) -> N
     times = spread_timesteps(GaussianDiffusion(BETAS), steps)
     snr = [abar[t] / (1 - abar[t]) for t in times]
     papers = sum(
-        0.5 * size * s2 / (1 + s2 * low) * (high - low) / math.log(2.0)
-        for high, low in zip(snr, snr[1:], strict=False)
+        0.5 * size * s2 / (1 + s2 * low) * (high - low) / math.log(2.0) for high, low in itertools.pairwise(snr)
     )
     ledger = coded.ledger
     assert ledger.lossy < papers

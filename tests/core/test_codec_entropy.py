@@ -19,7 +19,7 @@ from ddpm_core.codec_entropy import (
 PARTS = st.integers(0, 65535).flatmap(lambda start: st.tuples(st.just(start), st.integers(1, 65536 - start)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(PARTS, max_size=80))
 def test_symbols_come_back_in_order_and_cost_their_probability(symbols: list[tuple[int, int]]) -> None:
     encoder = RangeEncoder()
@@ -50,7 +50,7 @@ def test_a_carry_runs_through_bytes_of_255() -> None:
     assert [decoder.uniform(16), decoder.uniform(16)] == [65535, 65535]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=12, max_size=40), st.data())
 def test_a_prefix_decodes_as_many_symbols_as_it_determines(values: list[int], data: st.DataObject) -> None:
     """`needed` first bytes are enough, one byte fewer is not or says other symbols; a cut is told where it decided."""

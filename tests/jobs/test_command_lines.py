@@ -15,6 +15,7 @@ JOBS = [
     "train_cifar10.py",
     "sweep.py",
     "evaluate.py",
+    "compress.py",
     "report.py",
     "demo.py",
 ]
@@ -42,6 +43,7 @@ def test_help_shows_every_option_with_what_it_means(
         "train_cifar10.py": ["--optim.ema-decay", "800000", "fixedlarge"],
         "sweep.py": ["--schedules", "--train.steps", "--evaluate.samples"],
         "evaluate.py": ["--run", "--extractor", "--samples", "50000", "--sampler {ancestral,ddim,dpmpp_2m}"],
+        "compress.py": ["encode --run RUN --images", "decode --run RUN --files", "curve --run RUN --data"],
         "report.py": ["--output", "--experiment"],
         "demo.py": ["--storage"],
     }
@@ -75,6 +77,11 @@ def test_help_shows_every_option_with_what_it_means(
         ("evaluate.py calibrate --data empty --test-data empty", "empty' has no manifest.json"),
         ("sweep.py giant --train.shards empty", "preset 'giant' is unknown: choose one of cifar10"),
         ("sweep.py tiny --train.shards empty --schedules linear cubic", "'cubic'"),
+        ("compress.py", "no command is given: put one of encode, decode, curve first"),
+        ("compress.py shrink", "'shrink' is unknown: put one of encode, decode, curve first"),
+        ("compress.py encode --run nobody --images a.png --output out", "run 'nobody' is not known"),
+        ("compress.py decode --run nobody --files a.x0 --batch-size 0 --output out", "--batch-size is 0"),
+        ("compress.py curve --run nobody --data empty --output out", "run 'nobody' is not known"),
         ("report.py --output r.html --experiment none", "runs/mlflow.db does not exist"),
     ],
 )
