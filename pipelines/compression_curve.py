@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,11 @@ from ddpm_core import images, rng
 from ddpm_core.codec import DEFAULT_STEPS, Codec, Coded, Decoded
 from ddpm_core.codec_chain import spread_timesteps
 from ddpm_core.commit import committed_file, write_json
+from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.errors import InputError
+from ddpm_core.inception import full_float32
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
+from ddpm_core.unet import UNet
 from pipelines.compression import ModelConfig
 from pipelines.locations import absolute, location
 from pipelines.progress import Progress, Say
@@ -60,6 +62,8 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
     if config.images > len(dataset):
         raise InputError(f"--images is {config.images}, but data set {dataset.name!r} has {len(dataset)}: give fewer")
     output = absolute(config.output, option="--output")
+    process = checkpoint.diffusion_config().build().to(codec.device)
+    chain = process.strided(spread_timesteps(process, config.theory_steps or process.num_timesteps))
     numbers = rng.permutation(config.seed, "curve", 0, len(dataset))[: config.images]
     pixels = torch.from_numpy(dataset.pixels(numbers.numpy()))
     coded, decoded, seconds = _round_trip(config, codec, pixels, say)
@@ -82,27 +86,8 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
         "lossy": {name: _lossy_points(pixels, name) for name in ("JPEG", "WEBP")},
         "account": _account(coded, pixels),
     }
-    diffusion = checkpoint.diffusion_config().build().to(codec.device)
-    steps = config.theory_steps or diffusion.num_timesteps
-    chain = diffusion.strided(spread_timesteps(diffusion, steps))
-    bounds = []
-    progress = Progress("theory", config.images, "images", say)
-    for part, its in zip(pixels.split(config.batch_size), numbers.split(config.batch_size), strict=True):
-        x = images.to_float(part.to(codec.device)).to(torch.float64)
-        single = rng.SampleNoise(config.seed, its.to(codec.device), tuple(x.shape[1:]), purpose="likelihood")
-        bounds.append(variational_bound(chain, network, x, partial(_in_float64, single)))
-        progress.advance(len(part))
-    bound = Bound(*(torch.cat([getattr(each, name) for each in bounds]) for name in ("terms", "prior", "mse")))
-    theory = rate_distortion(bound)
-    decoder = bound.terms[:, 0].mean()
-    curve["theory"] = {
-        "t": (chain.timesteps + 1).tolist(),  # the paper's
-        "rate": theory.rate.tolist(),
-        "rmse": theory.distortion.tolist(),
-        "lossy": float(bound.total.mean() - decoder),
-        "decoder": float(decoder),
-        "total": float(bound.total.mean()),
-    }
+    network.to(torch.float32)  # as a likelihood is measured; the files are made
+    curve["theory"] = _theory(config, chain, network, pixels, numbers, say)
     curve["overhead"] = {
         "lossy": curve["account"]["lossy"] / curve["theory"]["lossy"] - 1.0,
         "total": curve["lossless"]["coded"] / curve["theory"]["total"] - 1.0,
@@ -113,8 +98,28 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
     return curve
 
 
-def _in_float64(noise: rng.SampleNoise, i: int) -> Tensor:
-    return noise(i).to(torch.float64)
+def _theory(
+    config: CurveConfig, chain: GaussianDiffusion, network: UNet, pixels: Tensor, numbers: Tensor, say: Say
+) -> dict[str, Any]:
+    """The bound of the same images and, for who has received the paper's x_t, rate and RMSE."""
+    bounds, device = [], chain.betas.device
+    progress = Progress("theory", config.images, "images", say)
+    for part, its in zip(pixels.split(config.batch_size), numbers.split(config.batch_size), strict=True):
+        x = images.to_float(part.to(device))
+        noise = rng.SampleNoise(config.seed, its.to(device), tuple(x.shape[1:]), purpose="likelihood")
+        with full_float32(device):
+            bounds.append(variational_bound(chain, network, x, noise))
+        progress.advance(len(part))
+    bound = Bound(*(torch.cat([getattr(each, name) for each in bounds]) for name in ("terms", "prior", "mse")))
+    curve, total, decoder = rate_distortion(bound), float(bound.total.mean()), float(bound.terms[:, 0].mean())
+    return {
+        "t": (chain.timesteps + 1).tolist(),
+        "rate": curve.rate.tolist(),
+        "rmse": curve.distortion.tolist(),
+        "lossy": total - decoder,
+        "decoder": decoder,
+        "total": total,
+    }
 
 
 def describe(curve: dict[str, Any]) -> list[str]:

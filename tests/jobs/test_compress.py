@@ -162,6 +162,22 @@ def test_a_curve_states_what_files_weigh_and_show(
     model, pixels = made
     write_dataset(tmp_path / "shards", pixels, [len(pixels)])
     options = ["--data", "shards", "--images", "3", "--steps", "8", "--theory-steps", "10", "--output", "curve"]
+    assert (
+        run_job(
+            monkeypatch,
+            "compress.py",
+            "curve",
+            "--run",
+            str(model),
+            *options[:-4],
+            "--theory-steps",
+            "101",
+            "--output",
+            "curve",
+        )
+        == 2
+    )
+    assert "steps is 101: it must lie in 2..100" in capsys.readouterr().err
     assert run_job(monkeypatch, "compress.py", "curve", "--run", str(model), *options) == 0
     said = capsys.readouterr().out
     curve = json.loads((tmp_path / "curve" / "curve.json").read_text())
