@@ -39,7 +39,7 @@ from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.gaussian import discretized_gaussian_log_likelihood
 
-DEFAULT_STEPS = 25
+DEFAULT_STEPS = 50
 LOG2 = math.log(2.0)
 
 

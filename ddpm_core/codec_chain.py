@@ -28,7 +28,7 @@ BLOCK = 4096
 GRID = 2.0**-4
 TOLERANCE = 2.0**-18
 MOST_SHIFTS = 255
-COARSE = 10.0  # 1 and 100 cost 4 to 11 % more KL at 10 to 40 steps with the digits' model
+COARSE = 10.0  # 1 costs 4 to 11 % more KL, 100 as much at 10 to 40 steps with the digits' model
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0  # multiples of it lie evenly on a circle, however many
 FREQUENCY_BITS = 24  # of the decoder's symbols
 

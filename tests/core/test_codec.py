@@ -56,7 +56,7 @@ def same(decoded: Decoded, pixels: Tensor) -> bool:
     return decoded.whole and torch.equal(decoded.pixels, pixels)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     st.integers(0, 2**32 - 1),
@@ -121,6 +121,7 @@ def test_no_damage_passes_for_the_image() -> None:
     coder, pixels = codec(), gaussian_pixels(1, SHAPE)
     (coded,) = coder.encode(pixels, steps=6)
     frames = coder.decode([coded.data])[0].frames
+    assert sum(coded.ledger.shifts) < 0.5  # five steps whose 42 values lie near an edge once in 200 times
     refused = 0
     places = range(8 * frames[0].nbytes, 8 * len(coded.data), 11)
     for place in places:
