@@ -10,7 +10,7 @@ where cells share a place, a permutation of the rows). So the best of 2^B candid
 additions (Viterbi 1967); with at most WINDOW bits it is a plain random code. Long paths begin with WINDOW/2 bits at once
 and end in as many zeros, so that every bit is seen by enough cells.
 
-WINDOW is 14: 12 carries 1 to 3 % less in as many bits, and each more doubles the work.
+WINDOW is 14: 12 carries 1 to 4 % less in as many bits, and one more doubles the work.
 """
 
 import functools

@@ -77,6 +77,16 @@ def test_any_image_comes_back_bit_for_bit(shape: tuple[int, int, int], seed: int
     assert all(same(*pair) for pair in zip(decoded, pixels, strict=True))
 
 
+def test_an_image_of_several_blocks_comes_back_and_sharpens() -> None:
+    shape = (1, 65, 64)  # 4,160 values
+    coder, pixels = codec(shape, GaussianData(BETAS, 0.001).predictor()), gaussian_pixels(1, shape, 0.001)
+    for decoded, image in zip(coder.decode([c.data for c in coder.encode(pixels, steps=4)]), pixels, strict=True):
+        assert same(decoded, image)
+        errors = [float((frame.pixels.float() - image.float()).square().mean()) for frame in decoded.frames]
+        assert errors == sorted(errors, reverse=True)
+        assert len(errors) > 2
+
+
 @pytest.mark.parametrize(
     ("mean_type", "var_type", "steps"),
     [("xstart", "fixedsmall", 6), ("v", "fixedlarge", 6), ("eps", "learned_range", 6), ("xprev", "learned", 50)],
