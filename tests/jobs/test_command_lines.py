@@ -15,6 +15,7 @@ JOBS = [
     "train_cifar10.py",
     "sweep.py",
     "evaluate.py",
+    "compress.py",
     "report.py",
     "demo.py",
 ]
@@ -42,6 +43,7 @@ def test_help_shows_every_option_with_what_it_means(
         "train_cifar10.py": ["--optim.ema-decay", "800000", "fixedlarge"],
         "sweep.py": ["schedules PRESET", "ablation PRESET", "space PRESET"],
         "evaluate.py": ["--run", "--extractor", "--samples", "50000", "--sampler {ancestral,ddim,dpmpp_2m}"],
+        "compress.py": ["encode --run RUN --images", "decode --run RUN --files", "curve --run RUN --data"],
         "report.py": ["--output", "--experiment"],
         "demo.py": ["--storage"],
     }
@@ -80,6 +82,11 @@ def test_help_shows_every_option_with_what_it_means(
         ("sweep.py space tiny --train.shards empty --grid optim.lrr=1", "option --optim.lrr is unknown"),
         ("sweep.py space tiny --train.shards empty --grid unet.ch=33", "it must be a multiple of 32"),
         ("sweep.py ablation --train.diffusion.var-type learned", "--train.shards must be given"),
+        ("compress.py", "no command is given: put one of encode, decode, curve first"),
+        ("compress.py shrink", "'shrink' is unknown: put one of encode, decode, curve first"),
+        ("compress.py encode --run nobody --images a.png --output out", "run 'nobody' is not known"),
+        ("compress.py decode --run nobody --files a.x0 --batch-size 0 --output out", "--batch-size is 0"),
+        ("compress.py curve --run nobody --data empty --output out", "run 'nobody' is not known"),
         ("report.py --output r.html --experiment none", "runs/mlflow.db does not exist"),
     ],
 )

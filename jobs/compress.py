@@ -1,0 +1,36 @@
+"""Images to files that any prefix of shows: python jobs/compress.py encode --run RUN --images a.png b.png --output coded
+
+python jobs/compress.py decode --run RUN --files coded --output images    back, bit for bit; --partial for files that were cut
+python jobs/compress.py curve --run RUN --data SHARDS --output curve      rate and distortion beside theory, PNG, JPEG and WebP
+"""
+
+import sys
+
+from ddpm_core.errors import InputError
+from jobs.cli import parse, run, say
+from pipelines.compression import DecodeConfig, EncodeConfig, decode_files, encode_files
+from pipelines.compression_curve import CurveConfig, describe, measure_curve
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["encode", *rest]:
+            about = "Code images losslessly, so that any prefix of a file shows the image at the rate it holds."
+            say(f"encode: {encode_files(parse(EncodeConfig, rest, description=about, first='encode'), say).describe()}")
+        case ["decode", *rest]:
+            about = "Decode coded files, bit for bit, or where they were cut."
+            say(f"decode: {decode_files(parse(DecodeConfig, rest, description=about, first='decode'), say).describe()}")
+        case ["curve", *rest]:
+            about = "Measure rate and distortion of coded files beside the theory, PNG, JPEG and WebP."
+            config = parse(CurveConfig, rest, description=about, first="curve")
+            for line in describe(measure_curve(config, say)):
+                say(f"curve: {line}")
+        case ["--help" | "-h"]:
+            print(__doc__)
+        case arguments:
+            given = f"{arguments[0]!r} is unknown" if arguments else "no command is given"
+            raise InputError(f"{given}: put one of encode, decode, curve first, and see python jobs/compress.py --help")
+
+
+if __name__ == "__main__":
+    run(main)

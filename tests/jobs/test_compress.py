@@ -1,0 +1,205 @@
+"""jobs/compress.py: files that another process decodes bit for bit, wrong ones in a sentence, and the curve's numbers."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from synthetic_shards import write_dataset
+from test_command_lines import ROOT, run_job
+
+from ddpm_core import images, rng
+from ddpm_core.checkpoint import write_checkpoint
+from ddpm_core.diffusion import DiffusionConfig
+from ddpm_core.unet import UNet, UNetConfig
+
+SIZE = 8
+
+
+DECODE = """
+import hashlib, sys
+from pathlib import Path
+import torch
+from ddpm_core.checkpoint import open_checkpoint
+from ddpm_core.codec import Codec
+from ddpm_core.codec_format import read_header
+from ddpm_core.unet import UNet
+checkpoint = open_checkpoint(Path(sys.argv[1]))
+network = UNet(checkpoint.unet_config())
+network.load_state_dict(checkpoint.weights())
+files = [path.read_bytes() for path in sorted(Path("coded").iterdir())]
+header, _ = read_header(files[0], "file")
+process = checkpoint.diffusion_config().build()
+decoded = Codec(process, network.double().eval(), header.shape, header.model).decode(files)
+print(torch.get_num_threads(), *(hashlib.sha256(image.pixels.numpy().tobytes()).hexdigest() for image in decoded))
+"""
+
+
+def make_checkpoint(folder: Path, seed: int) -> Path:
+    """A network of random weights whose outputs are of order 1: it codes badly, and exactly."""
+    config = UNetConfig(image_size=SIZE, in_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet(config)
+        torch.nn.init.normal_(network.conv_out.weight, std=0.05)
+    weights = dict(network.state_dict())
+    facts = {"unet": asdict(config), "diffusion": asdict(DiffusionConfig(num_timesteps=100, beta_end=0.15))}
+    saved = {"step": 7, "model": weights, "ema": weights, "optimizer": {}}
+    return Path(str(write_checkpoint(folder / f"random-{seed}", saved, facts, []).path))
+
+
+def smooth_pixels(count: int) -> np.ndarray:
+    """uint8 [count, 8, 8, 1]: slopes with a little noise."""
+    noise = 0.02 * rng.normal(0, "noise", torch.arange(count), 0, (1, SIZE, SIZE))
+    slopes = torch.linspace(-0.8, 0.8, SIZE) * torch.linspace(-1, 1, count)[:, None, None, None]
+    return images.to_uint8(slopes + noise).numpy()
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
+    """(a checkpoint, the images that lie beside it as PNG)."""
+    monkeypatch.chdir(tmp_path)
+    pixels = smooth_pixels(3)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"slope{number}.png")
+    return make_checkpoint(tmp_path, 0), pixels
+
+
+def test_another_process_with_other_threads_and_batches_decodes_the_images(
+    made: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, pixels = made
+    encode = ["encode", "--run", str(model), "--images", "images", "--output", "coded", "--steps", "8"]
+    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
+    assert f"encode: 3 images, {size} bytes, {8 * size / pixels.size:.3f} bits/dim" in capsys.readouterr().out
+    decode = ["decode", "--run", str(model), "--files", "coded", "--output", "back", "--batch-size", "2"]
+    assert run_job(monkeypatch, "compress.py", *decode) == 0
+    for number, image in enumerate(pixels):
+        with Image.open(tmp_path / "back" / f"slope{number}.png") as back:
+            assert np.array_equal(np.asarray(back), image[..., 0])
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE, str(model)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["2", *(hashlib.sha256(image.tobytes()).hexdigest() for image in pixels)], done.stderr
+
+
+def test_wrong_files_end_with_2_and_one_sentence_and_write_nothing(
+    made: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, _ = made
+    encode = ["encode", "--run", str(model), "--images", "images/slope0.png", "--output", "coded", "--steps", "8"]
+    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    capsys.readouterr()
+    data = (tmp_path / "coded" / "slope0.x0").read_bytes()
+    other = make_checkpoint(tmp_path, 1)
+
+    def refused(content: bytes, said: str, run: Path = model) -> None:
+        (tmp_path / "file.x0").write_bytes(content)
+        decode = ["decode", "--run", str(run), "--files", "file.x0", "--output", "back"]
+        assert run_job(monkeypatch, "compress.py", *decode) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: file ")
+        assert said in captured.err
+        assert captured.err.count("\n") == 1
+        assert not (tmp_path / "back").exists()
+
+    refused(data[:-3], f"is cut after {len(data) - 3} bytes")
+    refused(data[:24] + bytes([data[24] ^ 1]) + data[25:], "is damaged somewhere after byte")
+    refused(data, "was coded by another model", other)
+    refused(data[:4] + b"\x02" + data[5:], "is of version 2 of the format, not 1")
+    refused(b"GIF89a", "is not a coded image")
+    (tmp_path / "cut.x0").write_bytes(data[: len(data) - 20])
+    partial = ["decode", "--run", str(model), "--files", "cut.x0", "--output", "back", "--partial", "--frames"]
+    assert run_job(monkeypatch, "compress.py", *partial) == 0
+    names = {path.name for path in (tmp_path / "back").iterdir()}
+    assert {"cut.png", "cut-20.png"} <= names
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ("large.png", "is 9x8 of mode L, but this network codes 8x8 of mode L"),
+        ("colour.png", "is 8x8 of mode RGB, but this network codes 8x8 of mode L"),
+        ("broken.png", "cannot be read"),
+        ("nowhere.png", "does not exist"),
+        ("empty", "holds no images"),
+        ("images/slope0.png images", "would both be written as 'slope0'"),
+    ],
+)
+def test_images_that_would_not_come_back_are_refused(
+    images: str,
+    said: str,
+    made: tuple[Path, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    Image.new("L", (9, 8)).save(tmp_path / "large.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "colour.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "large.png").read_bytes()[:40])
+    (tmp_path / "empty").mkdir()
+    encode = ["encode", "--run", str(made[0]), "--images", *images.split(), "--output", "coded"]
+    assert run_job(monkeypatch, "compress.py", *encode) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (tmp_path / "coded").exists()
+
+
+def test_a_curve_states_what_files_weigh_and_show(
+    made: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, pixels = made
+    write_dataset(tmp_path / "shards", pixels, [len(pixels)])
+    options = ["--data", "shards", "--images", "3", "--steps", "8", "--theory-steps", "10", "--output", "curve"]
+    assert (
+        run_job(
+            monkeypatch,
+            "compress.py",
+            "curve",
+            "--run",
+            str(model),
+            *options[:-4],
+            "--theory-steps",
+            "101",
+            "--output",
+            "curve",
+        )
+        == 2
+    )
+    assert "steps is 101: it must lie in 2..100" in capsys.readouterr().err
+    assert run_job(monkeypatch, "compress.py", "curve", "--run", str(model), *options) == 0
+    said = capsys.readouterr().out
+    curve = json.loads((tmp_path / "curve" / "curve.json").read_text())
+    encode = ["encode", "--run", str(model), "--images", "images", "--output", "coded", "--steps", "8"]
+    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
+    assert curve["lossless"]["coded"] == pytest.approx(8 * size / pixels.size, rel=1e-12)
+    account = curve["account"]
+    # A file's last bits fill up a byte.
+    assert account["header"] + account["lossy"] + account["decoder"] == pytest.approx(
+        8 * size / pixels.size, abs=8 / 64
+    )
+    rates = [point["rate"] for point in curve["coded"]]
+    assert rates == sorted(rates)
+    assert rates[-1] < curve["lossless"]["coded"]
+    assert rates[0] == pytest.approx(8 * 20 / 64)  # the header alone
+    assert {point["quality"] for point in curve["lossy"]["JPEG"]} >= {5, 95}
+    theory = curve["theory"]
+    assert theory["total"] == pytest.approx(theory["lossy"] + theory["decoder"], rel=1e-12)
+    assert len(theory["t"]) == len(theory["rate"]) == len(theory["rmse"])
+    assert curve["overhead"]["total"] == pytest.approx(curve["lossless"]["coded"] / theory["total"] - 1, rel=1e-12)
+    assert f"lossless {curve['lossless']['coded']:.3f} bits/dim" in said
+    drawing = (tmp_path / "curve" / "curve.svg").read_text()
+    assert "<svg" in drawing
+    assert 'href="http' not in drawing
