@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core import images, rng
+from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.codec import DEFAULT_STEPS, Codec, Coded, Decoded
 from ddpm_core.codec_chain import spread_timesteps
 from ddpm_core.commit import committed_file, write_json
@@ -21,11 +22,13 @@ from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.inception import full_float32
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
+from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
 from pipelines.compression import ModelConfig
 from pipelines.locations import absolute, location
 from pipelines.progress import Progress, Say
 from pipelines.shards import ShardedDataset
+from pipelines.tracking import Tracker, default_uri, flatten
 
 QUALITIES = (5, 10, 20, 35, 50, 70, 85, 95)
 BUDGETS = 16  # sizes that files are cut to
@@ -47,6 +50,8 @@ class CurveConfig(ModelConfig):
     """Timesteps of the theory's chain: all by default, as in the paper; fewer are quicker and a looser bound."""
     seed: int = 0
     """Of the choice of images, the shared noise and the theory's noise."""
+    experiment: str = "ddpm"
+    """The MLflow experiment that the curve is kept in, for the report."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,8 +60,11 @@ class CurveConfig(ModelConfig):
 
 
 def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str, Any]:
-    """Code, cut and decode; write curve.json and curve.svg; return what the former holds. InputError where images and
-    network do not fit, or there are too few. Rates are bits/dim with headers; RMSE is on 0..255, over all images."""
+    """Code, cut and decode; write curve.json and curve.svg, the former into MLflow too; return what it holds.
+
+    InputError where images and network do not fit, or there are too few. Rates are bits/dim with headers; RMSE is on 0..255,
+    over all images.
+    """
     codec, checkpoint, network = config.load()
     dataset = ShardedDataset.open(location(config.data, option="--data"))
     if config.images > len(dataset):
@@ -95,7 +103,26 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
     write_json(output / "curve.json", curve)
     with committed_file(output / "curve.svg") as temporary:
         _draw(curve).savefig(temporary, format="svg", metadata={"Date": None})
+    _record(config, checkpoint, curve)
     return curve
+
+
+def _record(config: CurveConfig, checkpoint: Checkpoint, curve: dict[str, Any]) -> None:
+    """Into an MLflow run of its own, below the training's."""
+    storage = absolute(config.storage, option="--storage")
+    tracker = Tracker(config.tracking_uri or default_uri(storage), config.experiment, storage)
+    name, mark = checkpoint.path.parent.name, fingerprint(curve["protocol"])
+    train_run = tracker.find("train", name)
+    run = tracker.run(
+        "compression",
+        f"{name}-compression-{mark[:6]}",
+        mark,
+        params=flatten(curve["protocol"]),
+        tags={"ddpm.data": curve["protocol"]["data"]},
+        parent=train_run.run_id if train_run else None,
+    )
+    run.log_json("compression/curve.json", curve)
+    run.finish()
 
 
 def _theory(

@@ -24,7 +24,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
 from pipelines.locations import Location
 
-Kind = Literal["train", "evaluate", "likelihood", "sweep"]
+Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
 BATCH = 100  # MLflow's limit for parameters a call; for metrics it is 1,000
 
 for name in ("mlflow", "alembic"):

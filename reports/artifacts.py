@@ -8,6 +8,7 @@ from typing import Any
 
 from reports.entities import (
     BitsPerDim,
+    Compression,
     DataCard,
     GridLayout,
     Likelihood,
@@ -95,6 +96,28 @@ def bits_per_dim(result: Mapping[str, Any]) -> BitsPerDim:
         prior=known("prior_bpd"),
         rmse=known("rmse"),
         curves=None if curves is None else _curves(curves),
+    )
+
+
+def compression(mark: str, curve: Mapping[str, Any]) -> Compression:
+    """compression/curve.json."""
+
+    def points(found: list[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
+        return tuple((float(point["rate"]), float(point["rmse"])) for point in found)
+
+    protocol, theory = curve["protocol"], curve["theory"]
+    return Compression(
+        fingerprint=mark,
+        step=int(protocol["step"]),
+        data=str(protocol["data"]),
+        images=int(protocol["images"]),
+        steps=int(protocol["steps"]),
+        coded=points(curve["coded"]),
+        theory=tuple(zip(map(float, theory["rate"]), map(float, theory["rmse"]), strict=True)),
+        others={str(name): points(found) for name, found in curve["lossy"].items()},
+        lossless={str(name): float(rate) for name, rate in curve["lossless"].items()},
+        bound=float(theory["total"]),
+        overhead={name: float(curve["overhead"][name]) for name in ("lossy", "total")},
     )
 
 

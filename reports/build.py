@@ -14,6 +14,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from reports import charts, commands, samples, tables
 from reports.charts import Chart
+from reports.compression import CompressionSection, compression_section
 from reports.conclusions import Answer, answer, metric_name
 from reports.entities import ExperimentRecord, TrainingRun
 from reports.formatting import NOT_MEASURED, count, counted
@@ -74,6 +75,7 @@ class Report:
     training: tuple[Chart, ...]
     paper: tuple[PaperTable, ...]
     likelihood: LikelihoodSection
+    compression: CompressionSection
     sweeps: tuple[SweepSection, ...]
     making: Making
 
@@ -139,6 +141,7 @@ def compose(store: Store, record: ExperimentRecord, watts: float | None = None) 
         training=training_charts(store, drawn, of=sum(not run.foreign for run in record.runs)) if drawn else (),
         paper=beside,
         likelihood=likelihood_section(record, lead),
+        compression=compression_section(lead),
         sweeps=sweeps,
         making=making_of(store, record, lead, [ranking.protocol for ranking in rankings], watts),
     )

@@ -28,6 +28,13 @@ def likelihood(run: TrainingRun, *options: str) -> str:
     return f"python jobs/evaluate.py likelihood --run {shlex.quote(run.name)}{_storage(run)}{_joined(options)}"
 
 
+def compression(run: TrainingRun) -> str:
+    """Coded files beside the theory."""
+    return (
+        f"python jobs/compress.py curve --run {shlex.quote(run.name)} --data TEST_SHARDS --output curve{_storage(run)}"
+    )
+
+
 def train(preset: str, *options: str) -> str:
     """A training of a preset on shards to be named."""
     return f"python {_JOBS[preset]} --shards SHARDS{_joined(options)}"

@@ -98,6 +98,24 @@ class Likelihood:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compression:
+    """Coded files of some images: points (bits/dim, RMSE on 0..255) of the files cut, of the theory and of other formats;
+    `lossless` bits/dim by format, the codec's own as "coded"; `overhead` over the bound, of the lossy part and in total."""
+
+    fingerprint: str
+    step: int
+    data: str
+    images: int
+    steps: int
+    coded: tuple[tuple[float, float], ...]
+    theory: tuple[tuple[float, float], ...]
+    others: Mapping[str, tuple[tuple[float, float], ...]]
+    lossless: Mapping[str, float]
+    bound: float
+    overhead: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureGrid:
     """A picture of what a checkpoint does: `rows` x `columns` tiles of `tile` = (height, width) pixels without gaps."""
 
@@ -143,6 +161,7 @@ class TrainingRun:
     sheet: GridLayout | None = None  # of the contact sheet
     evaluations: tuple[Evaluation, ...] = ()
     likelihoods: tuple[Likelihood, ...] = ()
+    compressions: tuple[Compression, ...] = ()
     foreign: bool = False
 
     @property

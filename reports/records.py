@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from mlflow.entities import Run
@@ -13,14 +14,17 @@ from mlflow.entities import Run
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG, Protocol
 from reports import artifacts
-from reports.entities import Checkpoint, Evaluation, ExperimentRecord, Likelihood, Sweep, TrainingRun
+from reports.entities import Checkpoint, Compression, Evaluation, ExperimentRecord, Likelihood, Sweep, TrainingRun
 from reports.store import Series, Store, public_uri
 
 ALARM_TAG = "ddpm.alarm"
+MEASURING = ("evaluate", "likelihood", "compression")
 PARENT_TAG = "mlflow.parentRunId"
 _SAMPLE_NAME = re.compile(r"samples/step-(\d+)\.png")
 _LIKELIHOOD_NAME = re.compile(r"likelihood/step-\d+\.json")
-_MEASUREMENT = re.compile(r"-(eval|likelihood)-[0-9a-f]+$")  # the end of a measurement's name, after its run's
+_MEASUREMENT = re.compile(
+    r"-(eval|likelihood|compression)-[0-9a-f]+$"
+)  # the end of a measurement's name, after its run's
 Entity = TypeVar("Entity")
 
 
@@ -38,7 +42,7 @@ def read_experiment(store: Store, experiment: str, only: str | None = None) -> E
     of_kind: dict[str, list[Run]] = {}
     for run in found:
         of_kind.setdefault(run.data.tags.get(KIND_TAG, ""), []).append(run)
-    training, measuring = of_kind.get("train", []), [*of_kind.get("evaluate", []), *of_kind.get("likelihood", [])]
+    training, measuring = of_kind.get("train", []), [run for kind in MEASURING for run in of_kind.get(kind, [])]
     foreign: dict[str, list[Run]] = {}  # weights from elsewhere: measured, and trained by nobody here
     for run in measuring:
         if PARENT_TAG not in run.data.tags:
@@ -112,6 +116,7 @@ class _Reader:
             sheet=self._parsed(run, "data/contact_sheet.json", artifacts.grid_layout),
             evaluations=self._evaluations(children),
             likelihoods=self._likelihoods(children),
+            compressions=self._compressions(children),
         )
 
     def foreign(self, name: str, children: Sequence[Run]) -> TrainingRun:
@@ -124,6 +129,7 @@ class _Reader:
             latest={},
             evaluations=self._evaluations(children),
             likelihoods=self._likelihoods(children),
+            compressions=self._compressions(children),
             foreign=True,
         )
 
@@ -163,6 +169,16 @@ class _Reader:
             metrics=frozenset(run.data.metrics),
             alarm=run.data.tags.get(ALARM_TAG, "").strip(),
         )
+
+    def _compressions(self, children: Sequence[Run]) -> tuple[Compression, ...]:
+        found = [
+            self._parsed(
+                child, "compression/curve.json", partial(artifacts.compression, child.data.tags[FINGERPRINT_TAG])
+            )
+            for child in children
+            if child.data.tags[KIND_TAG] == "compression"
+        ]
+        return tuple(each for each in found if each is not None)
 
     def likelihood(self, run: Run) -> Likelihood | None:
         protocol = self._json(run, "likelihood/protocol.json")

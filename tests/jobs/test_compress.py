@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 from synthetic_shards import write_dataset
 from test_command_lines import ROOT, run_job
@@ -181,6 +182,10 @@ def test_a_curve_states_what_files_weigh_and_show(
     assert run_job(monkeypatch, "compress.py", "curve", "--run", str(model), *options) == 0
     said = capsys.readouterr().out
     curve = json.loads((tmp_path / "curve" / "curve.json").read_text())
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (kept,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
+    text = Path(client.download_artifacts(kept.info.run_id, "compression/curve.json")).read_text()
+    assert json.loads(text) == curve  # what the report reads
     encode = ["encode", "--run", str(model), "--images", "images", "--output", "coded", "--steps", "8"]
     assert run_job(monkeypatch, "compress.py", *encode) == 0
     size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())

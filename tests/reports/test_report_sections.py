@@ -34,7 +34,7 @@ def full() -> Page:
 
 def test_a_checkpoint_shows_everything_that_was_measured_of_it(full: Page) -> None:
     (rows,) = full.tables(f"Checkpoints by fd_digits (protocol {DIGITS.fingerprint})")
-    assert rows[0][5:10] == ["5.20 ± 0.10", "8.50", "0.0100", "0.6000", "0.5000"]
+    assert rows[0][5:10] == ["5.20 ± 0.10", "8.50", "0.01000", "0.6000", "0.5000"]
     assert rows[2][6:10] == ["not measured"] * 4  # of the run that was evaluated without them
 
 
@@ -257,3 +257,38 @@ def test_a_run_of_two_thousand_checkpoints_gives_one_page_of_them() -> None:
     assert page.root.all("h1")[0].text == "Step 150,000 has the lowest fd_digits, 10.00"
     assert "1,800 further rows are in MLflow only." in page.text
     assert len(page.source) < 2_000_000
+
+
+def test_coded_files_stand_beside_their_bound_and_other_formats() -> None:
+    writer_of("uncompressed").train("tiny-coded")
+    command = "python jobs/compress.py curve --run tiny-coded --data TEST_SHARDS"
+    assert command in page_of("uncompressed").section("Compression").text
+    writer = writer_of("compressed")
+    run = writer.train("tiny-coded")
+    curve = {
+        "protocol": {"step": 300, "data": "digits-test", "images": 4, "steps": 50},
+        "coded": [{"rate": 0.5, "rmse": 20.0}, {"rate": 4.0, "rmse": 1.0}],
+        "theory": {"rate": [4.2, 0.4], "rmse": [0.9, 20.0], "total": 5.0},
+        "lossy": {
+            "JPEG": [{"rate": 1.0, "rmse": 30.0, "quality": 5}],
+            "WEBP": [{"rate": 1.1, "rmse": 25.0, "quality": 5}],
+        },
+        "lossless": {"coded": 5.25, "png": 6.0, "webp": 4.75},
+        "overhead": {"lossy": 0.096, "total": 0.05},
+    }
+    writer.json(
+        writer.run("compression", "tiny-coded-compression-abcdef", {"mlflow.parentRunId": run}),
+        "compression/curve.json",
+        curve,
+    )
+    page = page_of("compressed")
+    section = page.section("Compression")
+    assert len(section.all("svg")) == 1
+    (rows,) = page.tables("Bits/dim of whole images")
+    assert rows == [
+        ["WebP, lossless", "4.750", "-5.0 %"],
+        ["these files", "5.250", "+5.0 %"],
+        ["PNG", "6.000", "+20.0 %"],
+        ["the variational bound", "5.000", ""],
+    ]
+    assert "+9.6 % above L₁ + … + L_T" in section.text
