@@ -9,6 +9,7 @@ first-order term,
 Leaving samples out keeps S1 inside its range, so where M is singular its pseudo-inverse is the right one.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev, variance
@@ -125,6 +126,7 @@ def difference_interval(one: Sequence[float], other: Sequence[float], level: flo
     return difference - reach, difference + reach
 
 
+@functools.cache
 def student_t_quantile(p: float, dof: float | int) -> float:
     """The p-quantile of Student's t, p in (0, 1), dof >= 1, to 1e-8 relative for p <= 0.9995.
 

@@ -48,6 +48,7 @@ def second_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real))
 
 
+@pytest.mark.slow
 def test_distances_and_score_of_real_images_are_those_of_numpy_and_scipy(
     cifar: dict[str, ShardedDataset], shared_data: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def squared_norm(tensors: Mapping[str, Tensor]) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors.values())
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_takes_the_steps_of_a_plain_loop_over_diffusers_network(
     cifar: ShardedDataset, pixels: np.ndarray, tmp_path: Path
 ) -> None:

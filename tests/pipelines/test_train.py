@@ -316,6 +316,7 @@ def test_a_run_that_is_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
     assert logged(resumed, tmp_path) == [(step, loss) for step, loss, _ in losses(long_run)]
 
 
+@pytest.mark.slow
 def test_a_run_in_an_object_store_is_the_same_run(
     undisturbed: TrainResult, digits: ShardedDataset, s3_bucket: str, tmp_path: Path
 ) -> None:
