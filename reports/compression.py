@@ -65,7 +65,7 @@ def _table(shown: Compression) -> Table:
     return Table(
         caption=(
             f"Bits/dim of whole images, bit for bit: {count(shown.images)} of {shown.data}; the lossy part of these files is "
-            f"{100 * shown.overhead['lossy']:+.1f} % above L₁ + … + L_T (protocol {shown.fingerprint})"
+            f"{100 * shown.overhead['lossy']:.1f} % above L₁ + … + L_T (protocol {shown.fingerprint})"
         ),
         columns=(
             Column(title="Format"),

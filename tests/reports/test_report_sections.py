@@ -291,4 +291,4 @@ def test_coded_files_stand_beside_their_bound_and_other_formats() -> None:
         ["PNG", "6.000", "+20.0 %"],
         ["the variational bound", "5.000", ""],
     ]
-    assert "+9.6 % above L₁ + … + L_T" in section.text
+    assert "9.6 % above L₁ + … + L_T" in section.text
