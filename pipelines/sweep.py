@@ -172,7 +172,8 @@ def conclude(
     """What a sweep came to, into MLflow and its manifest."""
     metric = next((outcome.metric for outcome in outcomes if outcome.metric), "distance")
     said = {label: point.paper for label, point in points.items() if point.paper}
-    facts = summary([outcome for outcome in outcomes if outcome.status == "finished"], metric, said)
+    choice = next((label for label, point in points.items() if point.chosen), None)
+    facts = summary([outcome for outcome in outcomes if outcome.status == "finished"], metric, choice)
     rows = [
         {
             **asdict(outcome),

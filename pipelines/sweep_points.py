@@ -18,11 +18,13 @@ MATCHED: tuple[Schedule, ...] = ("quad", "const")  # solved besides for the end 
 
 @dataclass(frozen=True)
 class Point:
-    """One variant: its configuration, what differs in it by option, and what the paper says of it, if anything."""
+    """One variant: its configuration, what differs in it by option, what the paper says of it, if anything, and whether it
+    is the paper's choice."""
 
     config: TrainConfig
     values: Mapping[str, str]
     paper: str = ""
+    chosen: bool = False
 
 
 def schedule_points(train: TrainConfig, schedules: Sequence[Schedule], matched: bool) -> dict[str, Point]:
@@ -46,8 +48,9 @@ def diffusion_point(train: TrainConfig, diffusion: DiffusionConfig) -> Point:
     values: dict[str, str] = {"diffusion.schedule": diffusion.schedule}
     if diffusion.beta_end != train.diffusion.beta_end:
         values["diffusion.beta_end"] = f"{diffusion.beta_end:.6g}"
-    chosen = "the paper chose it among constant, linear and quadratic ones" if diffusion.schedule == "linear" else ""
-    return Point(replace(train, diffusion=diffusion), values, chosen)
+    linear = diffusion.schedule == "linear"
+    said = "chosen among constant, linear and quadratic ones" if linear else ""
+    return Point(replace(train, diffusion=diffusion), values, said, chosen=linear)
 
 
 def ablation_points(train: TrainConfig) -> dict[str, Point]:
@@ -73,7 +76,10 @@ def ablation_points(train: TrainConfig) -> dict[str, Point]:
         unet = replace(train.unet, out_channels=2 * train.unet.in_channels) if learned else train.unet
         values = {"mean_type": mean_type, "loss_type": loss_type, "var_type": var_type}
         points[label] = Point(
-            replace(train, unet=unet, diffusion=diffusion), {f"diffusion.{k}": v for k, v in values.items()}, paper
+            replace(train, unet=unet, diffusion=diffusion),
+            {f"diffusion.{k}": v for k, v in values.items()},
+            paper,
+            chosen=label == "eps L_simple",
         )
     return points
 

@@ -86,15 +86,16 @@ def halve(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return stopped
 
 
-def summary(outcomes: Sequence[Outcome], metric: str, papers: Mapping[str, str]) -> dict[str, Any]:
-    """Standings, the winner's difference to each other point with its 95 % interval, and both in words."""
+def summary(outcomes: Sequence[Outcome], metric: str, choice: str | None = None) -> dict[str, Any]:
+    """Standings, the winner's difference to each other point with its 95 % interval, and both in words. choice: the point
+    that the paper chose."""
     ranking = standings(outcomes)
     comparisons = [compared(ranking[0], other, outcomes) for other in ranking[1:]]
     return {
         "metric": metric,
         "standings": [asdict(standing) for standing in ranking],
         "comparisons": comparisons,
-        "conclusion": conclude(ranking, comparisons, metric, papers),
+        "conclusion": conclude(ranking, comparisons, metric, choice),
     }
 
 
@@ -118,9 +119,9 @@ def compared(best: Standing, other: Standing, outcomes: Sequence[Outcome]) -> di
 
 
 def conclude(
-    ranking: Sequence[Standing], comparisons: Sequence[Mapping[str, Any]], metric: str, papers: Mapping[str, str]
+    ranking: Sequence[Standing], comparisons: Sequence[Mapping[str, Any]], metric: str, choice: str | None
 ) -> str:
-    """Which point wins, by how much, with what certainty, and what the paper says of it."""
+    """Which point wins, by how much, with what certainty, and whether that agrees with the paper."""
     if not ranking:
         return "no point has a result"
     best = ranking[0]
@@ -129,19 +130,31 @@ def conclude(
     if not comparisons:
         return f"{text}; there is nothing to compare it with"
     first = comparisons[0]
-    text += f"; {first['point']} is {first['difference']:.2g} above"
+    text += f"; {first['point']} is {first['difference']:.3g} above"
     if first["low"] is None:
         text += ", and nothing says whether that is more than noise"
     else:
-        text += f" (95 % interval {first['low']:.2g} to {first['high']:.2g})"
+        text += f" (95 % interval {first['low']:.3g} to {first['high']:.3g})"
         level = [each["point"] for each in comparisons if each["apart"] is False]
         text += (
             f"; not to be told apart from it: {', '.join(level)}" if level else "; all others are above it for certain"
         )
         if best.seeds == 1:
             text += ", as far as the samples' noise goes: one seed says nothing of the training's"
-    said = papers.get(best.point, "")
-    return f"{text}. {best.point}: {said}" if said else text
+    return f"{text}. {agreement(best, comparisons, choice)}" if choice else text
+
+
+def agreement(best: Standing, comparisons: Sequence[Mapping[str, Any]], choice: str) -> str:
+    """What the outcome means for the paper's choice."""
+    if best.point == choice:
+        sure = all(each["apart"] for each in comparisons)
+        return f"The paper chose {choice} too" + ("" if sure else ", which this sweep supports without proving it")
+    theirs = next((each for each in comparisons if each["point"] == choice), None)
+    if theirs is None:
+        return f"The paper chose {choice}, which has no result here"
+    if theirs["apart"]:
+        return f"The paper chose {choice}, which is {theirs['difference']:.3g} above here: that does not agree"
+    return f"The paper chose {choice}, which this sweep does not tell apart from it: that is no disagreement"
 
 
 def spread(standing: Standing) -> str:

@@ -44,7 +44,6 @@ def test_the_difference_of_points_with_seeds_is_welchs() -> None:
             for i, value in enumerate(values)
         ],
         "fd",
-        {},
     )
     first, second = sorted((a, b), key=np.mean)
     wanted = scipy.stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
@@ -63,16 +62,20 @@ def test_the_mean_is_ranked_never_the_best_of_the_seeds() -> None:
 
 
 def test_words_say_no_more_than_the_numbers() -> None:
-    alone = summary([outcome("a", 1.0, 0.1)], "fd", {})
+    alone = summary([outcome("a", 1.0, 0.1)], "fd")
     assert alone["conclusion"] == "a has the lowest fd, 1 (1 seed); there is nothing to compare it with"
-    level = summary([outcome("a", 1.0, 0.3), outcome("b", 1.2, 0.3)], "fd", {"a": "the paper's"})
-    assert "b is 0.2 above (95 % interval -0.22 to 0.62); not to be told apart from it: b" in level["conclusion"]
+    level = summary([outcome("a", 1.0, 0.3), outcome("b", 1.2, 0.3)], "fd", "a")
+    assert "b is 0.2 above (95 % interval -0.224 to 0.624); not to be told apart from it: b" in level["conclusion"]
     assert "one seed says nothing of the training's" in level["conclusion"]
-    assert level["conclusion"].endswith("a: the paper's")
-    apart = summary([outcome("a", 1.0, 0.1), outcome("b", 2.0, 0.1)], "fd", {})
+    assert level["conclusion"].endswith("The paper chose a too, which this sweep supports without proving it")
+    apart = summary([outcome("a", 1.0, 0.1), outcome("b", 2.0, 0.1)], "fd", "b")
+    assert apart["conclusion"].endswith("The paper chose b, which is 1 above here: that does not agree")
+    near = summary([outcome("a", 1.0, 0.3), outcome("b", 1.2, 0.3)], "fd", "b")
+    assert near["conclusion"].endswith("does not tell apart from it: that is no disagreement")
+    assert summary([outcome("a", 1.0), outcome("b", 2.0)], "fd", "c")["conclusion"].endswith("no result here")
     assert "all others are above it for certain" in apart["conclusion"]
-    assert "nothing says" in summary([outcome("a", 1.0), outcome("b", 2.0)], "fd", {})["conclusion"]
-    assert conclude([], [], "fd", {}) == "no point has a result"
+    assert "nothing says" in summary([outcome("a", 1.0), outcome("b", 2.0)], "fd")["conclusion"]
+    assert conclude([], [], "fd", None) == "no point has a result"
 
 
 def test_a_space_is_every_combination_and_addressed_draws() -> None:
