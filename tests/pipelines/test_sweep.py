@@ -198,13 +198,13 @@ def test_a_sweep_goes_on_where_its_driver_was_killed(digits: ShardedDataset, tmp
     command = [sys.executable, "-c", DRIVER.format(imported=IMPORTED), str(digits.path), str(tmp_path / "a")]
     first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: list((tmp_path / "a" / "sweep").rglob("*-seed-0.json")))  # one trial is known
+        wait_for(lambda: list((tmp_path / "a" / "sweep").rglob("*-seed-0.json")), 400)  # one trial is known
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     (known, *_) = (tmp_path / "a" / "sweep").rglob("*-seed-0.json")
     stamp = known.stat().st_mtime_ns
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=500)
     assert known.stat().st_mtime_ns == stamp
     (manifest,) = (tmp_path / "a" / "sweep").glob("*/manifest.json")
     again = json.loads(manifest.read_text())
