@@ -171,8 +171,7 @@ def test_a_sweep_that_cannot_be_is_refused(
 
 
 DRIVER = """
-import json, sys
-{imported}
+import sys
 import ray
 ray.init("local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=True)
 from test_sweep import points_of, schedules, training
@@ -195,8 +194,9 @@ def test_a_sweep_goes_on_where_its_driver_was_killed(digits: ShardedDataset, tmp
         (2, "quad")
     ] * 2
     assert [o.steps for o in whole.outcomes] == [6 if o.point not in rung["stopped"] else 2 for o in whole.outcomes]
-    command = [sys.executable, "-c", DRIVER.format(imported=IMPORTED), str(digits.path), str(tmp_path / "a")]
-    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", DRIVER, str(digits.path), str(tmp_path / "a")]
+    environment = {**os.environ, "PYTHONPATH": IMPORTED}
+    first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: list((tmp_path / "a" / "sweep").rglob("*-seed-0.json")), 400)  # one trial is known
     finally:
@@ -204,7 +204,7 @@ def test_a_sweep_goes_on_where_its_driver_was_killed(digits: ShardedDataset, tmp
         first.wait()
     (known, *_) = (tmp_path / "a" / "sweep").rglob("*-seed-0.json")
     stamp = known.stat().st_mtime_ns
-    subprocess.run(command, check=True, timeout=500)
+    subprocess.run(command, env=environment, check=True, timeout=500)
     assert known.stat().st_mtime_ns == stamp
     (manifest,) = (tmp_path / "a" / "sweep").glob("*/manifest.json")
     again = json.loads(manifest.read_text())
