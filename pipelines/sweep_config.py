@@ -1,5 +1,6 @@
 """What a sweep is, as a value: the three kinds of it, and what their points share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ Typed = Callable[[Sequence[str], TrainConfig], TrainConfig]  # a configuration w
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(ABC):
     """What all points of a sweep share."""
 
     train: TrainConfig
@@ -56,9 +57,9 @@ class SweepConfig:
             last, samples=self.rung_samples, chunk_size=size, batch_size=batch, progress=0, pictures=0, nearest=0
         )
 
+    @abstractmethod
     def points(self, typed: Typed) -> dict[str, Point]:
         """What is compared, by name. InputError where that cannot be."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

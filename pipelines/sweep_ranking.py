@@ -43,12 +43,25 @@ class Standing:
     high: float | None
 
 
+def measured(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Each point's trials that have a distance, none where all diverged; points in the order of their first trials."""
+    found: dict[str, list[Outcome]] = {outcome.point: [] for outcome in outcomes}
+    for outcome in outcomes:
+        if outcome.distance is not None:
+            found[outcome.point].append(outcome)
+    return found
+
+
+def distances(trials: Sequence[Outcome]) -> list[float]:
+    """Those that are there."""
+    return [trial.distance for trial in trials if trial.distance is not None]
+
+
 def standings(outcomes: Sequence[Outcome]) -> list[Standing]:
     """Of all points that have a finite distance, the lowest mean first."""
     found = []
-    for point in dict.fromkeys(outcome.point for outcome in outcomes):
-        done = [outcome for outcome in outcomes if outcome.point == point and outcome.distance is not None]
-        values = [float(outcome.distance) for outcome in done if outcome.distance is not None]
+    for point, done in measured(outcomes).items():
+        values = distances(done)
         if not values or not all(map(math.isfinite, values)):
             continue
         if len(values) > 1:
@@ -65,16 +78,13 @@ def halve(outcomes: Sequence[Outcome]) -> dict[str, str]:
     every point that is kept; diverged points stop."""
     ranked: list[tuple[float, float, float, str]] = []
     stopped = {}
-    for point in dict.fromkeys(outcome.point for outcome in outcomes):
-        done = [outcome for outcome in outcomes if outcome.point == point and outcome.distance is not None]
+    for point, done in measured(outcomes).items():
         if not done:
             stopped[point] = "every seed of it diverged"
             continue
-        mean = fmean(float(outcome.distance) for outcome in done if outcome.distance is not None)
-        bounds = [(outcome.low, outcome.high) for outcome in done]
-        lows = [low if low is not None else -math.inf for low, _ in bounds]
-        highs = [high if high is not None else math.inf for _, high in bounds]
-        ranked.append((mean, fmean(lows), fmean(highs), point))
+        lows = [-math.inf if outcome.low is None else outcome.low for outcome in done]
+        highs = [math.inf if outcome.high is None else outcome.high for outcome in done]
+        ranked.append((fmean(distances(done)), fmean(lows), fmean(highs), point))
     ranked.sort()
     kept = ranked[: math.ceil(len(ranked) / 2)]
     bar, name = max(((high, point) for _, _, high, point in kept), default=(math.inf, ""))
@@ -106,11 +116,8 @@ def compared(best: Standing, other: Standing, outcomes: Sequence[Outcome]) -> di
     difference = other.mean - best.mean
     low = high = None
     if best.seeds > 1 and other.seeds > 1:
-        theirs, ours = (
-            [float(o.distance) for o in outcomes if o.point == standing.point and o.distance is not None]
-            for standing in (other, best)
-        )
-        low, high = difference_interval(theirs, ours)
+        of_point = measured(outcomes)
+        low, high = difference_interval(distances(of_point[other.point]), distances(of_point[best.point]))
     elif None not in (best.low, best.high, other.low, other.high):
         reach = math.hypot(*(float((s.high or 0.0) - (s.low or 0.0)) / 2.0 for s in (best, other)))
         low, high = difference - reach, difference + reach
