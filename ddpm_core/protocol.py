@@ -9,6 +9,7 @@ INCEPTION = "inception-2015-12-05"
 
 # MLflow tags that the pipelines write and the reports read.
 KIND_TAG = "ddpm.kind"  # train | evaluate | likelihood | sweep
+ALARM_TAG = "ddpm.alarm"  # what a person must know of a run, in sentences; empty where all is well
 FINGERPRINT_TAG = "ddpm.fingerprint"  # of the configuration (train, sweep) or the protocol (evaluate)
 
 

@@ -1,6 +1,6 @@
 """What every command line here shares: typed options, one sentence for an error, exit codes.
 
-0 done, 1 failed or diverged, 2 wrong input, 130 interrupted.
+0 done, 1 failed or diverged, 2 wrong input, 3 done with an alarm, 130 interrupted.
 """
 
 import contextlib

@@ -20,6 +20,7 @@ from pipelines.locations import Location
 from pipelines.progress import Say
 from pipelines.results import Evaluation, describe_values, read_evaluation
 from pipelines.saving import mark_best, saved_steps
+from pipelines.selection import chosen_checkpoints
 
 __all__ = ["EvaluateConfig", "EvaluateResult", "evaluate"]
 
@@ -67,7 +68,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     calibration; before anything is sampled.
     """
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
-        evaluator = Evaluator(config, pool, say)
+        evaluator = Evaluator(config, *chosen_checkpoints(config), pool, say)
         chosen = evaluator.evaluate(evaluator.checkpoints, config.noise)
         evaluations, test = chosen["train"], chosen.get("test", ())
         result = EvaluateResult(evaluator.run_ids[config.noise], evaluations, None, test)

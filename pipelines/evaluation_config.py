@@ -1,7 +1,9 @@
 """What an evaluation is, as a value."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from ddpm_core.errors import InputError
 from ddpm_core.samplers import Method, Spacing
@@ -14,8 +16,9 @@ Purpose = Literal["selection", "report"]
 class EvaluateConfig:
     """Which checkpoints to evaluate, by which protocol, with how many workers."""
 
-    run: str | None = None
-    """A training run, by its name, its MLflow run id or its folder; or one checkpoint, by its MLflow model id or folder."""
+    run: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
+    """A training run, by its name, its MLflow run id or its folder; or one checkpoint, by its folder, its MLflow model id or
+    models:/NAME@best-fid."""
     checkpoints: str = "all"
     """Which of the run's: all, latest, or steps such as 1000,2000."""
     weights: str = "ema"
@@ -80,6 +83,10 @@ class EvaluateConfig:
             raise InputError(f"--nearest is {self.nearest:,} of {self.samples:,} samples: give no more than those")
         if self.samples < 2:
             raise InputError(f"--samples is {self.samples}: a covariance needs 2 or more")
+        self.check_subject()
+
+    def check_subject(self) -> None:
+        """InputError where it is not clear what is to be evaluated."""
         if self.foreign == (self.run is not None):
             raise InputError(
                 f"--run is {self.run!r} and --weights {self.weights!r}: give a run, or a folder of weights in its place"

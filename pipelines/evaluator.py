@@ -16,7 +16,7 @@ from ddpm_core.protocol import Protocol
 from pipelines.calibration import check_calibrated
 from pipelines.chunks import chunk_ranges, load_chunk
 from pipelines.evaluation_config import EvaluateConfig, Purpose
-from pipelines.fanout import Pool
+from pipelines.fanout import OutOfTime, Pool
 from pipelines.locations import absolute
 from pipelines.progress import Say
 from pipelines.progression import measure_progress, progress_timesteps
@@ -28,12 +28,12 @@ from pipelines.results import (
     Evaluation,
     describe_values,
     distance_and_interval,
+    look_at,
     measure,
     read_evaluation,
     record_samples,
 )
 from pipelines.sampling import SampleSettings, sample_checkpoints
-from pipelines.selection import find_checkpoints, import_weights
 from pipelines.shards import ShardedDataset
 from pipelines.tracking import TrackedRun, Tracker, default_uri, flatten
 
@@ -44,14 +44,13 @@ Role = Literal["train", "test"]
 class Evaluator:
     """The checkpoints of a call, what they are compared with, and how."""
 
-    def __init__(self, config: EvaluateConfig, pool: Pool, say: Say) -> None:
-        self.config, self.pool, self.say = config, pool, say
+    def __init__(
+        self, config: EvaluateConfig, name: str, checkpoints: Sequence[Checkpoint], pool: Pool, say: Say
+    ) -> None:
+        """name: the run's, whose checkpoints these are; at least one, all of one configuration."""
+        self.config, self.name, self.checkpoints, self.pool, self.say = config, name, checkpoints, pool, say
         self.storage = storage = absolute(config.storage, option="--storage")
-        uri = config.tracking_uri or default_uri(storage)
-        if config.foreign:
-            self.name, self.checkpoints = import_weights(config.weights, config.reference, storage)
-        else:
-            self.name, self.checkpoints = find_checkpoints(config.run or "", config.checkpoints, storage, uri)
+        self.uri = config.tracking_uri or default_uri(storage)
         first = self.checkpoints[0]
         given = config.reference or first.config["shards"]
         self.references: dict[Role, ShardedDataset] = {"train": open_reference(given, "--reference", first, self.name)}
@@ -69,7 +68,6 @@ class Evaluator:
         protocol = self.protocol("train", config.noise)  # refuses a sampler that cannot be
         T = first.diffusion_config().num_timesteps
         self.progress = progress_timesteps(T, protocol.sampler_steps, protocol.spacing, config.progress)
-        self.uri = uri
         self.run_ids: dict[Purpose, str] = {}  # MLflow's, of the samples compared with the training set
 
     @cached_property
@@ -81,6 +79,20 @@ class Evaluator:
     def owner(self) -> TrackedRun | None:
         """The training's MLflow run, which owns the checkpoints' models."""
         return self.tracker.find("train", self.name)
+
+    def run_name(self, protocol: Protocol) -> str:
+        """The name of the MLflow run that holds a protocol's numbers."""
+        return f"{self.name}-eval-{protocol.fingerprint[:6]}"
+
+    def folder(self, protocol: Protocol) -> Path:
+        """Of a protocol's results, one in it for each checkpoint."""
+        return self.storage / "evaluate" / self.name / protocol.fingerprint
+
+    def is_measured(self, checkpoint: Checkpoint, purpose: Purpose) -> bool:
+        """Whether finished evaluations of these very weights are there, against every reference."""
+        protocols = [self.protocol(role, purpose) for role in self.references]
+        name = checkpoint.path.name
+        return all(is_of(self.folder(protocol) / name, checkpoint, protocol, self.progress) for protocol in protocols)
 
     def samples(self, purpose: Purpose) -> Path:
         """The folder of the samples of one noise, one in it for each checkpoint."""
@@ -119,16 +131,12 @@ class Evaluator:
         removes meanwhile is left out; InputError where none remains."""
         protocols = {role: self.protocol(role, purpose) for role in self.references}
         folders = {
-            (role, c.step): self.storage / "evaluate" / self.name / protocol.fingerprint / c.path.name
+            (role, c.step): self.folder(protocol) / c.path.name
             for role, protocol in protocols.items()
             for c in checkpoints
         }
         samples = self.samples(purpose)
-        todo = [
-            c
-            for c in checkpoints
-            if not all(is_of(folders[r, c.step], c, protocols[r], self.progress) for r in protocols)
-        ]
+        todo = [c for c in checkpoints if not self.is_measured(c, purpose)]
         if todo:
             _ = self.pool.size  # before anything is written: a refusal leaves no run behind
         with self.tracked(protocols) as runs:
@@ -163,7 +171,7 @@ class Evaluator:
         for role, protocol in protocols.items():
             runs[role] = self.tracker.run(
                 "evaluate",
-                f"{self.name}-eval-{protocol.fingerprint[:6]}",
+                self.run_name(protocol),
                 protocol.fingerprint,
                 params=flatten(protocol),
                 tags={"ddpm.distance": protocol.distance, "ddpm.data": self.references[role].name},
@@ -175,10 +183,32 @@ class Evaluator:
             yield runs
         except BaseException as error:
             for run in runs.values():
-                run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                run.finish("KILLED" if isinstance(error, KeyboardInterrupt | OutOfTime) else "FAILED")
             raise
         for run in runs.values():
             run.finish()
+
+    def tracked_run(self, purpose: Purpose) -> TrackedRun | None:
+        """The MLflow run of what was compared with the training set, if there is one."""
+        return self.tracker.find("evaluate", self.run_name(self.protocol("train", purpose)))
+
+    def is_logged(self, checkpoint: Checkpoint) -> bool:
+        """Whether MLflow has the numbers of a checkpoint's selection noise, against every reference."""
+        for role in self.references:
+            protocol = self.protocol(role, "selection")
+            run = self.tracker.find("evaluate", self.run_name(protocol))
+            values = read_evaluation(self.folder(protocol) / checkpoint.path.name).values
+            if run is None or checkpoint.step not in run.logged_steps(list(values)[-1]):  # that is logged last
+                return False
+        return True
+
+    def model(self, checkpoint: Checkpoint, protocol: Protocol) -> tuple[str, str]:
+        """(run id, model id) of a checkpoint in MLflow."""
+        owner = self.owner or self.tracked_run(protocol.purpose)
+        assert owner is not None  # it was evaluated
+        sha256 = checkpoint.weights_sha256(protocol.weights)
+        name = f"{self.name}-step-{checkpoint.step}"
+        return owner.run_id, owner.checkpoint_model(name, checkpoint.step, checkpoint.path, sha256, protocol.weights)
 
     def log(self, run: TrackedRun, checkpoint: Checkpoint, protocol: Protocol, values: Mapping[str, float]) -> bool:
         """A checkpoint's numbers into MLflow; whether they are new there."""
@@ -212,6 +242,7 @@ class Evaluator:
                 values = measure(
                     samples / checkpoint.path.name, self.chunks, protocol, references[role], self.extractor
                 )
+                values |= look_at(samples / checkpoint.path.name, self.chunks, self.references[role])
                 facts = {
                     "step": checkpoint.step,
                     "protocol": asdict(protocol),

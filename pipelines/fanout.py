@@ -24,6 +24,10 @@ BEAT = 1.0  # seconds between looks for slow ones
 SILENCE = 60.0  # seconds without a worker before somebody is told
 
 
+class OutOfTime(Exception):
+    """A pool's deadline has passed; what its workers committed stays."""
+
+
 class UnitWorker(Protocol):
     """What runs in an actor: made once, it does one unit after the other."""
 
@@ -57,6 +61,7 @@ class Pool:
 
     def __init__(self, workers: int | None, cpus_per_worker: float, say: Say) -> None:
         self.workers, self.cpus, self.say = workers, cpus_per_worker, say
+        self.deadline: float | None = None  # of time.monotonic(), after which no fan-out goes on
         self.fan_outs = 0
         self.heard = time.monotonic()  # when there was last somebody to work
         self.actors: list[Any] = []
@@ -79,7 +84,8 @@ class Pool:
 
         A lost worker's unit goes to the next that is free, and the lost one joins again when Ray has restarted it; nobody
         waits for it. A unit that takes much longer than the others is given to an idle worker too, and whoever is first
-        counts. What a unit raises ends it all; InputError where a unit takes LOSSES workers with it, or none can start.
+        counts. What a unit raises ends it all; InputError where a unit takes LOSSES workers with it, or none can start;
+        OutOfTime after the deadline.
         """
         if not units:
             return
@@ -93,6 +99,8 @@ class Pool:
         took: list[float] = []
         try:
             while len(done) < len(units):
+                if self.deadline is not None and time.monotonic() >= self.deadline:
+                    raise OutOfTime
                 while self.idle and (number := self.next_unit(waiting, took)) is not None:
                     actor = self.idle.popleft()
                     answer = actor.run.remote(self.fan_outs, recipe, units[number])

@@ -7,16 +7,16 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.protocol import fingerprint
 from pipelines.chunks import load_chunk
 from pipelines.evaluator import Evaluator
-from pipelines.neighbours import look_up
+from pipelines.neighbours import Memorization, look_up
 from pipelines.pictures import Picture, PictureProtocol, draw_pictures
 from pipelines.sampling import sample_checkpoints
 
 
-def illustrate(evaluator: Evaluator, checkpoint: Checkpoint) -> None:
-    """Draw the pictures and look up the neighbours that are asked for, or find them there."""
+def illustrate(evaluator: Evaluator, checkpoint: Checkpoint) -> Memorization | None:
+    """Draw the pictures and look up the neighbours that are asked for, or find them there; what the latter say."""
     config, dataset = evaluator.config, evaluator.references["train"]
     if not (config.pictures or config.nearest):
-        return
+        return None
     protocol = evaluator.protocol("train", config.noise)
     pictures: list[Picture] = []
     memorization = None
@@ -61,6 +61,7 @@ def illustrate(evaluator: Evaluator, checkpoint: Checkpoint) -> None:
             for picture in pictures:
                 run.log_bytes(f"pictures/{name}/{picture.kind}.png", files[picture.kind])
             run.log_json(f"pictures/{name}/pictures.json", facts)
+    return memorization
 
 
 def first_samples(evaluator: Evaluator, checkpoint: Checkpoint) -> Tensor:

@@ -1,6 +1,7 @@
 """From a checkpoint's chunks to its numbers, and from there to MLflow."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ddpm_core import images
+from ddpm_core import images, rng
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor
@@ -25,11 +26,13 @@ from ddpm_core.metrics import (
 from ddpm_core.protocol import Protocol
 from pipelines.chunks import load_chunk
 from pipelines.reference import SPLITS, Reference
+from pipelines.shards import ShardedDataset
 from pipelines.tracking import TrackedRun
 
 GRID = 64  # samples shown: the first ones, whatever they look like
 MIN_CHUNKS = 5  # for an interval
 KID_SUBSETS, KID_SUBSET = 100, 1000  # of the kernel distance, as Binkowski et al. have them
+COLUMNS = 64  # of features in float64 at once
 PR_K = 3  # nearest neighbours, as Kynkaanniemi et al. have them
 
 
@@ -123,8 +126,25 @@ def measure(
                 score.update(part_logits, torch.tensor(indices))
         mean, std = score.compute()
         values |= {protocol.score: float(mean), f"{protocol.score}_std": float(std)}
+    variance = sum(float(columns.double().var(0).sum()) for columns in every.split(COLUMNS, dim=1))
+    if (real := float(statistics.moments()[1].trace())) > 0:
+        values[protocol.metric("spread")] = math.sqrt(variance / real)
     values["samples_per_second"] = protocol.num_samples / seconds  # of one worker
     return values
+
+
+def look_at(folder: Path, chunks: Sequence[range], dataset: ShardedDataset) -> dict[str, float]:
+    """What the first samples look like beside as many images of a data set: the share of their values that are black or
+    white to the last level."""
+    shown = first_images(folder, chunks)
+    chosen = rng.permutation(0, "saturation", 0, len(dataset))[: len(shown)].sort().values.numpy()
+    found = {"saturation": shown, "saturation_data": torch.from_numpy(dataset.pixels(chosen))}
+    return {name: float(((each == 0) | (each == 255)).double().mean()) for name, each in found.items()}
+
+
+def first_images(folder: Path, chunks: Sequence[range]) -> Tensor:
+    """The samples that are shown, uint8 [n,h,w,c]."""
+    return torch.cat([load_chunk(folder, indices)[0]["images"] for indices in chunks if indices.start < GRID])[:GRID]
 
 
 def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[str, float]:
@@ -190,7 +210,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 def record_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: Sequence[range]) -> None:
     """The grid of a checkpoint's first samples into MLflow."""
-    shown = torch.cat([load_chunk(samples, indices)[0]["images"] for indices in chunks if indices.start < GRID])[:GRID]
+    shown = first_images(samples, chunks)
     columns = min(16, len(shown))
     run.log_bytes(f"samples/{evaluation.folder.name}.png", images.encode_png(images.tile(shown, columns)))
     grid = {

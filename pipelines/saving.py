@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ddpm_core.training import TrainState
 from pipelines.locations import Location, commit_json, forget_listings
 
 BEST = "best.json"  # in a run's folder: {"step": N}
+ALIAS = "alias.json"  # likewise, of the checkpoint that a registered model's alias points at
 Record = Mapping[str, Any]
 
 
@@ -54,34 +55,47 @@ def newest_checkpoint(folder: Location, until: int) -> Checkpoint | None:
     return open_checkpoint(folder / checkpoint_name(steps[-1])) if steps else None
 
 
-def mark_best(folder: Location, step: int) -> None:
-    """Have the run keep its checkpoint at `step` as the best, in place of the one marked before. InputError where it
-    has been deleted already, with the earlier mark left as it is."""
+def mark_best(folder: Location, step: int, mark: str = BEST) -> None:
+    """Have the run keep its checkpoint at `step` as the best, in place of the one that bore the mark before. InputError
+    where it has been deleted already, with the earlier mark left as it is."""
     if step not in saved_steps(folder):
         raise InputError(
             f"the checkpoint at step {step} of {str(folder)!r} is the best, but it is no longer there: have the run keep "
             "more (--keep-last, --keep-every), or evaluate sooner"
         )
-    commit_json(folder / BEST, {"step": step})
+    commit_json(folder / mark, {"step": step})
 
 
-def best_step(folder: Location) -> int | None:
-    """The step of the checkpoint marked as the best, None where none is. InputError where the mark cannot be read."""
-    try:
-        return int(json.loads((folder / BEST).read_text(encoding="utf-8"))["step"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"the mark {str(folder / BEST)!r} is damaged ({error}): delete it and evaluate the run again"
-        ) from error
+def unmark(folder: Location, mark: str) -> None:
+    """Have the run keep no checkpoint for the sake of a mark."""
+    target = folder / mark
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(target, Path):
+            target.unlink()
+        else:
+            target.fs.rm_file(target.path)
 
 
-def to_delete(steps: Sequence[int], keep_last: int, keep_every: int | None, best: int | None) -> list[int]:
-    """The steps that are neither among the last `keep_last`, nor a multiple of `keep_every`, nor the best; ascending."""
+def marked_steps(folder: Location) -> set[int]:
+    """The steps of the checkpoints that bear a mark. InputError where one cannot be read."""
+    steps = set()
+    for mark in (BEST, ALIAS):
+        try:
+            steps.add(int(json.loads((folder / mark).read_text(encoding="utf-8"))["step"]))
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"the mark {str(folder / mark)!r} is damaged ({error}): delete it and evaluate the run again"
+            ) from error
+    return steps
+
+
+def to_delete(steps: Sequence[int], keep_last: int, keep_every: int | None, marked: Collection[int]) -> list[int]:
+    """The steps that are neither among the last `keep_last`, nor a multiple of `keep_every`, nor marked; ascending."""
     if keep_last < 1 or (keep_every is not None and keep_every < 1):
         raise ValueError(f"keep_last is {keep_last}, keep_every {keep_every}: give positive numbers")
-    kept = {best, *sorted(steps)[-keep_last:], *(step for step in steps if keep_every and step % keep_every == 0)}
+    kept = {*marked, *sorted(steps)[-keep_last:], *(step for step in steps if keep_every and step % keep_every == 0)}
     return sorted(set(steps) - kept)
 
 
@@ -154,7 +168,7 @@ def prune(folder: Location, step: int, keep_last: int, keep_every: int | None) -
             named = [int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
             for torn in {number for number in named if number < step} - set(steps):
                 delete_checkpoint(folder, torn)
-        for old in to_delete(steps, keep_last, keep_every, best_step(folder)):
+        for old in to_delete(steps, keep_last, keep_every, marked_steps(folder)):
             delete_checkpoint(folder, old)
 
 

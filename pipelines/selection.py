@@ -13,23 +13,38 @@ from ddpm_core.errors import InputError
 from ddpm_core.interop import from_diffusers
 from ddpm_core.protocol import fingerprint
 from pipelines.chunks import content_sha256
+from pipelines.evaluation_config import EvaluateConfig
 from pipelines.locations import Location, absolute, location
 from pipelines.saving import saved_checkpoints
-from pipelines.tracking import name_of_run, path_of_model
+from pipelines.tracking import default_uri, name_of_run, path_of_model
 
 SCHEDULER = ("scheduler_config.json", "scheduler/scheduler_config.json", "../scheduler/scheduler_config.json")
 SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # theirs: ours
 VARIANCES = {"fixed_large": "fixedlarge", "fixed_small": "fixedsmall"}
 
 
+def chosen_checkpoints(config: EvaluateConfig) -> tuple[str, tuple[Checkpoint, ...]]:
+    """(the run's name, the checkpoints) that a configuration asks for. InputError where there are none."""
+    storage = absolute(config.storage, option="--storage")
+    if config.foreign:
+        return import_weights(config.weights, config.reference, storage)
+    return find_checkpoints(config.run or "", config.checkpoints, storage, config.tracking_uri or default_uri(storage))
+
+
 def find_checkpoints(run: str, steps_wanted: str, storage: Location, uri: str) -> tuple[str, tuple[Checkpoint, ...]]:
     """(the run's name, the checkpoints asked for).
 
-    run: a name, folder or MLflow run id, or one checkpoint's MLflow model id or folder. steps_wanted: all, latest, or
-    steps such as 1000,2000. InputError where there is no such run or step.
+    run: a name, folder or MLflow run id, or one checkpoint's folder, MLflow model id or models:/NAME@alias. steps_wanted:
+    all, latest, or steps such as 1000,2000. InputError where there is no such run or step.
     """
-    if run.startswith("m-"):
-        run = path_of_model(uri, run) or run
+    if run.startswith(("m-", "models:/")):
+        path = path_of_model(uri, run)
+        if path is None and run.startswith("models:/"):
+            raise InputError(
+                f"model {run!r} is not known to MLflow: give models:/NAME@alias of a model that the nightly evaluation "
+                "registered, or a run"
+            )
+        run = path or run
     given = location(run, option="--run") if "://" in run else Path(run).expanduser().resolve()
     if (given / MANIFEST).is_file():
         return given.parent.name, (open_checkpoint(given),)

@@ -25,6 +25,7 @@ from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
 from pipelines.locations import Location
 
 Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
+STARTED_TAG = "ddpm.started"  # seconds, when a run was last begun or gone on with
 BATCH = 100  # MLflow's limit for parameters a call; for metrics it is 1,000
 
 for name in ("mlflow", "alembic"):
@@ -66,13 +67,20 @@ def name_of_run(uri: str, run_id: str) -> str | None:
         return None
 
 
-def path_of_model(uri: str, model_id: str) -> str | None:
-    """Where the checkpoint of the LoggedModel with this id lies, if there is one. Makes nothing."""
+def path_of_model(uri: str, given: str) -> str | None:
+    """Where the checkpoint of a LoggedModel lies, if there is one: m-..., models:/NAME@alias or models:/NAME/version.
+    Makes nothing."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return None
+    client = MlflowClient(tracking_uri=uri)
     try:
-        return MlflowClient(tracking_uri=uri).get_logged_model(model_id).tags.get("ddpm.path")
-    except MlflowException:
+        if given.startswith("models:/"):
+            name, _, alias = given.removeprefix("models:/").partition("@")
+            by_number, asked = client.get_model_version, name.rsplit("/", 1)
+            version = client.get_model_version_by_alias(name, alias) if alias else by_number(*asked)
+            given = str(version.source).removeprefix("models:/")
+        return client.get_logged_model(given).tags.get("ddpm.path")
+    except (MlflowException, TypeError):
         return None
 
 
@@ -192,6 +200,19 @@ class TrackedRun:
         self.client.set_terminated(self.run_id, status)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What MLflow knows of a training run. storage: where it was told to keep its checkpoints. started: seconds, when it
+    was begun or gone on with."""
+
+    name: str
+    run_id: str
+    status: str
+    steps: int
+    storage: str
+    started: float
+
+
 class Tracker:
     """An MLflow experiment that is written to. The first one, in a driver, makes the database and the experiment:
     several processes that make an SQLite database at once break it."""
@@ -224,6 +245,28 @@ class Tracker:
         )
         return TrackedRun(self.client, self.experiment_id, found[0].info.run_id) if found else None
 
+    def trainings(self) -> list[Training]:
+        """All training runs but the trials of sweeps, the newest first."""
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], f"tags.`{KIND_TAG}` = 'train'", page_token=token)
+            found += [run for run in page if "mlflow.parentRunId" not in run.data.tags]
+            token = page.token
+            if not token:
+                break
+        return [
+            Training(
+                run.info.run_name,
+                run.info.run_id,
+                run.info.status,
+                int(run.data.params.get("steps", 0)),
+                run.data.params.get("storage", ""),
+                float(run.data.tags.get(STARTED_TAG, run.info.start_time / 1000.0)),
+            )
+            for run in found
+        ]
+
     def run(
         self,
         kind: Kind,
@@ -238,8 +281,9 @@ class Tracker:
         found = self.find(kind, name)
         if found is not None:
             self.client.update_run(found.run_id, status="RUNNING")
+            self.client.set_tag(found.run_id, STARTED_TAG, str(time.time()))
             return found
-        identity = {KIND_TAG: kind, FINGERPRINT_TAG: fingerprint}
+        identity = {KIND_TAG: kind, FINGERPRINT_TAG: fingerprint, STARTED_TAG: str(time.time())}
         if parent is not None:
             identity["mlflow.parentRunId"] = parent
         run_id = self.client.create_run(self.experiment_id, run_name=name, tags={**identity, **tags}).info.run_id

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ddpm_core.commit import write_text
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import Protocol
+from ddpm_core.protocol import ALARM_TAG, Protocol
 from reports import charts, commands, samples, tables
 from reports.charts import Chart
 from reports.compression import CompressionSection, compression_section
@@ -221,10 +221,13 @@ def _facts(record: ExperimentRecord, rankings: tuple[Ranking, ...], lead: Traini
 
 
 def _alarms(record: ExperimentRecord) -> tuple[str, ...]:
-    """What the nightly evaluation warned of."""
-    return tuple(
-        f"{run.name}: {evaluation.alarm}" for run in record.runs for evaluation in run.evaluations if evaluation.alarm
-    )
+    """What the nightly evaluation warned of, of trainings and of their checkpoints."""
+    found = [
+        (run.name, text)
+        for run in record.runs
+        for text in (run.tags.get(ALARM_TAG, ""), *(evaluation.alarm for evaluation in run.evaluations))
+    ]
+    return tuple(f"{name}: {text}" for name, text in found if text)
 
 
 def _attention(record: ExperimentRecord) -> tuple[str, ...]:

@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 from mlflow.entities import Run
 
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG, Protocol
+from ddpm_core.protocol import ALARM_TAG, FINGERPRINT_TAG, KIND_TAG, Protocol
 from reports import artifacts
 from reports.entities import Checkpoint, Compression, Evaluation, ExperimentRecord, Likelihood, Sweep, TrainingRun
 from reports.store import Series, Store, public_uri
 
-ALARM_TAG = "ddpm.alarm"
 MEASURING = ("evaluate", "likelihood", "compression")
 PARENT_TAG = "mlflow.parentRunId"
 _SAMPLE_NAME = re.compile(r"samples/step-(\d+)\.png")

@@ -34,7 +34,7 @@ from pipelines.preprocess import PreprocessConfig, preprocess
 from pipelines.progression import measure_progress, stack_progress
 from pipelines.reference import extractor_for, reference_path, reference_statistics
 from pipelines.results import Evaluation, compare
-from pipelines.selection import find_checkpoints
+from pipelines.selection import chosen_checkpoints, find_checkpoints
 from pipelines.shards import ShardedDataset
 from pipelines.train import TrainResult, train
 from pipelines.training_config import config_for
@@ -388,7 +388,8 @@ def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: T
     assert [evaluation.step for evaluation in result.evaluations] == [3]
     assert sum("step 6 is skipped: the training removed it" in line for line in lines) == 1
     with Pool(1, 0.9, print) as pool:
-        evaluator = Evaluator(config(trained, tmp_path / "storage", run=str(run), seed=1), pool, print)
+        asked = config(trained, tmp_path / "storage", run=str(run), seed=1)
+        evaluator = Evaluator(asked, *chosen_checkpoints(asked), pool, print)
         shutil.rmtree(run)
         with pytest.raises(InputError, match="has lost every checkpoint that was to be evaluated"):
             evaluator.evaluate(evaluator.checkpoints, "selection")

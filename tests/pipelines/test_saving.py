@@ -37,16 +37,18 @@ from ddpm_core.training import OptimConfig, TrainState
 from pipelines import saving
 from pipelines.locations import Location, location
 from pipelines.saving import (
+    ALIAS,
     Saver,
-    best_step,
     commit_snapshot,
     delete_checkpoint,
     mark_best,
+    marked_steps,
     newest_checkpoint,
     prune,
     saved_checkpoints,
     saved_steps,
     to_delete,
+    unmark,
 )
 
 CONFIG = {"name": "linear"}
@@ -114,18 +116,18 @@ STEPS = st.sets(st.integers(0, 300), min_size=1, max_size=40)
 EVERY = st.none() | st.integers(1, 50)
 
 
-@given(STEPS, st.integers(1, 10), EVERY, st.none() | st.integers(0, 300))
+@given(STEPS, st.integers(1, 10), EVERY, st.sets(st.integers(0, 300), max_size=2))
 def test_what_need_not_stay_goes_and_nothing_else(
-    steps: set[int], keep_last: int, keep_every: int | None, best: int | None
+    steps: set[int], keep_last: int, keep_every: int | None, marked: set[int]
 ) -> None:
-    gone = to_delete(list(steps), keep_last, keep_every, best)
+    gone = to_delete(list(steps), keep_last, keep_every, marked)
     assert gone == sorted(set(gone))
     for step in steps:
         newer = sum(other > step for other in steps)
-        stays = newer < keep_last or step == best or (keep_every is not None and step % keep_every == 0)
+        stays = newer < keep_last or step in marked or (keep_every is not None and step % keep_every == 0)
         assert (step in gone) != stays
     assert max(steps) not in gone
-    assert to_delete(sorted(steps - set(gone)), keep_last, keep_every, best) == []
+    assert to_delete(sorted(steps - set(gone)), keep_last, keep_every, marked) == []
 
 
 @given(STEPS, st.integers(1, 10), EVERY)
@@ -135,14 +137,14 @@ def test_deleting_after_every_save_leaves_what_deleting_once_at_the_end_would(
     there: list[int] = []
     for step in sorted(steps):
         there.append(step)
-        there = sorted(set(there) - set(to_delete(there, keep_last, keep_every, None)))
-    assert there == sorted(steps - set(to_delete(list(steps), keep_last, keep_every, None)))
+        there = sorted(set(there) - set(to_delete(there, keep_last, keep_every, ())))
+    assert there == sorted(steps - set(to_delete(list(steps), keep_last, keep_every, ())))
 
 
 @pytest.mark.parametrize(("keep_last", "keep_every"), [(0, None), (1, 0)])
 def test_a_rule_that_keeps_nothing_is_refused(keep_last: int, keep_every: int | None) -> None:
     with pytest.raises(ValueError, match="give positive numbers"):
-        to_delete([1], keep_last, keep_every, None)
+        to_delete([1], keep_last, keep_every, ())
 
 
 class Gate:
@@ -237,21 +239,26 @@ def test_the_last_the_regular_and_the_best_stay(folder: Location) -> None:
         check_whole(found)
     assert {path.name for path in folder.iterdir()} == {"best.json", *(f"step-{n:08d}" for n in (3, 4, 8, 9, 10))}
     mark_best(folder, 9)
+    mark_best(folder, 8, ALIAS)
+    prune(folder, 10, 1, None)
+    assert saved_steps(folder) == [8, 9, 10]
+    unmark(folder, ALIAS)
+    unmark(folder, ALIAS)
     prune(folder, 10, 1, None)
     assert saved_steps(folder) == [9, 10]
 
 
 def test_what_is_best_but_gone_is_said_and_the_mark_stays_where_it_was(folder: Location) -> None:
     commit_uniform(folder, 5)
-    assert best_step(folder) is None
+    assert marked_steps(folder) == set()
     mark_best(folder, 5)
     with pytest.raises(InputError, match=r"the checkpoint at step 4 of '.*' is the best, but it is no longer there"):
         mark_best(folder, 4)
-    assert best_step(folder) == 5
+    assert marked_steps(folder) == {5}
     for damaged in ('{"step": ', "[]", '{"step": null}'):
         (folder / "best.json").write_text(damaged)
         with pytest.raises(InputError, match=r"best.json' is damaged \(.*delete it and evaluate"):
-            best_step(folder)
+            marked_steps(folder)
         with pytest.raises(InputError, match="is damaged"):  # and nothing is deleted on its word
             prune(folder, 6, 1, None)
         assert saved_steps(folder) == [5]
