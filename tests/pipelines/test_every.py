@@ -1,5 +1,6 @@
 """The keeper of --every: a simulated week, what a command may do to it, and keepers that die or meet."""
 
+import itertools
 import json
 import os
 import signal
@@ -100,6 +101,13 @@ def test_every_night_of_a_week_in_which_the_clocks_change_has_one_run(
     assert told[:4] == offsets
     assert len({time.date() for time in runs.starts}) == len(runs.starts) == 7
     assert sum("ended with exit code 0" in line for line in said) == 7
+
+
+@pytest.mark.parametrize("day", ["2026-03-29", "2026-10-25"])
+def test_half_hours_are_half_an_hour_apart_when_the_clocks_change(tmp_path: Path, day: str) -> None:
+    runs, _ = week(tmp_path, "*/30 * * * *", f"{day}T00:10", 0.25, hours=[0.1])
+    assert len(runs.starts) == 12
+    assert {b.timestamp() - a.timestamp() for a, b in itertools.pairwise(runs.starts)} == {1800.0}
 
 
 def test_a_run_that_is_still_going_is_not_started_twice_and_the_missed_time_is_told(tmp_path: Path) -> None:
@@ -228,6 +236,7 @@ def keeper(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
         return subprocess.Popen(
             [sys.executable, str(script), str(folder), *command],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )  # fmt: skip
 
     return start
@@ -253,6 +262,7 @@ def test_of_two_keepers_the_second_says_who_keeps_and_is_done_and_a_killed_one_i
     out, _ = second.communicate(timeout=30)
     assert second.returncode == 0
     assert f"is kept already, by process {first.pid} on {socket.gethostname()}: nothing to do" in out
+    assert "waiting" not in out
     first.kill()
     first.wait()
     assert (folder / "every.lease").exists()
@@ -283,7 +293,10 @@ time.sleep(100)
     (tmp_path / "slow.py").write_text(slow)
     process = keeper(tmp_path / "nightly", sys.executable, str(tmp_path / "slow.py"))
     read_until(process, "ready")
-    process.send_signal(number)
+    if number == signal.SIGINT:  # as a terminal sends it: to every process of the group
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     assert out.count("saved") == 1
