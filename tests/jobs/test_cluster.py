@@ -468,15 +468,16 @@ def test_every_example_of_the_readme_renders(command: str, render: Render) -> No
 
 
 REAL = """
-import subprocess, sys
+import subprocess, time
 from pipelines.demo import ROOT, ray_cluster
 with ray_cluster() as environment:
     for code in (0, 3):
-        for _ in range(6):  # Ray gives its agent ten seconds to start, and then asks to try again
+        for _ in range(12):  # Ray gives its agent ten seconds to start, and then asks to try again
             command = ["sh", "jobs/cluster/submit.sh", "python", "-c", f"import sys; print('$HOME'); sys.exit({code})"]
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
             if "No available agent" not in done.stderr:
                 break
+            time.sleep(5)
         print(f"code {code}: {done.returncode}", "$HOME" in done.stdout, done.stderr[-500:], flush=True)
 """
 
