@@ -6,6 +6,7 @@ anew where the protocol changed or the alias's checkpoint is gone.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pipelines.saving import ALIAS, mark_best, unmark
 from pipelines.tracking import Tracker
 from pipelines.train import code_version
 
+NO_NAME = re.compile(r"[/:]")  # what MLflow takes in no model's name
 Measured = tuple[Evaluator, Evaluation]
 
 
@@ -67,7 +69,7 @@ def crown(tracker: Tracker, experiment: str, groups: Sequence[Sequence[Measured]
     """Have the aliases point at the best and the newest checkpoint of each group, whose evaluations share a protocol and
     whose checkpoints are still there."""
     groups = [group for group in groups if group]
-    names = [f"{experiment}-{group[0][1].protocol.reference}" for group in groups]
+    names = [NO_NAME.sub("-", f"{experiment}-{group[0][1].protocol.reference}") for group in groups]
     shared = Counter(names)
     champions = []
     for name, group in zip(names, groups, strict=True):

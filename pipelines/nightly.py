@@ -82,8 +82,8 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
         night = Night(config, pool, say)
         if config.dry_run:
             night.result.left = [work.title for work in night.todo()]
-            for title in night.result.left:
-                say(f"nightly: {title} has no result")
+            for title in night.result.left or ["nothing"]:
+                say(f"nightly: {title} is new")
             return night.result
         night.work()
         with night.notes.lease("conclusion", wait=None):

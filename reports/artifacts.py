@@ -61,7 +61,7 @@ def schedule(curve: Mapping[str, Any]) -> Schedule:
         # JSON has no infinity: a log-SNR at alpha-bar 0 or 1 may be null.
         return tuple(float("nan") if value is None else float(value) for value in curve[name])
 
-    return Schedule(t=numbers("t"), alphas_cumprod=numbers("alphas_cumprod"), log_snr=numbers("log_snr"))
+    return Schedule(**{name: numbers(name) for name in ("t", "betas", "alphas_cumprod", "log_snr")})
 
 
 def likelihood(run_id: str, mark: str, protocol: Mapping[str, Any], results: list[Mapping[str, Any]]) -> Likelihood:

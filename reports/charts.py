@@ -148,12 +148,13 @@ def chain_chart(store: Store, entry: Entry) -> Chart | None:
 
 
 def schedule_charts(schedules: Mapping[str, Schedule], sweep_run_id: str) -> tuple[Chart, ...]:
-    """The signal that is left, and the log signal-to-noise ratio, of every schedule of a sweep against t."""
+    """Noise added, signal left, and the log signal-to-noise ratio, of every schedule of a sweep against t."""
     if not schedules:
         return ()
     shown = listed(list(schedules)[: figures.MAX_LINES])
     charts = []
     for quantity, symbol, meaning in (
+        ("betas", "β_t", "the variance of the noise that step t adds"),
         ("alphas_cumprod", "ᾱ_t", "the share of the image's variance that is left at step t"),
         ("log_snr", "log-SNR", "log(ᾱ_t / (1 − ᾱ_t)), natural logarithm"),
     ):

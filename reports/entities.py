@@ -194,6 +194,7 @@ class Schedule:
     """A noise schedule at some of its timesteps, as the sweep recorded them."""
 
     t: tuple[float, ...]
+    betas: tuple[float, ...]
     alphas_cumprod: tuple[float, ...]
     log_snr: tuple[float, ...]
 

@@ -110,7 +110,7 @@ def curve(
 
 
 def schedule_curves(name: str, schedules: Mapping[str, Schedule], *, quantity: str, symbol: str, alt: str) -> str:
-    """The sweep's noise schedules over each other: `quantity` is "alphas_cumprod" or "log_snr", against t."""
+    """The sweep's noise schedules over each other: `quantity` is "betas", "alphas_cumprod" or "log_snr", against t."""
     with drawing():
         figure, axes = _canvas()
         for place, schedule in enumerate(list(schedules.values())[:MAX_LINES]):

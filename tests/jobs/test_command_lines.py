@@ -111,7 +111,7 @@ def test_a_wrong_command_ends_with_2_and_one_sentence_and_leaves_nothing(
 
 
 SCRIPT = """
-import subprocess, sys
+import subprocess, sys, time
 from pipelines.demo import ROOT, ray_cluster
 with ray_cluster() as environment:
     for arguments in (["--help"], ["tiny", "--shards", "relative/path", "--storage", "/tmp/unused"]):
@@ -120,6 +120,7 @@ with ray_cluster() as environment:
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
             if "No available agent" not in done.stderr:
                 break
+            time.sleep(5)
         print(done.stdout, done.stderr, f"exit code {done.returncode}", flush=True)
 """
 

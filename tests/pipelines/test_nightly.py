@@ -22,6 +22,8 @@ from test_train import IMPORTED, NETWORK, OPTIM, wait_for
 
 from ddpm_core.checkpoint import open_checkpoint, write_checkpoint
 from ddpm_core.errors import InputError
+from jobs.cli import run
+from jobs.nightly_eval import main
 from pipelines import alarms
 from pipelines.evaluate import evaluate
 from pipelines.fanout import Pool
@@ -73,6 +75,16 @@ class Season:
         config = self.config(**changes)
         result = nightly(config, self.lines.append)
         return delivered(config, result, self.storage / "report.html", self.lines.append), result
+
+    def job(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        """The exit code of one night by its command line."""
+        options = (
+            "--extractor pixels --samples 130 --chunk-size 20 --batch-size 10 --sampler-steps 3 --workers 1 --no-report"
+        )
+        monkeypatch.setattr(sys, "argv", ["nightly_eval.py", "--storage", str(self.storage), *options.split()])
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        return int(str(ended.value.code))
 
     def evaluated(self) -> Any:
         """The MLflow run of the nightly protocol."""
@@ -281,18 +293,23 @@ class FakePool:
         self.size = size
 
 
-def test_a_training_that_stopped_is_told_once_and_no_more_when_it_goes_on(season: Season) -> None:
+def test_a_training_that_stopped_is_told_once_and_no_more_when_it_goes_on(
+    season: Season, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = season.show(3)
     season.client.update_run(season.run_id, status="RUNNING")
     season.client.set_tag(season.run_id, "ddpm.started", "0")
     alarmed, _ = season.night(report=False)
     assert not alarmed
     os.utime(shown / "manifest.json", (time.time() - 90_000,) * 2)
-    alarmed, result = season.night(report=False)
-    assert alarmed
-    assert "no checkpoint for 25 hours, at step 3 of 6" in result.new[0].text
+    assert season.job(monkeypatch) == 3
+    said = f"training has made no checkpoint for 25 hours, at step 3 of {STEPS}"
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"nightly: ALARM {season.run}: {said}") for line in lines)
+    page = (notes_of(season.config()).folder / "report.html").read_text()
+    assert said in page[page.index("<header") : page.index("</header>")]
     assert "no checkpoint" in season.client.get_run(season.run_id).data.tags["ddpm.alarm"]
-    assert season.night(report=False)[0] is False
+    assert season.job(monkeypatch) == 0
     season.client.update_run(season.run_id, status="FAILED")
     season.show(4)
     alarmed, result = season.night(report=False)
@@ -306,9 +323,7 @@ def test_a_training_that_stopped_is_told_once_and_no_more_when_it_goes_on(season
 def test_a_dry_run_only_says_what_is_new(season: Season) -> None:
     season.show(1)
     _, result = season.night(dry_run=True)
-    assert [line for line in season.lines if line.startswith("nightly")] == [
-        f"nightly: {season.run} step 1 has no result"
-    ]
+    assert [line for line in season.lines if line.startswith("nightly")] == [f"nightly: {season.run} step 1 is new"]
     assert not (season.storage / "evaluate").exists()
     assert result.left == [f"{season.run} step 1"]
 

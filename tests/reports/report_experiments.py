@@ -323,7 +323,12 @@ def digits() -> Ids:
         for label, run_id, evaluation, status in trials
     ]
     writer.json(sweep, "trials.json", rows)
-    curve = {"t": [0, 500, 999], "alphas_cumprod": [0.9999, 0.08, 0.0], "log_snr": [9.2, -2.4, None]}
+    curve = {
+        "t": [0, 500, 999],
+        "betas": [1e-4, 0.01, 0.02],
+        "alphas_cumprod": [0.9999, 0.08, 0.0],
+        "log_snr": [9.2, -2.4, None],
+    }
     writer.json(sweep, "schedules.json", {"linear": curve, "quad": curve})
     return Ids(linear=linear, quad=quad)
 

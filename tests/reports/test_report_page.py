@@ -188,7 +188,7 @@ def test_markup_in_any_name_shows_as_text() -> None:
     trial = {"label": ALERT, "values": {ALERT: ALERT}, "run_id": train, "evaluation_run_id": evaluation}
     failed = {**trial, "label": f"b {ALERT}", "status": f"failed {ALERT}", "steps": None}
     writer.json(sweep, "trials.json", [{**trial, "status": "finished", "steps": 200}, failed])
-    curve = {"t": [0, 1], "alphas_cumprod": [1, 0], "log_snr": [1, 0]}
+    curve = {"t": [0, 1], "betas": [0.1, 1], "alphas_cumprod": [1, 0], "log_snr": [1, 0]}
     writer.json(sweep, "schedules.json", {ALERT: curve, f"b {ALERT}": curve})
     page = page_of(f"{ALERT} hostile".replace("/", "∕"))
     assert [script.children[0] for script in page.root.all("script")] == [SCRIPT.read_text()]
