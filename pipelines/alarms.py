@@ -27,8 +27,8 @@ PATIENCE = 30.0  # seconds that a webhook or command has
 
 @dataclass(frozen=True)
 class Alarm:
-    """One thing to be told. key: the same every night. run: the training it is about. of_training: whether it is about
-    the training itself and not about its evaluation."""
+    """One thing to be told. key: the same every night; its second word is the run. run: the training it is about, or,
+    where it is not of_training, its evaluation."""
 
     key: str
     run: str

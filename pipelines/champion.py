@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddpm_core.checkpoint import Checkpoint, open_checkpoint
-from ddpm_core.commit import MANIFEST
 from pipelines.evaluate import keep_best
 from pipelines.evaluator import Evaluator
 from pipelines.locations import Location
 from pipelines.progress import Say
 from pipelines.registry import Registry
 from pipelines.results import Evaluation, describe_values
-from pipelines.saving import ALIAS, mark_best, unmark
+from pipelines.saving import ALIAS, made_at, mark_best, unmark
 from pipelines.tracking import Tracker
 from pipelines.train import code_version
 
@@ -81,7 +80,7 @@ def crown(tracker: Tracker, experiment: str, groups: Sequence[Sequence[Measured]
         finite = [each for each in group if math.isfinite(each[1].distance)]
         if finite:
             champions.append(_crown(registry, alias, finite, say))
-        newest = max(group, key=lambda each: (_path(each) / MANIFEST).stat().st_mtime)
+        newest = max(group, key=lambda each: made_at(_path(each)))
         _point(registry, "newest", newest)  # MLflow keeps "latest" for itself
     return champions
 

@@ -27,7 +27,7 @@ from pipelines.nightly_config import NightlyConfig
 from pipelines.notes import LEASE, Notes
 from pipelines.progress import Say
 from pipelines.results import Evaluation, describe_values, read_evaluation
-from pipelines.saving import saved_steps
+from pipelines.saving import made_at, saved_steps
 from pipelines.tracking import Tracker, Training, default_uri
 
 
@@ -94,14 +94,15 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
 
 def delivered(config: NightlyConfig, result: NightlyResult, report: Path, say: Say) -> bool:
     """Tell the new alarms once; whether there were any. What could not be delivered is told again the next night."""
-    if not result.new:
+    notes = notes_of(config)
+    new = [alarm for alarm in result.new if alarm.key not in notes.told()]  # by another job, meanwhile
+    if not new:
         return False
-    facts = {"experiment": config.experiment, "report": str(report)}
-    wrong = deliver(result.new, facts, config.alarm_command)
+    wrong = deliver(new, {"experiment": config.experiment, "report": str(report)}, config.alarm_command)
     for sentence in wrong:
         say(f"nightly: {sentence}; the alarm is given again the next night")
     if not wrong:
-        notes_of(config).tell({alarm.key for alarm in result.alarms})
+        notes.tell(notes.told() | {alarm.key for alarm in new})
     return True
 
 
@@ -285,11 +286,8 @@ class Night:
         for name, reason in self.refused.items():
             alarms.append(Alarm(f"refused {name} {reason}", name, f"cannot be evaluated: {reason}", of_training=True))
         self.result.alarms = alarms
-        told = self.notes.told()
-        self.result.new = [alarm for alarm in alarms if alarm.key not in told]
-        standing = {alarm.key for alarm in alarms}
-        if told - standing:  # what is over may come back, and is told again then
-            self.notes.tell(told & standing)
+        names = {training.name for training in self.trainings}
+        self.result.new = self.notes.untold(alarms, names)
         self.tag(alarms)
 
     def memorized(self, evaluator: Evaluator, folder: Location, evaluation: Evaluation) -> dict[str, float]:
@@ -335,11 +333,3 @@ class Night:
             for run, texts in ((trained, of_training), (measured, of_checkpoints)):
                 if run is not None:
                     run.set_tags({ALARM_TAG: "; ".join(texts)})
-
-
-def made_at(checkpoint: Location) -> float:
-    """When a checkpoint was finished, in seconds; 0 where it has been deleted meanwhile."""
-    try:
-        return float((checkpoint / MANIFEST).stat().st_mtime)
-    except FileNotFoundError:
-        return 0.0

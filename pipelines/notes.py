@@ -2,13 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import SoftFileLease
 
 from ddpm_core.commit import write_json
+from pipelines.alarms import Alarm
 
 LEASE = 60.0  # seconds after the last sign of life of whoever holds one
 
@@ -52,6 +53,15 @@ class Notes:
             return set(json.loads(self._told.read_text(encoding="utf-8"))["told"])
         except FileNotFoundError:
             return set()
+
+    def untold(self, alarms: Sequence[Alarm], runs: set[str]) -> list[Alarm]:
+        """Which of the alarms that stand for these trainings a person was not told of. One that is over is forgotten, so
+        that it is told again should it come back."""
+        told, standing = self.told(), {alarm.key for alarm in alarms}
+        over = {key for key in told - standing if key.split()[1] in runs}
+        if over:
+            self.tell(told - over)
+        return [alarm for alarm in alarms if alarm.key not in told]
 
     def tell(self, keys: set[str]) -> None:
         """Note that these, and no others, were told."""

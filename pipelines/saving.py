@@ -49,6 +49,14 @@ def saved_checkpoints(folder: Location) -> list[Checkpoint]:
     return list_checkpoints(folder)
 
 
+def made_at(checkpoint: Location) -> float:
+    """When a checkpoint was finished, in seconds; 0 where it has been deleted meanwhile."""
+    try:
+        return float((checkpoint / MANIFEST).stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0
+
+
 def newest_checkpoint(folder: Location, until: int) -> Checkpoint | None:
     """The last checkpoint up to step `until`; a longer run of the same configuration may have made later ones."""
     steps = [step for step in saved_steps(folder) if step <= until]
