@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from pipelines.lookup import Training
 from pipelines.results import Evaluation
-from pipelines.tracking import Training
 
 WEBHOOK = "DDPM_ALARM_WEBHOOK"  # in the environment: such a URL lets whoever has it write
 NARROW = 0.5  # of the data's standard deviation: samples that vary less look alike

@@ -19,8 +19,7 @@ from pipelines.progress import Say
 from pipelines.registry import Registry
 from pipelines.results import Evaluation, describe_values
 from pipelines.saving import ALIAS, made_at, mark_best, unmark
-from pipelines.tracking import Tracker
-from pipelines.train import code_version
+from pipelines.tracking import Tracker, code_version
 
 NO_NAME = re.compile(r"[/:]")  # what MLflow takes in no model's name
 Measured = tuple[Evaluator, Evaluation]

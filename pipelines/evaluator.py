@@ -220,7 +220,7 @@ class Evaluator:
             protocol.weights,
             values,
             dataset=dataset.name,
-            dataset_sha256=dataset.sha256,
+            protocol=protocol.fingerprint,
         )
 
     def _make(

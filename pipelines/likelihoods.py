@@ -234,5 +234,5 @@ def record(owner: TrackedRun, run: TrackedRun, name: str, checkpoint: Checkpoint
         protocol.weights,
         likelihood.values,
         dataset=protocol.data,
-        dataset_sha256=protocol.data_sha256,
+        protocol=fingerprint(protocol),
     )

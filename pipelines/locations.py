@@ -4,6 +4,7 @@ pathlib's interface throughout: `pathlib.Path` for what is local, `UPath` (fsspe
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,27 @@ def in_submitted_job() -> bool:
     return "runtime_resources" in Path.cwd().parts
 
 
+def holds_password(url: str) -> bool:
+    """Whether a URL has a password before its host or among its parameters."""
+    before_host = re.search(r"://[^/?@]*:(?!\d+/)[^@]*@", url)  # not a port: passwords may hold slashes
+    return bool(
+        before_host or re.search(r"[?&][^=&]*(password|passwd|secret|token|signature|sig|key)=", url, re.IGNORECASE)
+    )
+
+
+def check_no_password(path: str, *, option: str) -> None:
+    """InputError for a URL that holds a password: configurations go to MLflow, into checkpoints and logs."""
+    if holds_password(path):
+        raise InputError(
+            f"{option} is a URL that holds a password or key, which would be written into records and logs: leave it out, and "
+            "give it to the store's library by its environment variables or files"
+        )
+
+
 def absolute(path: str, *, option: str) -> Path:
     """A local path from the command line, absolute. Inside a submitted job a relative one would point into the uploaded
     copy of the code, which Ray deletes: InputError. Likewise for a URL."""
+    check_no_password(path, option=option)
     if "://" in path:
         raise InputError(f"{option} is {path!r}, a URL: give a local path that every node can reach")
     expanded = Path(path).expanduser()
@@ -51,6 +70,7 @@ def location(path: str, *, option: str) -> Location:
     """A local path, absolute, or a URL that fsspec knows. InputError where its library is missing or nobody answers."""
     if "://" not in path:
         return absolute(path, option=option)
+    check_no_password(path, option=option)
     try:
         found = UPath(path)
         found.exists()  # a wrong endpoint, missing credentials: now, not in a worker

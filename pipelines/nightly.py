@@ -23,12 +23,14 @@ from pipelines.evaluator import Evaluator
 from pipelines.fanout import OutOfTime, Pool
 from pipelines.illustration import illustrate
 from pipelines.locations import Location, absolute, location
+from pipelines.lookup import Training, trainings
 from pipelines.nightly_config import NightlyConfig
 from pipelines.notes import LEASE, Notes
+from pipelines.patience import UnansweredError
 from pipelines.progress import Say
 from pipelines.results import Evaluation, describe_values, read_evaluation
 from pipelines.saving import made_at, saved_steps
-from pipelines.tracking import Tracker, Training, default_uri
+from pipelines.tracking import Tracker, default_uri
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Night:
         self.notes = notes_of(config)
         self.started = time.monotonic()
         self.tracker = Tracker(config.tracking_uri or default_uri(self.storage), config.experiment, self.storage)
-        self.trainings = [each for each in self.tracker.trainings() if config.run in (None, each.name)]
+        self.trainings = [each for each in trainings(self.tracker) if config.run in (None, each.name)]
         if not self.trainings:
             which = "" if config.run is None else f" {config.run!r}"
             raise InputError(
@@ -224,7 +226,7 @@ class Night:
                 self.say(f"nightly: {work.title}")
                 try:
                     self.evaluate(work)
-                except (OutOfTime, KeyboardInterrupt):
+                except (OutOfTime, UnansweredError, KeyboardInterrupt):
                     self.notes.end(*names, failures)
                     raise
                 except Exception as error:

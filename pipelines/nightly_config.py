@@ -47,6 +47,8 @@ class NightlyConfig(EvaluateConfig):
     """An alarm is given where a running training has made no checkpoint for so long."""
     alarm_command: str | None = None
     """A command that gets new alarms as JSON on its standard input. A URL in DDPM_ALARM_WEBHOOK gets the same by POST."""
+    every: str | None = None
+    """Stay, and start this at the times of a cron expression, such as "0 2 * * *"."""
     dry_run: bool = False
     """Say what would be evaluated, and end."""
 

@@ -14,6 +14,8 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
+from pipelines.tracking import patiently
+
 # What MLflow's stores say of an alias or a model that is not there.
 ABSENT = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
 
@@ -38,6 +40,7 @@ class Registry:
     client: MlflowClient
     name: str
 
+    @patiently
     def tags(self, alias: str) -> dict[str, str]:
         """Of the version that an alias points at, none where there is no such alias."""
         try:
@@ -47,6 +50,7 @@ class Registry:
                 raise
             return {}
 
+    @patiently
     def point(self, alias: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> None:
         """Have an alias point at a LoggedModel of a run; tags go to its version."""
         try:

@@ -15,8 +15,9 @@ from ddpm_core.protocol import fingerprint
 from pipelines.chunks import content_sha256
 from pipelines.evaluation_config import EvaluateConfig
 from pipelines.locations import Location, absolute, location
+from pipelines.lookup import name_of_run, path_of_model
 from pipelines.saving import saved_checkpoints
-from pipelines.tracking import default_uri, name_of_run, path_of_model
+from pipelines.tracking_uri import default_uri
 
 SCHEDULER = ("scheduler_config.json", "scheduler/scheduler_config.json", "../scheduler/scheduler_config.json")
 SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}  # theirs: ours

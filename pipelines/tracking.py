@@ -1,87 +1,84 @@
-"""The only module that writes to MLflow. Every call can be repeated: what is there already is found, not made again."""
+"""The only module that writes to MLflow. Every call can be repeated: what is there already is found, not made again. So it
+is, for some minutes, where a server or a database does not answer."""
 
+import functools
 import json
 import logging
-import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
 from pipelines.locations import Location
+from pipelines.patience import persist
+from pipelines.tracking_uri import check_answers, check_no_password, default_uri
+from pipelines.writers import claim
+
+__all__ = ["Kind", "TrackedRun", "Tracker", "default_uri", "flatten"]
 
 Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
 STARTED_TAG = "ddpm.started"  # seconds, when a run was last begun or gone on with
 BATCH = 100  # MLflow's limit for parameters a call; for metrics it is 1,000
+PASSING = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Tracked = TypeVar("Tracked", bound="Client")
 
 for name in ("mlflow", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the traceback of each lock and lost connection
 
 
-def default_uri(storage: Location) -> str:
-    """MLFLOW_TRACKING_URI, or an SQLite file in the storage folder. InputError where that is a URL."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given is None and not isinstance(storage, Path):
-        raise InputError(
-            f"--storage is {str(storage)!r}, where no SQLite database can lie: give --tracking-uri http://host:port, or set "
-            "MLFLOW_TRACKING_URI"
-        )
-    return given or f"sqlite:///{storage}/mlflow.db"
+def passes(error: Exception) -> bool:
+    """Whether a call may succeed when it is made again: a server or database that is away, busy or locked."""
+    if isinstance(error, MlflowException):
+        # What MLflow's HTTP client makes of a refused connection, a timeout, a 429 or a 5xx; elsewhere it is a bug.
+        away = error.error_code == "INTERNAL_ERROR" and "API request to" in str(error)
+        return away or error.error_code in PASSING
+    if isinstance(error, RequestException):
+        return error.response is None or error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(
+        error, OperationalError | InterfaceError
+    )  # SQLAlchemy's own, where MLflow makes the first connection
 
 
-def check_answers(uri: str) -> None:
-    """InputError where no server answers at an http URI: at once, not after MLflow's minutes of trying again."""
+class Client(Protocol):
+    """What speaks to a tracking server."""
+
+    @property
+    def client(self) -> MlflowClient: ...
+
+
+def patiently(
+    method: Callable[Concatenate[Tracked, Arguments], Result],
+) -> Callable[Concatenate[Tracked, Arguments], Result]:
+    """A method, or a function of such an object, whose call is repeated where the tracking server is away for a while."""
+
+    @functools.wraps(method)
+    def patient(tracked: Tracked, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        what = f"tracking server {tracked.client.tracking_uri!r}"
+        return persist(lambda: method(tracked, *args, **kwargs), passes, what)
+
+    return patient
+
+
+def code_version() -> str:
     try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10):
-            return
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in, MLflow will say
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"tracking server {uri!r} cannot be reached from here ({error}): start it, or give the address that this machine "
-            "knows it by"
-        ) from error
-
-
-def name_of_run(uri: str, run_id: str) -> str | None:
-    """The name of the run with this MLflow id, if there is one. Makes nothing."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return None
-    try:
-        return str(MlflowClient(tracking_uri=uri).get_run(run_id).info.run_name)
-    except MlflowException:
-        return None
-
-
-def path_of_model(uri: str, given: str) -> str | None:
-    """Where the checkpoint of a LoggedModel lies, if there is one: m-..., models:/NAME@alias or models:/NAME/version.
-    Makes nothing."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return None
-    client = MlflowClient(tracking_uri=uri)
-    try:
-        if given.startswith("models:/"):
-            name, _, alias = given.removeprefix("models:/").partition("@")
-            by_number, asked = client.get_model_version, name.rsplit("/", 1)
-            version = client.get_model_version_by_alias(name, alias) if alias else by_number(*asked)
-            given = str(version.source).removeprefix("models:/")
-        return client.get_logged_model(given).tags.get("ddpm.path")
-    except (MlflowException, TypeError):
-        return None
+        return version("ddpm-ray")
+    except PackageNotFoundError:  # run from an uploaded working directory
+        return "not installed"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -104,21 +101,32 @@ class TrackedRun:
     experiment_id: str
     run_id: str
 
+    @patiently
     def logged_steps(self, key: str) -> set[int]:
         """The steps at which `key` is there already."""
         return {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
 
-    def log_records(self, records: Iterable[Mapping[str, float]]) -> None:
-        """Metrics by step: each record has `step` and any number of values."""
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(key, float(value), now, int(record["step"]))
-            for record in records
-            for key, value in record.items()
-            if key != "step"
-        ]
-        for i in range(0, len(metrics), 10 * BATCH):
-            self.client.log_batch(self.run_id, metrics=metrics[i : i + 10 * BATCH])
+    def log_records(self, records: Iterable[Mapping[str, float]], timestamp: int | None = None) -> None:
+        """Metrics by step: each record has `step` and any number of values, and is logged as a whole. timestamp: in ms,
+        by default now; MLflow drops a metric that is there with the same one."""
+        timestamp = now() if timestamp is None else timestamp
+        metrics: list[Metric] = []
+        for record in records:
+            of_record = [
+                Metric(key, float(value), timestamp, int(record["step"]))
+                for key, value in record.items()
+                if key != "step"
+            ]
+            if len(metrics) + len(of_record) > 10 * BATCH:
+                self._log_metrics(metrics)
+                metrics = []
+            metrics += of_record
+        if metrics:
+            self._log_metrics(metrics)
+
+    @patiently
+    def _log_metrics(self, metrics: Sequence[Metric]) -> None:
+        self.client.log_batch(self.run_id, metrics=metrics)
 
     def log_result(
         self,
@@ -129,41 +137,60 @@ class TrackedRun:
         values: Mapping[str, float],
         *,
         dataset: str,
-        dataset_sha256: str,
+        protocol: str,
     ) -> bool:
-        """Metrics of a checkpoint of the run `name`: on this run at its step, on its model, which the run `owner` has, and
-        on the data set. Whether anything was new: not there yet, or of a checkpoint that was made anew."""
-        step, sha256 = checkpoint.step, checkpoint.weights_sha256(weights)
+        """Metrics of a checkpoint of the run `name`: on this run at its step, and on its model, which the run `owner` has,
+        with the data set. Whether anything was new: not there yet, or of a checkpoint that was made anew.
+
+        protocol: the fingerprint, which stands for the data set's digest. MLflow groups a model's metrics by the data
+        set's name and digest, and so ranks models by one protocol.
+        """
+        step, sha256, timestamp = checkpoint.step, checkpoint.weights_sha256(weights), now()
         model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, weights)
-        new = [key for key, value in values.items() if self._last_at(step, key) != value]
-        for key, value in values.items():
-            if key in new:
-                self.client.log_metric(
-                    self.run_id,
-                    key,
-                    value,
-                    step=step,
-                    model_id=model_id,
-                    dataset_name=dataset,
-                    dataset_digest=dataset_sha256[:36],
-                )
+        return self._log_on_model(model_id, step, values, dataset, protocol, timestamp)
+
+    @patiently
+    def _log_on_model(
+        self, model_id: str, step: int, values: Mapping[str, float], dataset: str, digest: str, timestamp: int
+    ) -> bool:
+        there = {
+            metric.key: metric.value
+            for metric in sorted(self.client.get_logged_model(model_id).metrics or [], key=lambda m: m.timestamp)
+            if metric.dataset_digest == digest and metric.run_id == self.run_id
+        }
+        new = [key for key, value in values.items() if {self._last_at(step, key), there.get(key)} != {value}]
+        for key in new:
+            self.client.log_metric(
+                self.run_id,
+                key,
+                values[key],
+                timestamp=timestamp,
+                step=step,
+                model_id=model_id,
+                dataset_name=dataset,
+                dataset_digest=digest,
+            )
         return bool(new)
 
     def _last_at(self, step: int, key: str) -> float | None:
         history = [metric for metric in self.client.get_metric_history(self.run_id, key) if metric.step == step]
         return max(history, key=lambda metric: metric.timestamp).value if history else None
 
+    @patiently
     def log_json(self, name: str, value: Any) -> None:
         self.client.log_text(self.run_id, json.dumps(value, indent=1, sort_keys=True), name)
 
+    @patiently
     def read_json(self, name: str) -> Any:
         """What log_json left under a name, None where there is nothing."""
+        parent = str(Path(name).parent)
+        files = self.client.list_artifacts(self.run_id, None if parent == "." else parent)
+        if name not in {file.path for file in files}:
+            return None
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                return json.loads(Path(self.client.download_artifacts(self.run_id, name, folder)).read_text())
-            except (MlflowException, OSError):
-                return None
+            return json.loads(Path(self.client.download_artifacts(self.run_id, name, folder)).read_text())
 
+    @patiently
     def log_bytes(self, name: str, data: bytes) -> None:
         """A file in the run's artifacts under the path `name`."""
         with tempfile.TemporaryDirectory() as folder:
@@ -172,52 +199,53 @@ class TrackedRun:
             parent = str(Path(name).parent)
             self.client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
 
+    @patiently
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    @patiently
     def checkpoint_model(
         self, name: str, step: int, path: object, sha256: str, weights: Literal["ema", "raw"] = "ema"
     ) -> str:
         """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
         name = name if weights == "ema" else f"{name}-raw"
+        found = self._models(name)
+        if not found:
+            self.client.create_logged_model(
+                self.experiment_id,
+                name=name,
+                source_run_id=self.run_id,
+                model_type="ddpm",
+                params={"step": str(step), "weights": weights},
+                tags={"ddpm.path": str(path), "ddpm.sha256": sha256, "mlflow.model.isExternal": "true"},
+            )
+            found = self._models(name)
+        model, *others = found
+        if model.status != LoggedModelStatus.READY:
+            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        for other in others:  # made by another process in the same moment, or by a call whose answer was lost
+            self.client.delete_logged_model(other.model_id)
+        return str(model.model_id)
+
+    def _models(self, name: str) -> list[LoggedModel]:
+        """The run's models of a name, the first one first."""
         found = self.client.search_logged_models(
             [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{self.run_id}'"
         )
-        if found:
-            return str(found[0].model_id)
-        model = self.client.create_logged_model(
-            self.experiment_id,
-            name=name,
-            source_run_id=self.run_id,
-            model_type="ddpm",
-            params={"step": str(step), "weights": weights},
-            tags={"ddpm.path": str(path), "ddpm.sha256": sha256, "mlflow.model.isExternal": "true"},
-        )
-        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        return str(model.model_id)
+        return sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
 
+    @patiently
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         self.client.set_terminated(self.run_id, status)
 
 
-@dataclass(frozen=True)
-class Training:
-    """What MLflow knows of a training run. storage: where it was told to keep its checkpoints. started: seconds, when it
-    was begun or gone on with."""
-
-    name: str
-    run_id: str
-    status: str
-    steps: int
-    storage: str
-    started: float
-
-
 class Tracker:
     """An MLflow experiment that is written to. The first one, in a driver, makes the database and the experiment:
-    several processes that make an SQLite database at once break it."""
+    several processes that make an SQLite database at once break it. InputError for a URI with a password, a server that
+    cannot be reached, or an SQLite database that another machine writes to."""
 
     def __init__(self, uri: str, experiment: str, storage: Location) -> None:
+        check_no_password(uri)
         if uri.startswith("file:") or "://" not in uri:
             raise InputError(
                 f"tracking URI is {uri!r}, a folder: MLflow 3 keeps no runs in folders; give sqlite:////absolute/path.db or "
@@ -226,47 +254,41 @@ class Tracker:
         if uri.startswith("http"):
             check_answers(uri)
         if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            claim(Path(uri.removeprefix("sqlite:///")))
         self.uri = uri
-        self.client = MlflowClient(tracking_uri=uri)
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None:
-            self.experiment_id = found.experiment_id
-        else:
-            # A server places artifacts itself; for a database on disk they go beside it, whatever the current folder.
-            location = None if uri.startswith("http") else (storage / "mlartifacts" / experiment).as_uri()
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # the view the UI opens with
-            self.experiment_id = self.client.create_experiment(experiment, location, kind)
+        self.client = persist(lambda: MlflowClient(tracking_uri=uri), passes, f"tracking server {uri!r}")
+        self.experiment_id = self._experiment(experiment, storage)
 
+    @patiently
+    def _experiment(self, name: str, storage: Location) -> str:
+        """The id of the experiment of this name, found or made."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            # A server places artifacts itself; for a database on disk they go beside it, whatever the current folder.
+            location = None if self.uri.startswith("http") else (storage / "mlartifacts" / name).as_uri()
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # the view the UI opens with
+            try:
+                return str(self.client.create_experiment(name, location, kind))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = self.client.get_experiment_by_name(name)  # another process was quicker
+        return str(found.experiment_id)
+
+    @patiently
     def find(self, kind: Kind, name: str) -> TrackedRun | None:
         """The run of this kind and name, if there is one."""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{KIND_TAG}` = '{kind}' AND attributes.run_name = '{name}'", max_results=1
-        )
+        found = self._runs(kind, name)
         return TrackedRun(self.client, self.experiment_id, found[0].info.run_id) if found else None
 
-    def trainings(self) -> list[Training]:
-        """All training runs but the trials of sweeps, the newest first."""
-        found: list[Any] = []
-        token = None
-        while True:
-            page = self.client.search_runs([self.experiment_id], f"tags.`{KIND_TAG}` = 'train'", page_token=token)
-            found += [run for run in page if "mlflow.parentRunId" not in run.data.tags]
-            token = page.token
-            if not token:
-                break
-        return [
-            Training(
-                run.info.run_name,
-                run.info.run_id,
-                run.info.status,
-                int(run.data.params.get("steps", 0)),
-                run.data.params.get("storage", ""),
-                float(run.data.tags.get(STARTED_TAG, run.info.start_time / 1000.0)),
-            )
-            for run in found
-        ]
+    def _runs(self, kind: Kind, name: str) -> list[Run]:
+        """The runs of this kind and name, the one that counts first: one with parameters, the oldest."""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`{KIND_TAG}` = '{kind}' AND attributes.run_name = '{name}'"
+        )
+        return sorted(found, key=lambda run: (not run.data.params, run.info.start_time, run.info.run_id))
 
+    @patiently
     def run(
         self,
         kind: Kind,
@@ -278,16 +300,29 @@ class Tracker:
         parent: str | None = None,
     ) -> TrackedRun:
         """The run of this kind and name, whose fingerprint the name holds: found and set running again, or made."""
-        found = self.find(kind, name)
-        if found is not None:
-            self.client.update_run(found.run_id, status="RUNNING")
-            self.client.set_tag(found.run_id, STARTED_TAG, str(time.time()))
-            return found
-        identity = {KIND_TAG: kind, FINGERPRINT_TAG: fingerprint, STARTED_TAG: str(time.time())}
-        if parent is not None:
-            identity["mlflow.parentRunId"] = parent
-        run_id = self.client.create_run(self.experiment_id, run_name=name, tags={**identity, **tags}).info.run_id
-        entries = [Param(key, value) for key, value in params.items()]
+        found = self._runs(kind, name)
+        if found:
+            self.client.update_run(found[0].info.run_id, status="RUNNING")
+            self.client.set_tag(found[0].info.run_id, STARTED_TAG, str(time.time()))
+        else:
+            identity = {KIND_TAG: kind, FINGERPRINT_TAG: fingerprint, "ddpm.code_version": code_version()}
+            identity[STARTED_TAG] = str(time.time())
+            if parent is not None:
+                identity["mlflow.parentRunId"] = parent
+            self.client.create_run(self.experiment_id, run_name=name, tags={**identity, **tags})
+            found = self._runs(kind, name)
+        run_id, known = found[0].info.run_id, found[0].data.params
+        entries = [
+            Param(key, value) for key, value in params.items() if key not in known
+        ]  # all, or what a kill left out
         for i in range(0, len(entries), BATCH):
             self.client.log_batch(run_id, params=entries[i : i + BATCH])
+        for other in found[1:]:  # made by another process in the same moment, or by a call whose answer was lost
+            if known and not other.data.params:
+                self.client.delete_run(other.info.run_id)
         return TrackedRun(self.client, self.experiment_id, run_id)
+
+
+def now() -> int:
+    """In ms, as MLflow counts."""
+    return int(time.time() * 1000)

@@ -1,16 +1,14 @@
 """Ray Train: shards -> checkpoints, by data-parallel training that resumes where it was stopped.
 
 The driver is the only writer to MLflow; worker 0 sends it records through a queue. What a resumed run needs, the records
-included, lies in its checkpoints.
+included, lies in its checkpoints. Where MLflow does not answer, the training goes on, and what is for MLflow waits on disk.
 """
 
-import queue as queues
-import threading
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import ray
 import ray.train
@@ -24,15 +22,20 @@ from ddpm_core.diffusion import LEARNED
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.protocol import fingerprint
 from pipelines.cluster import Resources, check_fits, connect
+from pipelines.following import Follower, synchronise, unsent_entries
 from pipelines.loading import check_shuffle
 from pipelines.locations import Location, commit_json, location
-from pipelines.progress import Progress, Say
+from pipelines.patience import at_once, reason
+from pipelines.progress import Say
 from pipelines.saving import saved_checkpoints
 from pipelines.shards import ShardedDataset
 from pipelines.stopping import StopRequest, interruptible
 from pipelines.tracking import TrackedRun, Tracker, default_uri, flatten
 from pipelines.training_config import TrainConfig
 from pipelines.training_loop import WorkerTask, run_worker
+from pipelines.unsent import Unsent
+
+LAST_WAIT, BRIEF_WAIT = 60.0, 10.0  # seconds for an MLflow that does not answer, when a training is done or was stopped
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
         name,
         fingerprint(config.identity(dataset.sha256)),
         params=flatten(config),
-        tags={"ddpm.preset": config.preset, "ddpm.code_version": code_version(), "ddpm.data": dataset.name},
+        tags={"ddpm.preset": config.preset, "ddpm.data": dataset.name},
         parent=parent_run_id,
     )
+    unsent = unsent_entries(run, folder, say)
     if finished:
         synchronise(run, name, done)
         run.finish()
@@ -121,11 +125,16 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
+    logged = run.logged_steps("loss")
+    unsent.start()
     try:
-        with StopRequest() as request, Follower(run, name, config, outbox, stop, request, say) as follower:
+        with (
+            StopRequest() as request,
+            Follower(name, config, outbox, stop, request, unsent, logged, say) as follower,
+        ):
             interruptible(trainer.fit)
     except BaseException as error:
-        run.finish("FAILED")
+        conclude(run, unsent, name, (), "FAILED", say)
         cause = input_error(error)
         if cause is not None:
             raise cause from None
@@ -134,17 +143,43 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
         outbox.shutdown()
         stop.shutdown()
     done = checkpoints_until(folder, config.steps)
-    synchronise(run, name, done)
     if follower.diverged is not None:
-        run.log_json("diverged.json", follower.diverged["facts"])
-        run.finish("FAILED")
+        conclude(run, unsent, name, done, "FAILED", say)
         raise DivergedError(follower.diverged["text"], run.run_id)
     if follower.stopped_at is not None and not (done and done[-1].step == config.steps):
-        run.finish("KILLED")
+        conclude(run, unsent, name, done, "KILLED", say)
         say(f"train: {name} is saved at step {follower.stopped_at:,}")
         raise KeyboardInterrupt
-    run.finish()
+    conclude(run, unsent, name, done, "FINISHED", say)
     return TrainResult(name, run.run_id, folder, done)
+
+
+def conclude(
+    run: TrackedRun,
+    unsent: Unsent,
+    name: str,
+    done: Sequence[Checkpoint],
+    status: Literal["FINISHED", "FAILED", "KILLED"],
+    say: Say,
+) -> None:
+    """Bring MLflow up to the end of a training, whose outcome does not depend on whether that succeeds."""
+    finished = status == "FINISHED"
+    left = unsent.close(LAST_WAIT if finished else BRIEF_WAIT)
+    if left:
+        say(
+            f"train: {left:,} entries for MLflow wait in {str(unsent.folder)!r}: give the same command again when it answers, "
+            "and they are sent"
+        )
+        return
+    try:
+        with contextlib.nullcontext() if finished else at_once():
+            synchronise(run, name, done)
+            run.finish(status)
+    except Exception as error:
+        say(
+            f"train: MLflow lacks the end of {name} ({reason(error)}): give the same command again when it answers, and it "
+            "is sent"
+        )
 
 
 def input_error(error: BaseException) -> InputError | None:
@@ -185,18 +220,6 @@ def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
         )
 
 
-def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -> None:
-    """Give MLflow what the checkpoints know and it does not: a killed driver's records, a model for each checkpoint."""
-    logged = run.logged_steps("loss")
-    if checkpoints:
-        history = [record for record in checkpoints[-1].history if "step" in record]
-        run.log_records(record for record in history if record["step"] not in logged)
-    for checkpoint in checkpoints:
-        run.checkpoint_model(
-            f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, checkpoint.weights_sha256()
-        )
-
-
 def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
     """What the images are, for the report; paths stay in the data set's own manifest."""
     keys = ("name", "images", "shape", "mean", "std", "second_moment", "sha256", "filter")
@@ -212,91 +235,3 @@ def device_name(resources: Resources, workers: int) -> str:
         return f"{workers} x CPU"
     kinds = [key.removeprefix("accelerator_type:") for key in ray.cluster_resources() if "accelerator_type:" in key]
     return f"{workers} x {' or '.join(kinds) or 'GPU'}"
-
-
-def code_version() -> str:
-    try:
-        return version("ddpm-ray")
-    except PackageNotFoundError:  # run from an uploaded working directory
-        return "not installed"
-
-
-class Follower:
-    """Takes worker 0's records off the queue while the training runs: to MLflow, and to the person who watches."""
-
-    def __init__(
-        self,
-        run: TrackedRun,
-        name: str,
-        config: TrainConfig,
-        outbox: ray.util.queue.Queue,
-        stop: ray.util.queue.Queue,
-        request: StopRequest,
-        say: Say,
-    ) -> None:
-        self.run, self.name, self.config, self.outbox, self.say = run, name, config, outbox, say
-        self.stop, self.request = stop, request
-        self.diverged: Mapping[str, Any] | None = None
-        self.stopped_at: int | None = None
-        self._logged = run.logged_steps("loss")
-        self._progress: Progress | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
-
-    def __enter__(self) -> "Follower":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        passed_on = False
-        while True:
-            if self.request.asked.is_set() and not passed_on:
-                passed_on = True
-                self.say("train: stopping, when the newest step is saved; once more to stop at once")
-                self.stop.put("stop")
-            stopping = self._stop.is_set()  # looked at before the queue is emptied, so that nothing is left in it
-            try:
-                message = self.outbox.get(timeout=0.5)
-            except (queues.Empty, ray.exceptions.RayError):
-                if stopping:
-                    return
-                continue
-            self._take(message)
-
-    def _take(self, message: Mapping[str, Any]) -> None:
-        if message["kind"] == "start":
-            self._progress = Progress("train", self.config.steps, "steps", self.say, done=message["step"])
-            workers = message["workers"]
-            self.say(
-                f"train: {self.name} from step {message['step']:,} on {workers} worker{'' if workers == 1 else 's'}"
-            )
-        elif message["kind"] == "record":
-            record = message["record"]
-            if record["step"] not in self._logged:
-                self._logged.add(record["step"])
-                self.run.log_records([record])
-            if self._progress is not None:
-                self._progress.at(int(record["step"]), describe_record(record))
-        elif message["kind"] == "samples":
-            self.run.log_bytes(f"training/samples-{message['step']:08d}.png", message["png"])
-        elif message["kind"] == "diverged":
-            self.diverged = message
-        elif message["kind"] == "stopped":
-            self.stopped_at = int(message["step"])
-
-
-def describe_record(record: Mapping[str, float]) -> str:
-    """What a person watches, on one line."""
-    parts = [
-        f"{record['images_per_second']:,.0f} images/s",
-        f"loss {record['loss']:.4f}",
-        f"gradient {record['grad_norm']:.3g}",
-        f"lr {record['lr']:.2g}",
-    ]
-    if "model_flops_utilisation" in record:
-        parts.append(f"{record['model_flops_utilisation']:.0%} of peak")
-    return " | ".join(parts)

@@ -78,6 +78,7 @@ class Worker:
             self.history = list(checkpoint.history)
             if self.history and OPEN in self.history[-1]:
                 self.interval.resume(self.history.pop()[OPEN], rank)
+        self.unsaid: list[int] = []  # steps of checkpoints being written, which the driver has not been told of
         self.notice: object = None  # of a node about to go, which a checkpoint was made for
 
     def agreed_checkpoint(self) -> Checkpoint | None:
@@ -123,11 +124,13 @@ class Worker:
                 )
                 self.interval.add(metrics)
                 if self.after_step(loader, diffusion):
-                    return
+                    break
+        self.tell_saved()
 
     def after_step(self, loader: Loader, diffusion: GaussianDiffusion) -> bool:
         """Record, look around, save and show samples, where it is time; whether to end here."""
         config, state, step = self.config, self.state, self.state.step
+        self.tell_saved()
         last = step == config.steps
         stop, lost = self.beat() if step % BEAT == 0 else (False, False)
         log, save = step % config.log_every == 0 or last, step % config.checkpoint_every == 0 or last or stop or lost
@@ -140,11 +143,17 @@ class Worker:
             still_open = self.interval.open_sums()
             if self.rank == 0:
                 self.saver.save(state, asdict(config), [*self.history, *still_open])
+                self.unsaid.append(step)
         if config.sample_every and step % config.sample_every == 0 and self.rank == 0:
             self.send("samples", step=step, png=sample_grid(config, state, diffusion, self.device))
         if stop:
             self.send("stopped", step=step)
         return stop
+
+    def tell_saved(self) -> None:
+        """Tell the driver which checkpoints are whole now."""
+        while self.saver.last_good in self.unsaid:
+            self.send("saved", step=self.unsaid.pop(0))
 
     def send(self, kind: str, **values: Any) -> None:
         if self.rank == 0:
