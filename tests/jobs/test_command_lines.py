@@ -125,6 +125,7 @@ with ray_cluster() as environment:
 """
 
 
+@pytest.mark.slow
 def test_a_submitted_job_prints_its_help_and_refuses_relative_paths(tmp_path: Path) -> None:
     script = tmp_path / "submit.py"
     script.write_text(SCRIPT)

@@ -373,6 +373,7 @@ def test_scores_along_the_chain_are_those_of_the_predictions_logits(tmp_path: Pa
     assert [point["t"] for point in found] == [9, 0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: TrainResult, tmp_path: Path) -> None:
     run = tmp_path / trained.name
     shutil.copytree(str(trained.folder), run)
@@ -395,6 +396,7 @@ def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: T
             evaluator.evaluate(evaluator.checkpoints, "selection")
 
 
+@pytest.mark.slow
 def test_bfloat16_is_another_protocol_near_float32(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:

@@ -237,6 +237,8 @@ def keeper(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
             [sys.executable, str(script), str(folder), *command],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
+            # A shell's background jobs, such as a test suite may be one, ignore ctrl-C, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     return start

@@ -206,6 +206,7 @@ def test_an_illustrated_evaluation_is_found_done_and_what_is_lost_or_damaged_is_
     assert written == []
 
 
+@pytest.mark.slow
 def test_looking_up_more_samples_later_makes_their_images_and_leaves_the_numbers(
     trained: Checkpoint, tmp_path: Path
 ) -> None:

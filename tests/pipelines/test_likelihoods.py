@@ -123,6 +123,7 @@ def test_the_numbers_are_those_of_the_core_called_once(
     assert undisturbed.likelihoods[0].values["bpd"] != mean  # another step's
 
 
+@pytest.mark.slow
 def test_one_worker_and_other_chunks_give_every_bit_of_the_same_numbers(
     undisturbed: LikelihoodResult, storage: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def test_the_images_are_the_first_of_a_permutation_and_all_by_default() -> None:
     assert chosen_images(0, 1797, 1797).tolist() == list(range(1797))
 
 
+@pytest.mark.slow
 def test_an_estimate_of_few_terms_covers_the_full_bound(
     undisturbed: LikelihoodResult, storage: Path, trained: Path, tmp_path: Path
 ) -> None:

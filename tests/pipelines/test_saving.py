@@ -519,7 +519,9 @@ def save_until_killed(url: str, environment: dict[str, str]) -> None:
                 mark_best(folder, 3)
 
 
-@pytest.mark.parametrize(("place", "kills", "seconds"), [("local", 25, 0.1), ("s3", 8, 0.6)])
+@pytest.mark.parametrize(
+    ("place", "kills", "seconds"), [("local", 25, 0.1), pytest.param("s3", 8, 0.6, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_any_moment_leaves_whole_checkpoints_and_none_that_had_to_stay_is_missing(
     place: str, kills: int, seconds: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

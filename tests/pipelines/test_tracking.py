@@ -33,6 +33,7 @@ def new_run(folder: Path, name: str = "a", **params: str) -> TrackedRun:
     return tracker(folder).run("train", name, "f", params={"x": "1", **params}, tags={})
 
 
+@pytest.mark.slow
 def test_a_locked_database_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """SQLite itself waits for 20 s; the lock is held until that was in vain."""
     run = new_run(tmp_path)

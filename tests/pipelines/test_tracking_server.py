@@ -19,12 +19,18 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import Postgres, Server, tracking_server, wait_until, why_not
 from test_saving import new_state
+from test_train import NETWORK, OPTIM
 
 from ddpm_core.checkpoint import save_checkpoint
-from pipelines import patience
+from pipelines import alarms, patience
 from pipelines.following import Follower, unsent_entries, unsent_folder
+from pipelines.lookup import path_of_model
+from pipelines.nightly import nightly
+from pipelines.nightly_config import NightlyConfig
+from pipelines.shards import ShardedDataset
 from pipelines.stopping import StopRequest
 from pipelines.tracking import Tracker
+from pipelines.train import train
 from pipelines.training_config import config_for
 
 REASON = why_not()
@@ -173,6 +179,7 @@ def test_a_training_goes_on_and_stops_when_asked_while_the_server_is_away(
     assert Path(picture).read_bytes() == b"picture"
 
 
+@pytest.mark.slow
 def test_what_waits_is_sent_as_soon_as_the_server_is_back(servers: tuple[Server, Postgres], tmp_path: Path) -> None:
     server, _ = servers
     run = Tracker(server.uri, "training", tmp_path).run("train", tmp_path.name, "f", params={"a": "1"}, tags={})
@@ -190,3 +197,63 @@ def test_what_waits_is_sent_as_soon_as_the_server_is_back(servers: tuple[Server,
         "tracking: MLflow answers again",
     ]
     assert run.logged_steps("loss") == {1}
+
+
+@pytest.mark.slow
+def test_a_training_ends_well_without_its_server_and_the_night_finds_what_was_sent_later(
+    servers: tuple[Server, Postgres], digits: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = servers
+    monkeypatch.setattr("pipelines.train.LAST_WAIT", 2.0)
+    monkeypatch.setattr(alarms, "NARROW", 0.0)  # samples after four steps look wrong, and rightly so
+    monkeypatch.setattr(alarms, "SATURATED", 1.0)
+    settings = config_for(
+        "tiny",
+        shards=str(digits.path),
+        storage=str(tmp_path),
+        unet=NETWORK,
+        optim=OPTIM,
+        steps=4,
+        checkpoint_every=2,
+        log_every=1,
+        tracking_uri=server.uri,
+        experiment="whole",
+    )
+    lines: list[str] = []
+
+    def listen(line: str) -> None:
+        lines.append(line)
+        if " from step 0 on " in line:
+            server.kill()
+
+    result = train(settings, listen)
+    assert [checkpoint.step for checkpoint in result.checkpoints] == [2, 4]
+    (told,) = (line for line in lines if "entries for MLflow wait" in line)
+    assert "give the same command again" in told
+    server.start()
+    train(settings, lines.append)
+    client = MlflowClient(server.uri)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert sorted(metric.step for metric in client.get_metric_history(result.run_id, "loss")) == [1, 2, 3, 4]
+    assert len(all_models(client, run.info.experiment_id)) == 2
+
+    tonight = NightlyConfig(
+        storage=str(tmp_path),
+        tracking_uri=server.uri,
+        experiment="whole",
+        extractor="pixels",
+        samples=60,
+        chunk_size=10,
+        batch_size=10,
+        sampler_steps=3,
+    )
+    night = nightly(tonight, lines.append)
+    assert len(night.evaluated) == 2
+    (champion,) = night.champions
+    address = f"models:/{champion.model}@{champion.alias}"
+    assert path_of_model(server.uri, address) == str(champion.checkpoint.path)
+    version = client.get_model_version_by_alias(champion.model, champion.alias)
+    assert version.tags["ddpm.protocol"] == champion.evaluation.protocol.fingerprint
+    assert version.run_id == result.run_id
+    assert nightly(tonight, lines.append).evaluated == []

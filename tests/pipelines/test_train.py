@@ -213,6 +213,7 @@ def test_a_driver_killed_with_its_cluster_is_resumed_to_the_same_bits(
     assert logged(resumed, tmp_path) == [(step, loss) for step, loss, _ in losses(long_run)]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
     long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
@@ -290,6 +291,7 @@ def test_an_elastic_run_takes_a_new_node_in(long_run: TrainResult, digits: Shard
     assert losses(result)[0] == pytest.approx(losses(long_run)[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
     long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:

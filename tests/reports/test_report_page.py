@@ -79,7 +79,7 @@ def test_the_sweep_concludes_and_shows_its_failed_trial(full: Page) -> None:
     )
     assert full.tables("Trials without a result") == [[["const", "300", "not measured", "failed"]]]
     assert "2.90 × 10⁻⁵" in sweep.text
-    assert len(sweep.all("svg")) == 2
+    assert len(sweep.all("svg")) == 3
 
 
 def test_samples_stand_in_step_order_with_seed_and_without_choice(full: Page) -> None:
@@ -141,7 +141,7 @@ def test_the_page_is_accessible(full: Page) -> None:
 
 def test_figures_are_well_formed_and_refer_to_themselves(full: Page) -> None:
     drawings = re.findall(r"<svg.*?</svg>", full.source, re.DOTALL)
-    assert len(drawings) == 20
+    assert len(drawings) == 21
     assert drawings[0].count("opacity: 0.16") == 1  # step 300, not distinguishable from step 200
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
