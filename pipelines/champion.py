@@ -27,8 +27,8 @@ Measured = tuple[Evaluator, Evaluation]
 
 @dataclass(frozen=True)
 class Champion:
-    """The checkpoint that an alias of a registered model points at. before: what it pointed at, where it moved. again: its
-    evaluation on samples that it was not chosen by."""
+    """The checkpoint that an alias of a registered model points at. before: what it pointed at, where it moved, empty where
+    there was none. again: its evaluation on samples that it was not chosen by."""
 
     model: str
     alias: str
@@ -44,7 +44,7 @@ class Champion:
 
     def describe(self) -> str:
         """In a sentence."""
-        moved = "" if self.before is None else f" (moved from {self.before})"
+        moved = "" if self.before is None else f" (moved from {self.before})" if self.before else " (new)"
         chosen = self.again or self.evaluation
         noise = "on samples it was not chosen by" if self.again else "on the samples it was chosen by"
         return (
@@ -92,7 +92,7 @@ def _crown(registry: Registry, alias: str, group: Sequence[Measured], say: Say) 
         best = held[0]
         before = None
     else:
-        before = f"step {int(bearer['ddpm.step']):,} of {bearer['ddpm.run']}" if bearer else "nothing"
+        before = f"step {int(bearer['ddpm.step']):,} of {bearer['ddpm.run']}" if bearer else ""
     _point(registry, alias, best)
     evaluator, evaluation = best
     for other in {each[0].name: each[0] for each in group}.values():
