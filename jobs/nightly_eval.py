@@ -2,8 +2,7 @@
 
 python jobs/nightly_eval.py --every "0 2 * * *" ...   stays, and starts that at those times; for clusters without a scheduler
 
-Ends with 0 where all is well and with 3 where there is a new alarm.
-"""
+It ends with 0 where all is well and with 3 where there is a new alarm."""
 
 import subprocess
 import sys
@@ -11,37 +10,38 @@ import sys
 from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
 from pipelines.every import keep
-from pipelines.locations import absolute
+from pipelines.locations import absolute, nights_of
 
 
 def main() -> None:
     every, arguments = taken(sys.argv[1:], "--every")
     if every is not None:  # before anything large is imported: this process stays
-        storage, experiment = (taken(arguments, option)[0] for option in ("--storage", "--experiment"))
-        folder = absolute(storage or "runs", option="--storage") / "nightly" / (experiment or "ddpm")
+        place, experiment = (taken(arguments, option)[0] for option in ("--storage", "--experiment"))
+        folder = nights_of(absolute(place or "runs", option="--storage"), experiment or "ddpm")
         command = [sys.executable, sys.argv[0], *arguments]
         subprocess.run([*command, "--dry-run"], check=False)  # a wrong option shows now and not at night
-        keep(every, command, folder, say)
-        return
+        return keep(every, command, folder, say)
 
-    from pipelines.nightly import delivered, nightly, notes_of
+    from pipelines.nightly import delivered, nightly
     from pipelines.nightly_config import NightlyConfig
-    from pipelines.tracking import default_uri
+    from pipelines.tracking_uri import default_uri
     from reports.build import build_report
 
     config = parse(NightlyConfig, arguments, description="Evaluate the checkpoints that have no result yet.")
     result = nightly(config, say)
     if config.dry_run:
-        return
-    report = notes_of(config).folder / "report.html"
+        return None
+    storage, code = absolute(config.storage, option="--storage"), 0
+    report = nights_of(storage, config.experiment) / "report.html"
     try:
-        build_report(config.tracking_uri or default_uri(report.parents[2]), config.experiment, report)
-    finally:
-        alarmed = delivered(config, result, report, say)
-        for line in [f"report {report}", *result.describe()]:
-            say(f"nightly: {line}")
-    if alarmed:
-        sys.exit(3)
+        build_report(config.tracking_uri or default_uri(storage), config.experiment, report)
+        say(f"nightly: report {report}")
+    except Exception as error:  # an alarm must get out all the same
+        say(f"nightly: the report could not be written ({type(error).__name__}: {error})")
+        code = 1
+    for line in result.describe():
+        say(f"nightly: {line}")
+    sys.exit(3 if delivered(config, result, report, say) else code)
 
 
 def taken(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
@@ -49,10 +49,10 @@ def taken(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
     for place, word in enumerate(arguments):
         if word.startswith(f"{option}="):
             return word.partition("=")[2], arguments[:place] + arguments[place + 1 :]
-        if word == option and place + 1 < len(arguments):
-            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
         if word == option:
-            raise InputError(f"option {option} has no value: give one after it")
+            if word is arguments[-1]:
+                raise InputError(f"option {option} has no value: give one after it")
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
     return None, arguments
 
 

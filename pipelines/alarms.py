@@ -3,6 +3,7 @@
 An alarm stands for as long as what it says is so, and is told once.
 """
 
+import http.client
 import json
 import math
 import os
@@ -96,7 +97,8 @@ def stopped(training: Training, last: tuple[int, float] | None, now: float, quie
 
     last: (step, time in seconds) of its newest checkpoint, None where there is none.
     """
-    step, since = last or (0, training.started)
+    step, made = last or (0, 0.0)
+    since = max(made, training.started)
     if step >= training.steps:
         return []
     where = f"at step {step:,} of {training.steps:,}"
@@ -109,7 +111,21 @@ def stopped(training: Training, last: tuple[int, float] | None, now: float, quie
         )
     else:
         return []
-    return [Alarm(f"stopped {training.name} {step}", training.name, text, of_training=True)]
+    return [
+        Alarm(
+            f"stopped {training.name} {step} {training.status} {training.started:.0f}",
+            training.name,
+            text,
+            of_training=True,
+        )
+    ]
+
+
+class Unmoved(urllib.request.HTTPRedirectHandler):
+    """Takes a redirection, such as to a page for signing in, for what it is: an alarm that did not arrive."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
 
 
 def deliver(alarms: Sequence[Alarm], facts: Mapping[str, Any], command: str | None) -> list[str]:
@@ -124,15 +140,17 @@ def deliver(alarms: Sequence[Alarm], facts: Mapping[str, Any], command: str | No
             if not url.startswith(("https://", "http://")):
                 raise ValueError("it is no http address")
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=PATIENCE):
+            with urllib.request.build_opener(Unmoved).open(request, timeout=PATIENCE):
                 pass
         except urllib.error.HTTPError as error:
             wrong.append(f"the webhook in {WEBHOOK} answers {error.code} {error.reason}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:  # which may name the address
             wrong.append(f"the webhook in {WEBHOOK} was not reached ({type(error).__name__})")
     if command is not None:
         try:
             subprocess.run(shlex.split(command), input=body, timeout=PATIENCE, check=True)
+        except subprocess.CalledProcessError as error:
+            wrong.append(f"the alarm command {command.split()[0]!r} failed with exit code {error.returncode}")
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            wrong.append(f"the alarm command {command!r} failed ({error})")
+            wrong.append(f"the alarm command {command.split()[:1]} failed ({type(error).__name__})")
     return wrong

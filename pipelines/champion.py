@@ -1,24 +1,26 @@
 """Which checkpoint bears the name of the best, under one protocol.
 
-The alias moves to the checkpoint with the lowest distance where that one's interval lies below that of the alias's, or
-where it is an earlier step of the same training and no worse; else two nights' noise would move it to and fro. It starts
-anew where the protocol changed or the alias's checkpoint is gone.
+A registered model stands for an experiment, a data set and a protocol, so that nothing else is ever compared under its
+aliases. The best one's alias moves to the checkpoint with the lowest distance where that one's interval lies below that of
+the alias's, or where it is an earlier step of the same training and no worse; else two nights' noise would move it to and
+fro. It starts anew where the alias's checkpoint is gone.
 """
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddpm_core.checkpoint import Checkpoint, open_checkpoint
-from pipelines.evaluate import keep_best
+from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
+from ddpm_core.commit import MANIFEST
+from ddpm_core.errors import InputError
+from ddpm_core.protocol import Protocol
 from pipelines.evaluator import Evaluator
-from pipelines.locations import Location
+from pipelines.locations import Location, location
 from pipelines.progress import Say
 from pipelines.registry import Registry
-from pipelines.results import Evaluation, describe_values
-from pipelines.saving import ALIAS, made_at, mark_best, unmark
+from pipelines.results import Evaluation, describe_values, read_evaluation
+from pipelines.saving import made_at, mark_best, unmark
 from pipelines.tracking import Tracker, code_version
 
 NO_NAME = re.compile(r"[/:]")  # what MLflow takes in no model's name
@@ -63,66 +65,91 @@ def replaces(new: Evaluation, old: Evaluation, same_run: bool) -> bool:
     return new.interval[1] < old.interval[0]
 
 
-def crown(tracker: Tracker, experiment: str, groups: Sequence[Sequence[Measured]], say: Say) -> list[Champion]:
-    """Have the aliases point at the best and the newest checkpoint of each group, whose evaluations share a protocol and
-    whose checkpoints are still there."""
-    groups = [group for group in groups if group]
-    names = [NO_NAME.sub("-", f"{experiment}-{group[0][1].protocol.reference}") for group in groups]
-    shared = Counter(names)
-    champions = []
-    for name, group in zip(names, groups, strict=True):
-        protocol = group[0][1].protocol
-        if shared[name] > 1:  # two protocols never share an alias
-            name = f"{name}-{protocol.fingerprint[:6]}"
-        registry = Registry(tracker.client, name)
-        alias = f"best-{protocol.distance.replace('_', '-')}"
-        finite = [each for each in group if math.isfinite(each[1].distance)]
-        if finite:
-            champions.append(_crown(registry, alias, finite, say))
-        newest = max(group, key=lambda each: made_at(_path(each)))
-        _point(registry, "newest", newest)  # MLflow keeps "latest" for itself
-    return champions
+def hold(evaluator: Evaluator, kept: Sequence[Evaluation]) -> None:
+    """Have a training keep the best of its checkpoints that are there, by evaluations of one protocol. What an alias may
+    come to point at must not be deleted before the night is over."""
+    finite = [evaluation for evaluation in kept if math.isfinite(evaluation.distance)]
+    if finite:
+        best = min(finite, key=lambda evaluation: (evaluation.distance, evaluation.step))
+        mark_best(_folder(evaluator), best.step, f"lowest-{best.protocol.fingerprint}.mark.json")
 
 
-def _crown(registry: Registry, alias: str, group: Sequence[Measured], say: Say) -> Champion:
-    best = min(group, key=lambda each: (each[1].distance, each[1].step))
+def crown(tracker: Tracker, experiment: str, group: Sequence[Measured], say: Say) -> Champion | None:
+    """Have the aliases point at the best and at the newest checkpoint of some that are there, measured under one protocol;
+    the best, None where that is none of these. Beside them stands what the alias points at already."""
+    protocol = group[0][1].protocol
+    name = NO_NAME.sub("-", f"{experiment}-{protocol.reference}-{protocol.fingerprint[:6]}")
+    registry = Registry(tracker.client, name)
+    alias = f"best-{protocol.distance.replace('_', '-')}"
+    newest = max(group, key=lambda each: made_at(_path(each)))
+    _point(registry, "newest", newest)  # MLflow keeps "latest" for itself
+    finite = [each for each in group if math.isfinite(each[1].distance)]
+    if not finite:
+        return None
+    best = min(finite, key=lambda each: (each[1].distance, each[1].step))
     bearer = registry.tags(alias)
-    held = [each for each in group if _identity(each).items() <= bearer.items()]
-    if held and (held[0] is best or not replaces(best[1], held[0][1], held[0][0].name == best[0].name)):
-        best = held[0]
-        before = None
-    else:
-        before = f"step {int(bearer['ddpm.step']):,} of {bearer['ddpm.run']}" if bearer else ""
-    _point(registry, alias, best)
+    before: str | None = f"step {int(bearer['ddpm.step']):,} of {bearer['ddpm.run']}" if bearer else ""
+    held = next((each for each in finite if _identity(each).items() <= bearer.items()), None)
+    if held is not None:
+        if held is best or not replaces(best[1], held[1], held[0].name == best[0].name):
+            best, before = held, None
+    elif bearer and not _is_gone(bearer["ddpm.path"]):  # of a training that was not looked at
+        theirs = _elsewhere(best[0], bearer, protocol)
+        if theirs is None or theirs.distance <= best[1].distance or not replaces(best[1], theirs, same_run=False):
+            say(f"nightly: models:/{name}@{alias} stays at {before}, which is not among what was looked at")
+            return None
     evaluator, evaluation = best
+    mark = f"alias-{protocol.fingerprint}.mark.json"
+    mark_best(_folder(evaluator), evaluation.step, mark)  # before the alias: what that points at is always kept
+    _point(registry, alias, best)
     for other in {each[0].name: each[0] for each in group}.values():
-        folder = other.checkpoints[0].path.parent
-        keep_best(other.folder(evaluation.protocol), folder, say)
-        if other is evaluator:
-            mark_best(folder, evaluation.step, ALIAS)
-        else:
-            unmark(folder, ALIAS)
-    return Champion(registry.name, alias, evaluator, open_checkpoint(_path(best)), evaluation, before)
+        if other is not evaluator:
+            unmark(_folder(other), mark)
+    return Champion(name, alias, evaluator, open_checkpoint(_path(best)), evaluation, before)
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a checkpoint is known to be deleted: its training's folder is there, and it is not."""
+    try:
+        checkpoint = location(path, option="the model's path")
+        return checkpoint.parent.is_dir() and not (checkpoint / MANIFEST).is_file()
+    except Exception:  # every store raises its own: not known, then
+        return False
+
+
+def _elsewhere(evaluator: Evaluator, bearer: dict[str, str], protocol: Protocol) -> Evaluation | None:
+    """The result of a checkpoint of another training in the same storage, None where it cannot be read."""
+    folder = evaluator.storage / "evaluate" / bearer["ddpm.run"] / protocol.fingerprint
+    try:
+        return read_evaluation(folder / checkpoint_name(int(bearer["ddpm.step"])))
+    except InputError:
+        return None
+
+
+def _folder(evaluator: Evaluator) -> Location:
+    """Of a training's checkpoints."""
+    return evaluator.checkpoints[0].path.parent
 
 
 def _path(measured: Measured) -> Location:
     """Of the checkpoint itself."""
     evaluator, evaluation = measured
-    return evaluator.checkpoints[0].path.parent / evaluation.folder.name
+    return _folder(evaluator) / evaluation.folder.name
 
 
 def _identity(measured: Measured) -> dict[str, str]:
     """By which a model version is known again."""
     evaluator, evaluation = measured
-    return {
-        "ddpm.run": evaluator.name,
-        "ddpm.step": str(evaluation.step),
-        "ddpm.protocol": evaluation.protocol.fingerprint,
-    }
+    return {"ddpm.run": evaluator.name, "ddpm.step": str(evaluation.step)}
 
 
 def _point(registry: Registry, alias: str, measured: Measured) -> None:
     evaluator, evaluation = measured
     run_id, model_id = evaluator.model(open_checkpoint(_path(measured)), evaluation.protocol)
-    tags = {"ddpm.data": evaluation.protocol.reference, "ddpm.code_version": code_version()}
+    tags = {
+        "ddpm.protocol": evaluation.protocol.fingerprint,
+        "ddpm.data": evaluation.protocol.reference,
+        "ddpm.path": str(_path(measured)),
+        "ddpm.code_version": code_version(),
+    }
     registry.point(alias, model_id, run_id, {**_identity(measured), **tags})

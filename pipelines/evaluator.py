@@ -45,12 +45,19 @@ class Evaluator:
     """The checkpoints of a call, what they are compared with, and how."""
 
     def __init__(
-        self, config: EvaluateConfig, name: str, checkpoints: Sequence[Checkpoint], pool: Pool, say: Say
+        self,
+        config: EvaluateConfig,
+        name: str,
+        checkpoints: Sequence[Checkpoint],
+        pool: Pool,
+        say: Say,
+        tracker: Tracker | None = None,
     ) -> None:
-        """name: the run's, whose checkpoints these are; at least one, all of one configuration."""
+        """name: the run's, whose checkpoints these are; at least one, all of one configuration. tracker: opened when it is
+        needed, unless given."""
         self.config, self.name, self.checkpoints, self.pool, self.say = config, name, checkpoints, pool, say
         self.storage = storage = absolute(config.storage, option="--storage")
-        self.uri = config.tracking_uri or default_uri(storage)
+        self.uri, self._tracker = config.tracking_uri or default_uri(storage), tracker
         first = self.checkpoints[0]
         given = config.reference or first.config["shards"]
         self.references: dict[Role, ShardedDataset] = {"train": open_reference(given, "--reference", first, self.name)}
@@ -73,7 +80,7 @@ class Evaluator:
     @cached_property
     def tracker(self) -> Tracker:
         """Where results go."""
-        return Tracker(self.uri, self.config.experiment, self.storage)
+        return self._tracker or Tracker(self.uri, self.config.experiment, self.storage)
 
     @cached_property
     def owner(self) -> TrackedRun | None:

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.protocol import KIND_TAG
-from pipelines.tracking import STARTED_TAG, Tracker, patiently
+from pipelines.tracking import STARTED_TAG, STEPS_TAG, Tracker, patiently
 from pipelines.tracking_uri import check_no_password
 
 
@@ -70,7 +70,7 @@ def trainings(tracker: Tracker) -> list[Training]:
             run.info.run_name,
             run.info.run_id,
             run.info.status,
-            int(run.data.params.get("steps", 0)),
+            int(run.data.tags.get(STEPS_TAG, run.data.params.get("steps", 0))),
             run.data.params.get("storage", ""),
             float(run.data.tags.get(STARTED_TAG, run.info.start_time / 1000.0)),
         )

@@ -7,8 +7,8 @@ would commit the same bits.
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import Timeout
@@ -16,21 +16,22 @@ from filelock import Timeout
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import DivergedError, InputError
-from ddpm_core.protocol import ALARM_TAG
-from pipelines.alarms import Alarm, degenerate, deliver, regressions, stopped
-from pipelines.champion import Champion, crown
+from pipelines.alarms import Alarm, deliver
+from pipelines.champion import Champion, hold
 from pipelines.evaluator import Evaluator
 from pipelines.fanout import OutOfTime, Pool
 from pipelines.illustration import illustrate
-from pipelines.locations import Location, absolute, location
+from pipelines.locations import Location, absolute, location, nights_of
 from pipelines.lookup import Training, trainings
+from pipelines.morning import Morning
 from pipelines.nightly_config import NightlyConfig
 from pipelines.notes import LEASE, Notes
-from pipelines.patience import UnansweredError
+from pipelines.patience import UnansweredError, persist
 from pipelines.progress import Say
 from pipelines.results import Evaluation, describe_values, read_evaluation
 from pipelines.saving import made_at, saved_steps
 from pipelines.tracking import Tracker, default_uri
+from pipelines.tracking_uri import UnreachableError
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class NightlyResult:
     """What a night did. alarms: all that stand; new: those not told before."""
 
     evaluated: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    failed: list[Work] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)  # in work by another job
     left: list[str] = field(default_factory=list)  # for lack of time
     champions: list[Champion] = field(default_factory=list)
@@ -64,7 +65,7 @@ class NightlyResult:
         told = [
             f"ALARM {alarm.run}: {alarm.text}{'' if alarm in self.new else ' (told before)'}" for alarm in self.alarms
         ]
-        counted = {
+        counted: dict[str, Sized] = {
             "evaluated": self.evaluated,
             "failed": self.failed,
             "in work elsewhere": self.elsewhere,
@@ -82,15 +83,19 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
     """
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         night = Night(config, pool, say)
+        todo = night.todo()
         if config.dry_run:
-            night.result.left = [work.title for work in night.todo()]
+            night.result.left = [work.title for work in todo]
             for title in night.result.left or ["nothing"]:
                 say(f"nightly: {title} is new")
             return night.result
+        if todo:
+            _ = pool.size  # a refusal is told once, and not as every checkpoint's fault
+        pool.deadline = night.deadline()
         night.work()
         with night.notes.lease("conclusion", wait=None):
-            night.conclude()
-        night.confirm()
+            Morning(night).conclude()
+        Morning(night).confirm()
         return night.result
 
 
@@ -109,8 +114,8 @@ def delivered(config: NightlyConfig, result: NightlyResult, report: Path, say: S
 
 
 def notes_of(config: NightlyConfig) -> Notes:
-    """What the nights of an experiment leave for each other."""
-    return Notes(absolute(config.storage, option="--storage") / "nightly" / config.experiment)
+    """What nights that evaluate alike leave for each other."""
+    return Notes(nights_of(absolute(config.storage, option="--storage"), config.experiment) / config.identity)
 
 
 class Night:
@@ -122,7 +127,12 @@ class Night:
         self.storage = absolute(config.storage, option="--storage")
         self.notes = notes_of(config)
         self.started = time.monotonic()
-        self.tracker = Tracker(config.tracking_uri or default_uri(self.storage), config.experiment, self.storage)
+        uri = config.tracking_uri or default_uri(self.storage)
+        self.tracker = persist(  # a server that restarts at this hour is waited for
+            lambda: Tracker(uri, config.experiment, self.storage),
+            lambda error: isinstance(error, UnreachableError),
+            f"tracking server {uri!r}",
+        )
         self.trainings = [each for each in trainings(self.tracker) if config.run in (None, each.name)]
         if not self.trainings:
             which = "" if config.run is None else f" {config.run!r}"
@@ -143,18 +153,31 @@ class Night:
 
     def todo(self) -> list[Work]:
         """All checkpoints without a result, the newest first. InputError where no training can be evaluated."""
-        found = []
+        found: list[Work] = []
         for training in self.trainings:
-            folder = self.folder(training)
-            for step in saved_steps(folder):
-                path = folder / checkpoint_name(step)
-                if (training.name, step) in self.measured or self.is_measured(training, path):
-                    self.measured.add((training.name, step))
-                elif training.name not in self.refused and not self.is_given_up(training, step):
-                    found.append(Work(training, step, path, made_at(path)))
+            try:
+                found += self.todo_of(training)
+            except UnansweredError:
+                raise
+            except Exception as error:  # of one training: its store, its checkpoints, its data set
+                if training.name not in self.refused:
+                    self.say(f"nightly: {training.name} cannot be evaluated: {one_line(error)}")
+                self.refused[training.name] = one_line(error)
         if self.refused and len(self.refused) == len(self.trainings):
             raise InputError(next(iter(self.refused.values())))
         return sorted(found, key=lambda work: (-work.made, work.training.name, -work.step))
+
+    def todo_of(self, training: Training) -> list[Work]:
+        if training.name in self.refused:
+            return []
+        folder, found = self.folder(training), []
+        for step in saved_steps(folder):
+            path = folder / checkpoint_name(step)
+            if (training.name, step) in self.measured or self.is_measured(training, path):
+                self.measured.add((training.name, step))
+            elif not self.is_given_up(training, step):
+                found.append(Work(training, step, path, made_at(path)))
+        return found
 
     def is_given_up(self, training: Training, step: int) -> bool:
         """Whether a checkpoint has failed too often."""
@@ -167,21 +190,15 @@ class Night:
         except InputError:
             return False
         evaluator = self.evaluator(training, checkpoint)
-        return (
-            evaluator is not None and evaluator.is_measured(checkpoint, "selection") and evaluator.is_logged(checkpoint)
-        )
+        return evaluator.is_measured(checkpoint, "selection") and evaluator.is_logged(checkpoint)
 
-    def evaluator(self, training: Training, checkpoint: Checkpoint) -> Evaluator | None:
-        """The evaluation of a training's checkpoints, None where it is refused."""
+    def evaluator(self, training: Training, checkpoint: Checkpoint) -> Evaluator:
+        """The evaluation of a training's checkpoints. InputError where it is refused."""
         name = training.name
-        if name not in self.evaluators and name not in self.refused:
-            try:
-                config = self.config.evaluation(name)
-                self.evaluators[name] = Evaluator(config, name, [checkpoint], self.pool, self.say)
-            except InputError as error:
-                self.refused[name] = str(error)
-                self.say(f"nightly: {name} cannot be evaluated: {error}")
-        return self.evaluators.get(name)
+        if name not in self.evaluators:
+            config = self.config.evaluation(name)
+            self.evaluators[name] = Evaluator(config, name, [checkpoint], self.pool, self.say, self.tracker)
+        return self.evaluators[name]
 
     # Doing it.
 
@@ -207,12 +224,15 @@ class Night:
                 work.title for work in self.todo() if (work.training.name, work.step) not in looked_at or work in busy
             ]
             self.say(f"nightly: the time is over, {len(self.result.left)} left for the next night")
+        if len(self.result.failed) > 1 and not self.result.evaluated:
+            self.say("nightly: all failed, so it is hardly the checkpoints' fault: no attempt is counted")
+            for work in self.result.failed:
+                names = (work.training.name, work.path.name)
+                self.notes.end(*names, self.notes.failures(*names)[:-1])
 
     def attempt(self, work: Work, wait: float) -> bool:
         """Evaluate a checkpoint, unless it has failed too often; whether its lease was to be had. OutOfTime."""
-        if self.pool.deadline is None:
-            self.pool.deadline = self.deadline()
-        if time.monotonic() >= self.pool.deadline:
+        if self.pool.deadline is not None and time.monotonic() >= self.pool.deadline:
             raise OutOfTime
         names = (work.training.name, work.path.name)
         try:
@@ -220,37 +240,43 @@ class Night:
                 if self.is_measured(work.training, work.path):  # by another job, meanwhile
                     return True
                 failures = self.notes.begin(*names)
-                if len(failures) >= self.config.attempts:
-                    self.notes.end(*names, failures)
-                    return True
-                self.say(f"nightly: {work.title}")
-                try:
-                    self.evaluate(work)
-                except (OutOfTime, UnansweredError, KeyboardInterrupt):
-                    self.notes.end(*names, failures)
-                    raise
-                except Exception as error:
-                    if not isinstance(error, InputError | DivergedError):
-                        self.say(traceback.format_exc())
-                    failures.append(" ".join(str(error).split()) or type(error).__name__)
-                    self.result.failed.append(work.title)
-                    times = f"{len(failures)} of {self.config.attempts}"
-                    self.say(f"nightly: {work.title} failed, time {times}: {failures[-1]}")
-                else:
-                    failures.clear()
+                if len(failures) < self.config.attempts:
+                    self.say(f"nightly: {work.title}")
+                    try:
+                        failures = self.evaluate(work, failures)
+                    except BaseException:  # the time is over, or MLflow away, or somebody pressed ctrl-C
+                        self.notes.end(*names, failures)
+                        raise
                 self.notes.end(*names, failures)
         except Timeout:
             return False
         return True
 
-    def evaluate(self, work: Work) -> None:
-        checkpoint = open_checkpoint(work.path)
-        evaluator = self.evaluator(work.training, checkpoint)
-        if evaluator is None:
-            raise InputError(self.refused[work.training.name])
-        [evaluation] = evaluator.evaluate([checkpoint], "selection")["train"]
-        illustrate(evaluator, checkpoint)
-        self.result.evaluated.append(f"{work.title}: {describe_values(evaluation.values, evaluation.protocol)}")
+    def evaluate(self, work: Work, failures: list[str]) -> list[str]:
+        """Evaluate a checkpoint; how its failed attempts ended by now, none where this one did well. OutOfTime,
+        UnansweredError."""
+        try:
+            checkpoint = open_checkpoint(work.path)
+            evaluator = self.evaluator(work.training, checkpoint)
+            [evaluation] = evaluator.evaluate([checkpoint], "selection")["train"]
+            self.result.evaluated.append(f"{work.title}: {describe_values(evaluation.values, evaluation.protocol)}")
+            hold(evaluator, self.kept(work.training, evaluator))
+            illustrate(evaluator, checkpoint)
+        except (OutOfTime, UnansweredError):
+            raise
+        except Exception as error:
+            if not (work.path / MANIFEST).is_file():
+                self.say(f"nightly: {work.title} is skipped: the training removed it")
+                return failures
+            if not isinstance(error, InputError | DivergedError):
+                self.say(traceback.format_exc())
+            # Samples that are not finite will not be so the next time either.
+            times = self.config.attempts - len(failures) if isinstance(error, DivergedError) else 1
+            failures = [*failures, *[one_line(error)] * times]
+            self.result.failed.append(work)
+            self.say(f"nightly: {work.title} failed, time {len(failures)} of {self.config.attempts}: {failures[-1]}")
+            return failures
+        return []
 
     def deadline(self) -> float:
         """When the budget is spent, in time.monotonic()."""
@@ -261,77 +287,23 @@ class Night:
 
     # What it means.
 
-    def conclude(self) -> None:
-        """Aliases, alarms, and both in MLflow."""
-        ranked: dict[str, list[tuple[Evaluator, Evaluation]]] = {}  # by protocol
-        alarms: list[Alarm] = []
-        now = time.time()
-        for training in self.trainings:
-            folder = self.folder(training)
-            steps = saved_steps(folder)
-            last = (steps[-1], made_at(folder / checkpoint_name(steps[-1]))) if steps else None
-            alarms += stopped(training, last, now, self.config.quiet_hours)
-            alarms += self.given_up(training, steps)
-            evaluator = self.evaluators.get(training.name)
-            if evaluator is None:
-                continue
-            protocol = evaluator.protocol("train", "selection")
-            found = [read_evaluation(path.parent) for path in evaluator.folder(protocol).glob(f"step-*/{MANIFEST}")]
-            evaluations = sorted(found, key=lambda evaluation: evaluation.step)
-            alarms += regressions(training.name, evaluations, self.config.worse_by)
-            for evaluation in evaluations[-1:]:
-                values = {**evaluation.values, **self.memorized(evaluator, folder, evaluation)}
-                alarms += degenerate(training.name, replace(evaluation, values=values))
-            kept = [(evaluator, evaluation) for evaluation in evaluations if evaluation.step in steps]
-            ranked.setdefault(protocol.fingerprint, []).extend(kept)
-        self.result.champions = crown(self.tracker, self.config.experiment, list(ranked.values()), self.say)
-        for name, reason in self.refused.items():
-            alarms.append(Alarm(f"refused {name} {reason}", name, f"cannot be evaluated: {reason}", of_training=True))
-        self.result.alarms = alarms
-        names = {training.name for training in self.trainings}
-        self.result.new = self.notes.untold(alarms, names)
-        self.tag(alarms)
+    def evaluations(self, evaluator: Evaluator) -> list[Evaluation]:
+        """All of a training's under the nightly protocol, by ascending step; also of checkpoints that are deleted."""
+        folder = evaluator.folder(evaluator.protocol("train", "selection"))
+        found = [read_evaluation(path.parent) for path in folder.glob(f"step-*/{MANIFEST}")]
+        return sorted(found, key=lambda evaluation: evaluation.step)
 
-    def memorized(self, evaluator: Evaluator, folder: Location, evaluation: Evaluation) -> dict[str, float]:
-        """What the neighbours of an evaluation's samples say, where they are asked for."""
-        path = folder / evaluation.folder.name
-        if not self.config.nearest or not (path / MANIFEST).is_file():
-            return {}
-        memorization = illustrate(evaluator, open_checkpoint(path))
-        return {} if memorization is None else memorization.values(evaluation.protocol)
+    def kept(self, training: Training, evaluator: Evaluator) -> list[Evaluation]:
+        """Those of checkpoints that are there, and still those that were measured."""
+        folder, found = self.folder(training), []
+        for evaluation in self.evaluations(evaluator):
+            with contextlib.suppress(InputError):
+                checkpoint = open_checkpoint(folder / evaluation.folder.name)
+                if evaluator.is_measured(checkpoint, "selection"):
+                    found.append(evaluation)
+        return found
 
-    def given_up(self, training: Training, steps: list[int]) -> Iterator[Alarm]:
-        """Of checkpoints that failed too often."""
-        for step in steps:
-            if self.is_given_up(training, step):
-                failures = self.notes.failures(training.name, checkpoint_name(step))
-                text = (
-                    f"step {step:,} is left alone after {len(failures)} failed attempts; mend this and give --attempts "
-                    f"{len(failures) + self.config.attempts}: {failures[-1]}"
-                )
-                yield Alarm(f"failed {training.name} {step}", training.name, text)
 
-    def confirm(self) -> None:
-        """Measure what is best on samples that it was not chosen by, in what time is left."""
-        for number, champion in enumerate(self.result.champions):
-            checkpoint = champion.checkpoint
-            if self.config.report and (checkpoint.path / MANIFEST).is_file():
-                if self.pool.deadline is None:
-                    self.pool.deadline = self.deadline()
-                with contextlib.suppress(OutOfTime, Timeout), self.notes.lease(f"{champion.run}-report", 0.0):
-                    [again] = champion.evaluator.evaluate([checkpoint], "report")["train"]
-                    self.result.champions[number] = replace(champion, again=again)
-
-    def tag(self, alarms: list[Alarm]) -> None:
-        """Alarms as tags of the MLflow runs that they are about; those that are over are cleared."""
-        for training in self.trainings:
-            of_training = [alarm.text for alarm in alarms if alarm.run == training.name and alarm.of_training]
-            of_checkpoints = [alarm.text for alarm in alarms if alarm.run == training.name and not alarm.of_training]
-            evaluator = self.evaluators.get(training.name)
-            measured = evaluator.tracked_run("selection") if evaluator else None
-            trained = self.tracker.find("train", training.name)
-            if measured is None:
-                of_training += of_checkpoints
-            for run, texts in ((trained, of_training), (measured, of_checkpoints)):
-                if run is not None:
-                    run.set_tags({ALARM_TAG: "; ".join(texts)})
+def one_line(error: Exception) -> str:
+    """What an error says."""
+    return " ".join(str(error).split()) or type(error).__name__

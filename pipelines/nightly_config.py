@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from ddpm_core.errors import InputError
+from ddpm_core.protocol import fingerprint
 from ddpm_core.samplers import Method, Spacing
 from pipelines.evaluation_config import EvaluateConfig, Purpose
 
@@ -36,7 +37,7 @@ class NightlyConfig(EvaluateConfig):
     nearest: int = 0
     """For how many samples of every checkpoint to look up the nearest training images; 0 for none."""
     hours: float = 8.0
-    """After so many hours nothing is begun or gone on with; the next night does."""
+    """After so many hours no sampling is begun or gone on with; the next night does."""
     gpu_hours: float | None = None
     """The same in hours of all workers together."""
     attempts: int = 3
@@ -46,7 +47,8 @@ class NightlyConfig(EvaluateConfig):
     quiet_hours: float = 24.0
     """An alarm is given where a running training has made no checkpoint for so long."""
     alarm_command: str | None = None
-    """A command that gets new alarms as JSON on its standard input. A URL in DDPM_ALARM_WEBHOOK gets the same by POST."""
+    """A command that gets new alarms as JSON on its standard input; it stands in logs, so no secret belongs in it. A URL in
+    DDPM_ALARM_WEBHOOK gets the same by POST."""
     every: str | None = None
     """Stay, and start this at the times of a cron expression, such as "0 2 * * *"."""
     dry_run: bool = False
@@ -61,6 +63,15 @@ class NightlyConfig(EvaluateConfig):
 
     def check_subject(self) -> None:
         """Everything of the experiment is, by default."""
+
+    @property
+    def identity(self) -> str:
+        """A fingerprint of how checkpoints are evaluated: what nights leave for each other is for nights of the same."""
+        apart = {"run", "workers", "cpus_per_worker", "storage", "tracking_uri", "experiment", "compile"}
+        apart |= {"report", "pictures", "nearest"}
+        return fingerprint(
+            {field.name: getattr(self, field.name) for field in fields(EvaluateConfig) if field.name not in apart}
+        )
 
     def evaluation(self, run: str) -> EvaluateConfig:
         """That of one training."""

@@ -16,7 +16,7 @@ LEASE = 60.0  # seconds after the last sign of life of whoever holds one
 
 @dataclass(frozen=True)
 class Notes:
-    """Those of one experiment's nights, in a folder that all of them share."""
+    """Those of an experiment's nights of one configuration, in a folder that all of them share."""
 
     folder: Path
 
@@ -45,7 +45,7 @@ class Notes:
         if failures:
             write_json(self._path(run, checkpoint), {"failures": failures, "under_way": False})
         else:
-            self._path(run, checkpoint).unlink()
+            self._path(run, checkpoint).unlink(missing_ok=True)
 
     def told(self) -> set[str]:
         """The keys of the standing alarms that a person was told of."""

@@ -1,6 +1,7 @@
 """Registered models: names that outlive runs, with an alias on the checkpoint that is best and on the newest."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mlflow.protos.databricks_pb2 import (
 
 from pipelines.tracking import patiently
 
+VERSIONS_TAG = "mlflow.modelVersions"
 # What MLflow's stores say of an alias or a model that is not there.
 ABSENT = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
 
@@ -66,6 +68,10 @@ class Registry:
                 version = self.client.create_model_version(
                     self.name, source, run_id, model_id=model_id, await_creation_for=0
                 )
+        known = json.loads(self.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
+        mine = {"name": self.name, "version": str(version.version)}
+        if mine not in known:  # by which the UI's table of models shows it; a server sets it, SQLite's store does not
+            self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([*known, mine])})
         for key, value in tags.items():
             self.client.set_model_version_tag(self.name, version.version, key, value)
         self.client.set_registered_model_alias(self.name, alias, version.version)

@@ -33,7 +33,7 @@ from ddpm_core.training import TrainState
 from pipelines.locations import Location, commit_json, forget_listings
 
 BEST = "best.json"  # in a run's folder: {"step": N}
-ALIAS = "alias.json"  # likewise, of the checkpoint that a registered model's alias points at
+MARKS = "*.mark.json"  # likewise, of what nightly evaluations hold on to, one file a reason and protocol
 Record = Mapping[str, Any]
 
 
@@ -87,14 +87,15 @@ def unmark(folder: Location, mark: str) -> None:
 def marked_steps(folder: Location) -> set[int]:
     """The steps of the checkpoints that bear a mark. InputError where one cannot be read."""
     steps = set()
-    for mark in (BEST, ALIAS):
+    forget_listings(folder)
+    for path in (folder / BEST, *folder.glob(MARKS)):
         try:
-            steps.add(int(json.loads((folder / mark).read_text(encoding="utf-8"))["step"]))
+            steps.add(int(json.loads(path.read_text(encoding="utf-8"))["step"]))
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"the mark {str(folder / mark)!r} is damaged ({error}): delete it and evaluate the run again"
+                f"the mark {str(path)!r} is damaged ({error}): delete it and evaluate the run again"
             ) from error
     return steps
 

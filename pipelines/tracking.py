@@ -29,6 +29,7 @@ from pipelines.writers import claim
 __all__ = ["Kind", "TrackedRun", "Tracker", "default_uri", "flatten"]
 
 Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
+STEPS_TAG = "ddpm.steps"  # of a training, up to which it was last asked to go
 STARTED_TAG = "ddpm.started"  # seconds, when a run was last begun or gone on with
 BATCH = 100  # MLflow's limit for parameters a call; for metrics it is 1,000
 PASSING = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}

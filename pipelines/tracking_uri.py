@@ -34,15 +34,19 @@ def check_no_password(uri: str) -> None:
         )
 
 
+class UnreachableError(InputError):
+    """No tracking server answers at an address."""
+
+
 def check_answers(uri: str) -> None:
-    """InputError where no server answers at an http URI: at once, not after MLflow's minutes of trying again."""
+    """UnreachableError where no server answers at an http URI: at once, not after MLflow's minutes of trying again."""
     try:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10):
             return
     except urllib.error.HTTPError:
         return  # it answers; whether it lets us in, MLflow will say
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise UnreachableError(
             f"tracking server {uri!r} cannot be reached from here ({error}): start it, or give the address that this machine "
             "knows it by"
         ) from error

@@ -30,7 +30,7 @@ from pipelines.progress import Say
 from pipelines.saving import saved_checkpoints
 from pipelines.shards import ShardedDataset
 from pipelines.stopping import StopRequest, interruptible
-from pipelines.tracking import TrackedRun, Tracker, default_uri, flatten
+from pipelines.tracking import STEPS_TAG, TrackedRun, Tracker, default_uri, flatten
 from pipelines.training_config import TrainConfig
 from pipelines.training_loop import WorkerTask, run_worker
 from pipelines.unsent import Unsent
@@ -103,7 +103,13 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     commit_json(folder / "config.json", resolved)
     run.log_json("config.json", resolved)
     log_data_card(run, dataset)
-    run.set_tags({"ddpm.workers": str(config.workers), "ddpm.device": device_name(resources, config.workers)})
+    run.set_tags(
+        {
+            STEPS_TAG: str(config.steps),
+            "ddpm.workers": str(config.workers),
+            "ddpm.device": device_name(resources, config.workers),
+        }
+    )
     synchronise(run, name, done)
 
     # Beside the driver, which they cannot outlive anyway: on another node they would die with that.

@@ -27,6 +27,7 @@ from jobs.nightly_eval import main
 from pipelines import alarms
 from pipelines.evaluate import evaluate
 from pipelines.fanout import Pool
+from pipelines.morning import Morning
 from pipelines.nightly import Night, NightlyResult, delivered, nightly, notes_of
 from pipelines.nightly_config import NightlyConfig
 from pipelines.saving import marked_steps
@@ -86,11 +87,24 @@ class Season:
             run(main)
         return int(str(ended.value.code))
 
+    def beside(self, name: str, step: int) -> Path:
+        """A checkpoint of another training in the same experiment, which has no other."""
+        (experiment,) = self.client.search_experiments(filter_string="name = 'ddpm'")
+        run = self.client.create_run(experiment.experiment_id, run_name=name, tags={"ddpm.kind": "train"})
+        self.client.log_param(run.info.run_id, "steps", STEPS)
+        self.client.set_terminated(run.info.run_id)
+        path = self.storage / "train" / name / f"step-{step:08d}"
+        shutil.copytree(self.hidden / path.name, path)
+        return path
+
     def evaluated(self) -> Any:
         """The MLflow run of the nightly protocol."""
         (experiment,) = self.client.search_experiments(filter_string="name = 'ddpm'")
         runs = self.client.search_runs([experiment.experiment_id], "tags.`ddpm.kind` = 'evaluate'")
         return next(run for run in runs if run.data.params["purpose"] == "selection")
+
+    def history(self, key: str) -> list[Any]:
+        return list(self.client.get_metric_history(self.evaluated().info.run_id, key))
 
     def best(self) -> dict[str, str]:
         return dict(self.client.get_model_version_by_alias(self.model, "best-fd-pixels").tags)
@@ -182,7 +196,7 @@ def test_a_week(season: Season) -> None:
     (torn / "ema.safetensors").write_bytes((torn / "ema.safetensors").read_bytes()[:-1])
     alarmed, result = season.night()
     assert not alarmed
-    assert [name.split(" step ")[1] for name in result.failed] == ["2"]
+    assert [work.step for work in result.failed] == [2]
     assert any("time 1 of 2" in line and "damaged" in line for line in season.lines)
 
     # Wednesday: it fails for the last time, beside a new one.
@@ -245,13 +259,19 @@ def test_a_week(season: Season) -> None:
     assert sum(len(result.evaluated) for result in results) == 1
 
     run = season.evaluated()
-    history = season.client.get_metric_history(run.info.run_id, "fd_pixels")
+    history = season.history("fd_pixels")
     assert sorted(metric.step for metric in history) == [1, 3, 4, 5, 6]
     values = {metric.step: metric.value for metric in history}
     assert int(season.best()["ddpm.step"]) != 4
     assert season.best()["ddpm.protocol"] == fingerprint
     newest = season.client.get_model_version_by_alias(season.model, "newest")
     assert newest.tags["ddpm.step"] == "6"
+    (model,) = (
+        each
+        for each in season.client.search_logged_models([run.info.experiment_id])
+        if f"models:/{each.model_id}" == newest.source
+    )
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": season.model, "version": str(newest.version)}]
     # What the UI's table of models sorts by.
     found = season.client.search_logged_models(
         [run.info.experiment_id],
@@ -306,7 +326,7 @@ def test_a_training_that_stopped_is_told_once_and_no_more_when_it_goes_on(
     said = f"training has made no checkpoint for 25 hours, at step 3 of {STEPS}"
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith(f"nightly: ALARM {season.run}: {said}") for line in lines)
-    page = (notes_of(season.config()).folder / "report.html").read_text()
+    page = (notes_of(season.config()).folder.parent / "report.html").read_text()
     assert said in page[page.index("<header") : page.index("</header>")]
     assert "no checkpoint" in season.client.get_run(season.run_id).data.tags["ddpm.alarm"]
     assert season.job(monkeypatch) == 0
@@ -337,3 +357,76 @@ def test_what_cannot_be_evaluated_as_asked_is_said_before_anything_is_begun(seas
     with pytest.raises(InputError, match="--hours is -1"):
         season.config(hours=-1.0)
     assert not (season.storage / "evaluate").exists()
+
+
+def test_an_alias_moves_only_from_what_is_gone_or_worse_whatever_a_night_looks_at(season: Season) -> None:
+    shown = season.show(3)
+    season.night(report=False)
+    spoil(season.beside("tiny-worse", 4))
+    _, result = season.night(report=False, run="tiny-worse")
+    assert season.best()["ddpm.run"] == season.run
+    assert result.champions == []
+    assert any("stays at step 3" in line for line in season.lines)
+    assert marked_steps(season.folder) == {3}
+    shown.rename(season.hidden / shown.name)
+    season.folder.rename(season.storage / "away")  # not gone: its storage is
+    season.night(report=False, run="tiny-worse")
+    assert season.best()["ddpm.run"] == season.run
+    (season.storage / "away").rename(season.folder)
+    season.night(report=False, run="tiny-worse")
+    assert season.best()["ddpm.run"] == "tiny-worse"
+
+
+def test_the_best_of_a_training_is_kept_from_the_moment_it_is_measured(
+    season: Season, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 3):
+        season.show(step)
+
+    def end(self: Morning) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Morning, "conclude", end)
+    with pytest.raises(KeyboardInterrupt):
+        season.night(report=False)
+    (kept,) = marked_steps(season.folder)
+    values = {metric.step: metric.value for metric in season.history("fd_pixels")}
+    assert kept == min(values, key=lambda step: values[step])
+
+
+def test_the_trouble_of_one_training_is_not_that_of_the_others(season: Season) -> None:
+    season.show(1)
+    strange = season.beside("tiny-strange", 2) / "manifest.json"
+    facts = json.loads(strange.read_text())
+    facts["config"]["diffusion"]["from_the_future"] = 1
+    strange.write_text(json.dumps(facts))
+    alarmed, result = season.night(report=False)
+    assert alarmed
+    assert len(result.evaluated) == 1
+    (alarm,) = result.new
+    assert (alarm.run, alarm.of_training) == ("tiny-strange", True)
+    assert "from_the_future" in alarm.text
+    assert season.best()["ddpm.step"] == "1"
+
+
+def test_where_everything_fails_no_attempt_is_counted(season: Season) -> None:
+    whole = {}
+    for step in (1, 3):
+        weights = season.show(step) / "ema.safetensors"
+        whole[weights] = weights.read_bytes()
+        weights.write_bytes(whole[weights][:-1])
+    for _ in range(3):  # more often than a checkpoint may fail
+        alarmed, result = season.night(report=False)
+        assert (alarmed, len(result.failed)) == (False, 2)
+    for weights, content in whole.items():
+        weights.write_bytes(content)
+    assert len(season.night(report=False)[1].evaluated) == 2
+
+
+def test_an_alarm_gets_out_when_the_report_cannot_be_written(season: Season, monkeypatch: pytest.MonkeyPatch) -> None:
+    season.show(3)
+    season.client.update_run(season.run_id, status="FAILED")
+    folder = notes_of(season.config()).folder.parent
+    (folder / "report.html").mkdir(parents=True)
+    assert season.job(monkeypatch) == 3
+    assert season.job(monkeypatch) == 1  # told already, and still no report

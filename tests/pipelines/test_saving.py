@@ -37,7 +37,6 @@ from ddpm_core.training import OptimConfig, TrainState
 from pipelines import saving
 from pipelines.locations import Location, location
 from pipelines.saving import (
-    ALIAS,
     Saver,
     commit_snapshot,
     delete_checkpoint,
@@ -239,11 +238,11 @@ def test_the_last_the_regular_and_the_best_stay(folder: Location) -> None:
         check_whole(found)
     assert {path.name for path in folder.iterdir()} == {"best.json", *(f"step-{n:08d}" for n in (3, 4, 8, 9, 10))}
     mark_best(folder, 9)
-    mark_best(folder, 8, ALIAS)
+    mark_best(folder, 8, "alias-0.mark.json")
     prune(folder, 10, 1, None)
     assert saved_steps(folder) == [8, 9, 10]
-    unmark(folder, ALIAS)
-    unmark(folder, ALIAS)
+    unmark(folder, "alias-0.mark.json")
+    unmark(folder, "alias-0.mark.json")
     prune(folder, 10, 1, None)
     assert saved_steps(folder) == [9, 10]
 
