@@ -184,7 +184,7 @@ class _Keeper:
         self._say_last()
         self.say(f"every: the next run starts at {_told(self.due)}")
         try:
-            while lease.compromise is None:
+            while self._keeps(lease):
                 self._step()
         except KeyboardInterrupt:
             self._stop()
@@ -193,6 +193,20 @@ class _Keeper:
         self.say(f"every: process {owner.pid if owner else '?'} took {self.state.parent} over: this one ends")
         if self.child is not None:
             self._ended(self.child.wait())
+
+    def _keeps(self, lease: SoftFileLease) -> bool:
+        """Whether no other keeper has taken the folder over. A lease that was lost to the disk is taken again."""
+        if lease.compromise is None:
+            return True
+        try:
+            lease.release(force=True)
+            lease.acquire(blocking=False)
+        except Timeout:
+            return False
+        except OSError as error:  # a share that is away for a while
+            self.say(f"every: the lease in {self.state.parent} cannot be renewed ({error}): trying again")
+            self.clock.wait(60.0)
+        return True
 
     def _step(self) -> None:
         if self.child is not None and (code := self.child.poll()) is not None:
@@ -232,7 +246,10 @@ class _Keeper:
 
     def _record(self, **end: Any) -> None:
         who = {"host": socket.gethostname(), "keeper": os.getpid(), "command": list(self.command)}
-        write_json(self.state, {"started": self.started.isoformat(), **end, **who})
+        try:
+            write_json(self.state, {"started": self.started.isoformat(), **end, **who})
+        except OSError as error:  # a full disk must not end the nights
+            self.say(f"every: {self.state} cannot be written ({error})")
 
     def _say_last(self) -> None:
         if self.state.exists():

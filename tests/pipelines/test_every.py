@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -363,6 +364,30 @@ def test_a_keeper_whose_lease_was_taken_over_ends_when_its_run_has_ended(tmp_pat
     assert "process 4242 took" in said[-2]
     assert "ended with exit code 0" in said[-1]
     assert (tmp_path / "every.lease").exists()  # the other's
+
+
+def test_a_keeper_whose_folder_was_cleared_goes_on(tmp_path: Path) -> None:
+    said, cleared = list[str](), list[float]()
+
+    class Clearing(SimulatedClock):
+        def wait(self, seconds: float) -> None:
+            if not cleared and any("starts" in line for line in said):
+                shutil.rmtree(tmp_path / "nights")
+                (tmp_path / "nights").mkdir()
+                cleared.append(self.seconds)
+            if cleared and not (tmp_path / "nights" / "every.lease").exists():
+                time.sleep(0.05)  # the heartbeat notices in real time
+            super().wait(seconds)
+
+    clock = Clearing(datetime(2026, 6, 1, tzinfo=BERLIN), datetime(2026, 6, 8, tzinfo=BERLIN))
+    runs = SimulatedRuns(clock, [2.0])
+    with pytest.raises(KeyboardInterrupt):
+        keep(
+            "0 2 * * *", [sys.executable], tmp_path / "nights", said.append, clock=clock, start=runs, lease_seconds=0.3
+        )
+    assert len(runs.starts) == 7
+    assert not any("over: this one ends" in line for line in said)
+    assert (tmp_path / "nights" / "every.json").exists()
 
 
 def test_a_keeper_is_a_small_process_without_torch_ray_or_mlflow() -> None:
