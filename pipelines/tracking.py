@@ -143,12 +143,12 @@ class TrackedRun:
         """Metrics of a checkpoint of the run `name`: on this run at its step, and on its model, which the run `owner` has,
         with the data set. Whether anything was new: not there yet, or of a checkpoint that was made anew.
 
-        protocol: the fingerprint, which stands for the data set's digest. MLflow groups a model's metrics by the data
-        set's name and digest, and so ranks models by one protocol.
+        protocol: the fingerprint, which stands for the data set's digest and ends its name. MLflow ranks models by the
+        metrics of one name and digest; its table tells a model's metrics apart by the name alone.
         """
         step, sha256, timestamp = checkpoint.step, checkpoint.weights_sha256(weights), now()
         model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, weights)
-        return self._log_on_model(model_id, step, values, dataset, protocol, timestamp)
+        return self._log_on_model(model_id, step, values, f"{dataset}-{protocol[:6]}", protocol, timestamp)
 
     @patiently
     def _log_on_model(
@@ -210,7 +210,7 @@ class TrackedRun:
     ) -> str:
         """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
         name = name if weights == "ema" else f"{name}-raw"
-        found = self._models(name)
+        found, place = self._models(name), {"ddpm.path": str(path), "ddpm.sha256": sha256}
         if not found:
             self.client.create_logged_model(
                 self.experiment_id,
@@ -218,10 +218,12 @@ class TrackedRun:
                 source_run_id=self.run_id,
                 model_type="ddpm",
                 params={"step": str(step), "weights": weights},
-                tags={"ddpm.path": str(path), "ddpm.sha256": sha256, "mlflow.model.isExternal": "true"},
+                tags={**place, "mlflow.model.isExternal": "true"},
             )
             found = self._models(name)
         model, *others = found
+        if not place.items() <= model.tags.items():  # made anew, or moved
+            self.client.set_logged_model_tags(model.model_id, place)
         if model.status != LoggedModelStatus.READY:
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         for other in others:  # made by another process in the same moment, or by a call whose answer was lost

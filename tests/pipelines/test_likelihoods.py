@@ -224,7 +224,7 @@ def test_mlflow_has_the_numbers_at_their_step_model_and_data(
         assert model.source_run_id == parent  # the training's, where the evaluation finds it too
         metric = next(metric for metric in model.metrics or [] if metric.key == "bpd")
         assert metric.value == steps[int(model.params["step"])].values["bpd"]
-        assert (metric.dataset_name, metric.dataset_digest) == (digits.name, digits.sha256[:36])
+        assert (metric.dataset_name, metric.dataset_digest) == (f"{digits.name}-{mark[:6]}", mark)
 
 
 def test_the_images_are_the_first_of_a_permutation_and_all_by_default() -> None:

@@ -180,7 +180,7 @@ def two_checkpoints(folder: Path) -> list[Checkpoint]:
 def test_models_are_ranked_under_one_protocol(tmp_path: Path) -> None:
     """Under the first protocol step 1 is better, under the second step 2, by numbers below all of the first's."""
     owner = new_run(tmp_path)
-    values = {"protocol-one": (0.5, 0.9), "protocol-two": (0.2, 0.1)}
+    values = {"111-one": (0.5, 0.9), "222-two": (0.2, 0.1)}
     for protocol, distances in values.items():
         run = tracker(tmp_path).run("evaluate", protocol, protocol, params={"x": "1"}, tags={})
         assert "ddpm.code_version" in run.client.get_run(run.run_id).data.tags
@@ -188,8 +188,8 @@ def test_models_are_ranked_under_one_protocol(tmp_path: Path) -> None:
             facts = {"fd_pixels": distance}
             for new in (True, False):
                 assert run.log_result(owner, "a", checkpoint, "ema", facts, dataset="digits", protocol=protocol) is new
-    for protocol, best in (("protocol-one", "1"), ("protocol-two", "2")):
-        where = {"dataset_name": "digits", "dataset_digest": protocol}
+    for protocol, best in (("111-one", "1"), ("222-two", "2")):
+        where = {"dataset_name": f"digits-{protocol[:6]}", "dataset_digest": protocol}
         ranked = owner.client.search_logged_models(
             [owner.experiment_id],
             datasets=[where],
