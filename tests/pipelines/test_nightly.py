@@ -33,7 +33,7 @@ from pipelines.nightly_config import NightlyConfig
 from pipelines.saving import marked_steps
 from pipelines.shards import ShardedDataset
 from pipelines.train import TrainResult, train
-from pipelines.training_config import config_for
+from pipelines.training_config import TrainConfig, config_for
 
 STEPS = 6
 
@@ -115,22 +115,23 @@ class Season:
         return str(registered.name)
 
 
+def training(digits: ShardedDataset, storage: Path) -> TrainConfig:
+    return config_for(
+        "tiny",
+        shards=str(digits.path),
+        storage=str(storage),
+        unet=replace(NETWORK, dropout=0.0),
+        optim=OPTIM,
+        steps=STEPS,
+        checkpoint_every=1,
+        log_every=3,
+        keep_last=STEPS,
+    )
+
+
 @pytest.fixture(scope="session")
 def summer(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    storage = tmp_path_factory.mktemp("summer")
-    return train(
-        config_for(
-            "tiny",
-            shards=str(digits.path),
-            storage=str(storage),
-            unet=replace(NETWORK, dropout=0.0),
-            optim=OPTIM,
-            steps=STEPS,
-            checkpoint_every=1,
-            log_every=3,
-            keep_last=STEPS,
-        )
-    )
+    return train(training(digits, tmp_path_factory.mktemp("summer")))
 
 
 @pytest.fixture
@@ -140,18 +141,7 @@ def season(summer: TrainResult, digits: ShardedDataset, tmp_path: Path, monkeypa
     monkeypatch.setattr(alarms, "NARROW", 0.0)
     monkeypatch.setattr(alarms, "SATURATED", 1.0)
     shutil.copytree(Path(str(summer.folder)), tmp_path / "train" / summer.name)
-    config = config_for(
-        "tiny",
-        shards=str(digits.path),
-        storage=str(tmp_path),
-        unet=replace(NETWORK, dropout=0.0),
-        optim=OPTIM,
-        steps=STEPS,
-        checkpoint_every=1,
-        log_every=3,
-        keep_last=STEPS,
-    )
-    found = Season(train(config), tmp_path)  # finds it done, and makes its MLflow run
+    found = Season(train(training(digits, tmp_path)), tmp_path)  # finds it done, and makes its MLflow run
     found.hidden.mkdir()
     for path in found.folder.glob("step-*"):
         path.rename(found.hidden / path.name)
