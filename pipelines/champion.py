@@ -20,7 +20,7 @@ from pipelines.locations import Location, location
 from pipelines.progress import Say
 from pipelines.registry import Registry
 from pipelines.results import Evaluation, describe_values, read_evaluation
-from pipelines.saving import made_at, mark_best, unmark
+from pipelines.saving import MARK, made_at, mark_best, unmark
 from pipelines.tracking import Tracker, code_version
 
 NO_NAME = re.compile(r"[/:]")  # what MLflow takes in no model's name
@@ -71,7 +71,7 @@ def hold(evaluator: Evaluator, kept: Sequence[Evaluation]) -> None:
     finite = [evaluation for evaluation in kept if math.isfinite(evaluation.distance)]
     if finite:
         best = min(finite, key=lambda evaluation: (evaluation.distance, evaluation.step))
-        mark_best(_folder(evaluator), best.step, f"lowest-{best.protocol.fingerprint}.mark.json")
+        mark_best(_folder(evaluator), best.step, f"lowest-{best.protocol.fingerprint}{MARK}")
 
 
 def crown(tracker: Tracker, experiment: str, group: Sequence[Measured], say: Say) -> Champion | None:
@@ -99,7 +99,7 @@ def crown(tracker: Tracker, experiment: str, group: Sequence[Measured], say: Say
             say(f"nightly: models:/{name}@{alias} stays at {before}, which is not among what was looked at")
             return None
     evaluator, evaluation = best
-    mark = f"alias-{protocol.fingerprint}.mark.json"
+    mark = f"alias-{protocol.fingerprint}{MARK}"
     mark_best(_folder(evaluator), evaluation.step, mark)  # before the alias: what that points at is always kept
     _point(registry, alias, best)
     for other in {each[0].name: each[0] for each in group}.values():

@@ -33,7 +33,7 @@ from ddpm_core.training import TrainState
 from pipelines.locations import Location, commit_json, forget_listings
 
 BEST = "best.json"  # in a run's folder: {"step": N}
-MARKS = "*.mark.json"  # likewise, of what nightly evaluations hold on to, one file a reason and protocol
+MARK = ".mark.json"  # ends the names of others, of what nightly evaluations hold on to, one file a reason and protocol
 Record = Mapping[str, Any]
 
 
@@ -88,7 +88,10 @@ def marked_steps(folder: Location) -> set[int]:
     """The steps of the checkpoints that bear a mark. InputError where one cannot be read."""
     steps = set()
     forget_listings(folder)
-    for path in (folder / BEST, *folder.glob(MARKS)):
+    # A glob would take a folder's name with brackets for a pattern.
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != BEST and not path.name.endswith(MARK):
+            continue
         try:
             steps.add(int(json.loads(path.read_text(encoding="utf-8"))["step"]))
         except FileNotFoundError:
