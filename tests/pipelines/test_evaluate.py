@@ -288,6 +288,7 @@ def test_the_best_of_several_is_measured_again_on_samples_it_was_not_chosen_by(
         result.reported.indistinguishable_from(result.best)
 
 
+@pytest.mark.slow
 def test_two_references_measure_the_same_samples(
     undisturbed: EvaluateResult, trained: TrainResult, digits: ShardedDataset, digits_lmdb: Path, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_one_worker_and_other_chunks_give_every_bit_of_the_same_numbers(
     assert torch.equal(totals(folder_of(tmp_path, 6), size=50), totals(folder_of(storage, 6)))  # 45, in whole batches
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(
     undisturbed: LikelihoodResult, storage: Path, trained: Path, tmp_path: Path
 ) -> None:

@@ -303,6 +303,7 @@ class FakePool:
         self.size = size
 
 
+@pytest.mark.slow
 def test_a_training_that_stopped_is_told_once_and_no_more_when_it_goes_on(
     season: Season, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,6 +368,7 @@ def test_an_alias_moves_only_from_what_is_gone_or_worse_whatever_a_night_looks_a
     assert season.best()["ddpm.run"] == "tiny-worse"
 
 
+@pytest.mark.slow
 def test_the_best_of_a_training_is_kept_from_the_moment_it_is_measured(
     season: Season, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +386,7 @@ def test_the_best_of_a_training_is_kept_from_the_moment_it_is_measured(
     assert kept == min(values, key=lambda step: values[step])
 
 
+@pytest.mark.slow
 def test_the_trouble_of_one_training_is_not_that_of_the_others(season: Season) -> None:
     season.show(1)
     strange = season.beside("tiny-strange", 2) / "manifest.json"
@@ -399,6 +402,7 @@ def test_the_trouble_of_one_training_is_not_that_of_the_others(season: Season) -
     assert season.best()["ddpm.step"] == "1"
 
 
+@pytest.mark.slow
 def test_where_everything_fails_no_attempt_is_counted(season: Season) -> None:
     whole = {}
     for step in (1, 3):
@@ -413,6 +417,7 @@ def test_where_everything_fails_no_attempt_is_counted(season: Season) -> None:
     assert len(season.night(report=False)[1].evaluated) == 2
 
 
+@pytest.mark.slow
 def test_an_alarm_gets_out_when_the_report_cannot_be_written(season: Season, monkeypatch: pytest.MonkeyPatch) -> None:
     season.show(3)
     season.client.update_run(season.run_id, status="FAILED")

@@ -151,6 +151,7 @@ def test_a_wrong_image_is_not_written(tmp_path: Path) -> None:
         writer.append("k", np.zeros((4, 4, 1), np.float32))
 
 
+@pytest.mark.slow
 def test_ray_data_reads_the_shards_too(digits: ShardedDataset, tmp_path: Path) -> None:
     files = [str(digits.path / shard["file"]) for shard in digits.manifest["shards"]]
     rows: list[dict[str, Any]] = ray.data.read_parquet(files).take_all()

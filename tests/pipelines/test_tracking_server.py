@@ -140,6 +140,7 @@ def all_models(client: MlflowClient, experiment: str) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_and_stops_when_asked_while_the_server_is_away(
     servers: tuple[Server, Postgres], tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ def test_old_checkpoints_make_room_and_samples_are_shown_on_the_way(long_run: Tr
     assert Image.open(grids[0]).size == (8 * 8, 8 * 8)
 
 
+@pytest.mark.slow
 def test_a_driver_killed_with_its_cluster_is_resumed_to_the_same_bits(
     long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
