@@ -195,15 +195,15 @@ class Evaluator:
         for run in runs.values():
             run.finish()
 
-    def tracked_run(self, purpose: Purpose) -> TrackedRun | None:
-        """The MLflow run of what was compared with the training set, if there is one."""
-        return self.tracker.find("evaluate", self.run_name(self.protocol("train", purpose)))
+    def tracked_run(self, protocol: Protocol) -> TrackedRun | None:
+        """The MLflow run that holds a protocol's numbers, if there is one."""
+        return self.tracker.find("evaluate", self.run_name(protocol))
 
     def is_logged(self, checkpoint: Checkpoint) -> bool:
         """Whether MLflow has the numbers of a checkpoint's selection noise, against every reference."""
         for role in self.references:
             protocol = self.protocol(role, "selection")
-            run = self.tracker.find("evaluate", self.run_name(protocol))
+            run = self.tracked_run(protocol)
             values = read_evaluation(self.folder(protocol) / checkpoint.path.name).values
             if run is None or checkpoint.step not in run.logged_steps(list(values)[-1]):  # that is logged last
                 return False
@@ -211,11 +211,9 @@ class Evaluator:
 
     def model(self, checkpoint: Checkpoint, protocol: Protocol) -> tuple[str, str]:
         """(run id, model id) of a checkpoint in MLflow."""
-        owner = self.owner or self.tracked_run(protocol.purpose)
+        owner = self.owner or self.tracked_run(protocol)
         assert owner is not None  # it was evaluated
-        sha256 = checkpoint.weights_sha256(protocol.weights)
-        name = f"{self.name}-step-{checkpoint.step}"
-        return owner.run_id, owner.checkpoint_model(name, checkpoint.step, checkpoint.path, sha256, protocol.weights)
+        return owner.run_id, owner.model_of(self.name, checkpoint, protocol.weights)
 
     def log(self, run: TrackedRun, checkpoint: Checkpoint, protocol: Protocol, values: Mapping[str, float]) -> bool:
         """A checkpoint's numbers into MLflow; whether they are new there."""

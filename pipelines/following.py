@@ -55,7 +55,7 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
                     checkpoint = open_checkpoint(folder / checkpoint_name(entry["step"]))
                 except InputError:  # deleted meanwhile, to make room
                     return
-                make_model(run, folder.name, checkpoint)
+                run.model_of(folder.name, checkpoint)
 
     unsent = Unsent(unsent_folder(folder), send, say)
     if unsent:
@@ -65,12 +65,6 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
     return unsent
 
 
-def make_model(run: TrackedRun, name: str, checkpoint: Checkpoint) -> None:
-    run.checkpoint_model(
-        f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, checkpoint.weights_sha256()
-    )
-
-
 def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -> None:
     """Give MLflow what the checkpoints know and it does not: a killed driver's records, a model for each checkpoint."""
     logged = run.logged_steps("loss")
@@ -78,7 +72,7 @@ def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -
         history = [record for record in checkpoints[-1].history if "step" in record]
         run.log_records(record for record in history if record["step"] not in logged)
     for checkpoint in checkpoints:
-        make_model(run, name, checkpoint)
+        run.model_of(name, checkpoint)
 
 
 class Follower:

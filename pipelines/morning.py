@@ -106,7 +106,7 @@ class Morning:
     def tag(self, training: Training, alarms: list[Alarm]) -> None:
         """Alarms as tags of the MLflow runs that they are about; those that are over are cleared."""
         evaluator = self.night.evaluators.get(training.name)
-        measured = evaluator.tracked_run("selection") if evaluator else None
+        measured = evaluator.tracked_run(evaluator.protocol("train", "selection")) if evaluator else None
         trained = self.night.tracker.find("train", training.name)
         of_training = [alarm.text for alarm in alarms if alarm.of_training or measured is None]
         of_checkpoints = [alarm.text for alarm in alarms if not alarm.of_training]

@@ -146,9 +146,8 @@ class TrackedRun:
         protocol: the fingerprint, which stands for the data set's digest and ends its name. MLflow ranks models by the
         metrics of one name and digest; its table tells a model's metrics apart by the name alone.
         """
-        step, sha256, timestamp = checkpoint.step, checkpoint.weights_sha256(weights), now()
-        model_id = owner.checkpoint_model(f"{name}-step-{step}", step, checkpoint.path, sha256, weights)
-        return self._log_on_model(model_id, step, values, f"{dataset}-{protocol[:6]}", protocol, timestamp)
+        timestamp, model_id = now(), owner.model_of(name, checkpoint, weights)
+        return self._log_on_model(model_id, checkpoint.step, values, f"{dataset}-{protocol[:6]}", protocol, timestamp)
 
     @patiently
     def _log_on_model(
@@ -230,6 +229,13 @@ class TrackedRun:
             self.client.delete_logged_model(other.model_id)
         return str(model.model_id)
 
+    def model_of(self, name: str, checkpoint: Checkpoint, weights: Literal["ema", "raw"] = "ema") -> str:
+        """The id of the LoggedModel of a checkpoint of the run `name`."""
+        sha256 = checkpoint.weights_sha256(weights)
+        return self.checkpoint_model(
+            f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, sha256, weights
+        )
+
     def _models(self, name: str) -> list[LoggedModel]:
         """The run's models of a name, the first one first."""
         found = self.client.search_logged_models(
@@ -308,16 +314,19 @@ class Tracker:
             self.client.update_run(found[0].info.run_id, status="RUNNING")
             self.client.set_tag(found[0].info.run_id, STARTED_TAG, str(time.time()))
         else:
-            identity = {KIND_TAG: kind, FINGERPRINT_TAG: fingerprint, "ddpm.code_version": code_version()}
-            identity[STARTED_TAG] = str(time.time())
+            identity = {
+                KIND_TAG: kind,
+                FINGERPRINT_TAG: fingerprint,
+                STARTED_TAG: str(time.time()),
+                "ddpm.code_version": code_version(),
+            }
             if parent is not None:
                 identity["mlflow.parentRunId"] = parent
             self.client.create_run(self.experiment_id, run_name=name, tags={**identity, **tags})
             found = self._runs(kind, name)
         run_id, known = found[0].info.run_id, found[0].data.params
-        entries = [
-            Param(key, value) for key, value in params.items() if key not in known
-        ]  # all, or what a kill left out
+        # All, or what a kill left out.
+        entries = [Param(key, value) for key, value in params.items() if key not in known]
         for i in range(0, len(entries), BATCH):
             self.client.log_batch(run_id, params=entries[i : i + BATCH])
         for other in found[1:]:  # made by another process in the same moment, or by a call whose answer was lost
