@@ -5,8 +5,8 @@ import sys
 from dataclasses import dataclass
 
 from jobs.cli import parse, run, say
-from pipelines.demo import demo
-from pipelines.locations import absolute
+from pipelines.demo.driver import demo
+from pipelines.runtime.locations import absolute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Annotated
 import tyro
 
 from jobs.cli import parse, run, say
-from pipelines.calibration import CalibrateConfig, calibrate
-from pipelines.evaluate import EvaluateConfig, evaluate
-from pipelines.likelihoods import LikelihoodConfig, measure_likelihood
-from pipelines.results import compare, read_evaluation
+from pipelines.evaluate.calibrate import CalibrateConfig, calibrate
+from pipelines.evaluate.driver import EvaluateConfig, evaluate
+from pipelines.evaluate.evaluation import compare, read_evaluation
+from pipelines.likelihood.driver import LikelihoodConfig, measure_likelihood
 
 
 @dataclass(frozen=True)

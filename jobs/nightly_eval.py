@@ -9,8 +9,8 @@ import sys
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
-from pipelines.every import keep
-from pipelines.locations import absolute, nights_of
+from pipelines.nightly.every import keep
+from pipelines.runtime.locations import absolute, nights_of
 
 
 def main() -> None:
@@ -22,9 +22,9 @@ def main() -> None:
         subprocess.run([*command, "--dry-run"], check=False)  # a wrong option shows now and not at night
         return keep(every, command, folder, say)
 
-    from pipelines.nightly import delivered, nightly
-    from pipelines.nightly_config import NightlyConfig
-    from pipelines.tracking_uri import default_uri
+    from pipelines.nightly.config import NightlyConfig
+    from pipelines.nightly.night import delivered, nightly
+    from pipelines.tracking.uri import default_uri
     from reports.build import build_report
 
     config = parse(NightlyConfig, arguments, description="Evaluate the checkpoints that have no result yet.")

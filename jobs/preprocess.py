@@ -11,11 +11,11 @@ from typing import Annotated
 import tyro
 
 from jobs.cli import parse, run, say
-from pipelines.card import card
-from pipelines.locations import location
-from pipelines.preprocess import PreprocessConfig, preprocess
-from pipelines.progress import Progress
-from pipelines.shards import ShardedDataset
+from pipelines.preprocess.card import card
+from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.runtime.locations import location
+from pipelines.runtime.progress import Progress
+from pipelines.shards.dataset import ShardedDataset
 
 
 @dataclass(frozen=True)

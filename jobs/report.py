@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
-from pipelines.locations import absolute
-from pipelines.tracking import default_uri
+from pipelines.runtime.locations import absolute
+from pipelines.tracking.tracker import default_uri
 from reports.build import build_report
 
 

@@ -12,10 +12,10 @@ import tyro
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS
 from jobs.cli import parse, run, say
-from pipelines.evaluate import EvaluateConfig
-from pipelines.sweep import sweep
-from pipelines.sweep_config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
-from pipelines.training_config import TrainConfig, config_for
+from pipelines.evaluate.driver import EvaluateConfig
+from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
+from pipelines.sweep.driver import sweep
+from pipelines.train.config import TrainConfig, config_for
 
 SWEEPS: dict[str, type[SweepConfig]] = {"schedules": ScheduleSweep, "ablation": AblationSweep, "space": SpaceSweep}
 

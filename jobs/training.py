@@ -9,9 +9,9 @@ import tyro
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, say
-from pipelines.planning import describe_plan
-from pipelines.train import train
-from pipelines.training_config import TrainConfig, config_for
+from pipelines.train.config import TrainConfig, config_for
+from pipelines.train.driver import train
+from pipelines.train.plan import describe_plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,23 +12,24 @@ from markupsafe import Markup
 from ddpm_core.commit import write_text
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import ALARM_TAG, Protocol
-from reports import charts, commands, samples, tables
-from reports.charts import Chart
-from reports.compression import CompressionSection, compression_section
-from reports.conclusions import Answer, answer, metric_name
-from reports.entities import ExperimentRecord, TrainingRun
-from reports.formatting import NOT_MEASURED, count, counted
-from reports.likelihoods import LikelihoodSection, likelihood_section
-from reports.making import Making, making_of
-from reports.memorization import memorization
-from reports.paper_tables import PaperTable, comparisons
-from reports.ranking import Ranking, rank
-from reports.records import read_experiment
-from reports.seeds import settings_of, settings_table
-from reports.store import Store
+from reports.records.entities import ExperimentRecord, TrainingRun
+from reports.records.records import read_experiment
+from reports.records.store import Store
+from reports.sections import charts, samples, tables
+from reports.sections.charts import Chart
+from reports.sections.compression import CompressionSection, compression_section
+from reports.sections.likelihoods import LikelihoodSection, likelihood_section
+from reports.sections.making import Making, making_of
+from reports.sections.memorization import memorization
+from reports.sections.paper_tables import PaperTable, comparisons
+from reports.sections.seeds import settings_of, settings_table
+from reports.sections.training_curves import training_charts
 from reports.summary import markdown, since_previous, summary, with_previous
-from reports.sweeps import SweepResult, TrialRanking, analyse
-from reports.training_curves import training_charts
+from reports.verdicts import commands
+from reports.verdicts.conclusions import Answer, answer, metric_name
+from reports.verdicts.formatting import NOT_MEASURED, count, counted
+from reports.verdicts.ranking import Ranking, rank
+from reports.verdicts.sweeps import SweepResult, TrialRanking, analyse
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reports.comparison import data_of, is_of_training
-from reports.conclusions import Answer, paper_result
-from reports.entities import ExperimentRecord
-from reports.formatting import decimals_for, fixed
-from reports.paper_tables import PaperTable
-from reports.ranking import Entry, Ranking, Verdict, measured_again
+from reports.records.entities import ExperimentRecord
+from reports.sections.paper_tables import PaperTable
+from reports.verdicts.comparison import data_of, is_of_training
+from reports.verdicts.conclusions import Answer, paper_result
+from reports.verdicts.formatting import decimals_for, fixed
+from reports.verdicts.ranking import Entry, Ranking, Verdict, measured_again
 
 VERSION = 1
 

@@ -43,7 +43,7 @@ def ray_session() -> Iterator[None]:
     """One Ray for all tests that need one: four logical CPUs, whatever the machine has."""
     import ray
 
-    from pipelines.cluster import connect
+    from pipelines.runtime.cluster import connect
 
     ray.init(
         "local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False
@@ -56,7 +56,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits_lmdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scikit-learn's digits as an LSUN-layout LMDB: non-square WebP images."""
-    from pipelines.demo import write_lmdb
+    from pipelines.demo.driver import write_lmdb
 
     path = tmp_path_factory.mktemp("source") / "digits_train_lmdb"
     write_lmdb(path)
@@ -66,7 +66,7 @@ def digits_lmdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits(ray_session: None, digits_lmdb: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Those images as shards of 8x8, made by the real pipeline."""
-    from pipelines.preprocess import PreprocessConfig, preprocess
+    from pipelines.preprocess.driver import PreprocessConfig, preprocess
 
     output = tmp_path_factory.mktemp("shards") / "digits"
     config = PreprocessConfig(

@@ -45,7 +45,7 @@ def test_every_option_in_the_text_exists() -> None:
     import os
 
     sources = "".join(
-        path.read_text() for folder in ("jobs", "pipelines", "ddpm_core") for path in (ROOT / folder).glob("*.py")
+        path.read_text() for folder in ("jobs", "pipelines", "ddpm_core") for path in (ROOT / folder).rglob("*.py")
     )
     for option in set(re.findall(r"`--([a-z.-]+)", README)) - {"help"}:
         field = option.split(".")[-1].replace("-", "_")
@@ -53,16 +53,21 @@ def test_every_option_in_the_text_exists() -> None:
     assert os.path.exists(ROOT / "reports" / "example.png")
 
 
-def test_the_file_tree_names_every_module_and_no_other() -> None:
+def test_the_file_tree_names_every_package() -> None:
     tree = README.split("## What is where")[1].split("```")[1]
     section, named = "", set()
     for line in tree.splitlines():
-        if line and not line.startswith(" "):
-            section = line.split("/")[0]
-        named |= {f"{section}/{name}" for name in re.findall(r"[a-z0-9_]+\.py", line)}
-    packages = ("ddpm_core", "pipelines")
-    there = {f"{p}/{path.name}" for p in packages for path in (ROOT / p).rglob("*.py") if path.name != "__init__.py"}
-    assert {name for name in named if name.startswith(packages)} == there
+        name = line.split()[0] if line.split() else ""
+        if name.endswith("/"):
+            section = name if not line.startswith(" ") else section
+            named.add(name if section == name else f"{section}{name}")
+    packages = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for top in ("ddpm_core", "pipelines", "jobs", "reports")
+        for path in (ROOT / top).rglob("__init__.py")
+        if len(path.parent.relative_to(ROOT).parts) <= 2
+    }
+    assert named - {"tests/"} == packages
 
 
 def test_every_job_is_in_the_table() -> None:
@@ -93,7 +98,7 @@ def test_the_paper_leads_to_the_line_and_to_the_test_that_proves_it(paper: str, 
     source = inspect.getsource(thing) + (sys.modules[f"ddpm_core.{module}"].__doc__ or "")
     assert re.search(rf"\b{re.escape(paper)}\b", source), f"{symbol} does not name {paper}"
     file, *test = proof.split(".")
-    tests = (ROOT / "tests" / "core" / f"{file}.py").read_text()
+    (tests,) = (path.read_text() for path in (ROOT / "tests" / "core").rglob(f"{file}.py"))
     assert f"def {test[0]}(" in tests if test else "def test_" in tests
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ddpm_core.errors import InputError
-from pipelines.every import times
+from pipelines.nightly.every import times
 
 PROJECT = Path(__file__).resolve().parents[2]
 # What systemd and cron would leave out, and where this Python lies.

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ddpm_core.errors import InputError
 from jobs.cluster.kinds import Kind, check_printable
-from pipelines.every import times
+from pipelines.nightly.every import times
 
 LONGEST_LINE = 999  # of a crontab, in Debian's cron
 

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 import torch
-from test_training_step import seconds
+from support.timing import seconds
 
 from ddpm_core import rng
 from ddpm_core.presets import PRESETS

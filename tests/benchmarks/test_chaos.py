@@ -19,14 +19,15 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
-from test_evaluate import numbers
-from test_train import ROOT, contents, starts, wait_for
+from support.evaluation import numbers
+from support.processes import ROOT, wait_for
+from support.training import contents, starts
 from torch import Tensor
 
 from ddpm_core.checkpoint import list_checkpoints, list_steps
-from pipelines.chunks import load_chunk
-from pipelines.results import read_evaluation
-from pipelines.train import TrainResult
+from pipelines.evaluate.evaluation import read_evaluation
+from pipelines.runtime.chunks import load_chunk
+from pipelines.train.driver import TrainResult
 
 pytestmark = pytest.mark.bench
 SEED = 2  # of what is killed when

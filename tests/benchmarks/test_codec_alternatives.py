@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from ddpm_core import rng
-from ddpm_core.codec_trellis import Trellis
+from ddpm_core.codec.trellis import Trellis
 
 pytestmark = pytest.mark.bench
 

@@ -9,9 +9,9 @@ import torch
 from ddpm_core.checkpoint import Checkpoint, save_checkpoint
 from ddpm_core.training import Execution, OptimConfig, TrainState
 from ddpm_core.unet import UNet, UNetConfig
-from pipelines.chunks import chunk_ranges, load_chunk
-from pipelines.fanout import Pool
-from pipelines.sampling import SampleSettings, sample_checkpoints
+from pipelines.evaluate.worker import SampleSettings, sample_checkpoints
+from pipelines.runtime.chunks import chunk_ranges, load_chunk
+from pipelines.runtime.fan_out import Pool
 
 pytestmark = pytest.mark.bench
 WORKERS, CHUNKS_EACH, CHUNK, BATCH = 2, 8, 96, 48

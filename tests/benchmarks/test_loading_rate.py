@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from synthetic_shards import random_pixels, write_dataset
-from test_training_step import seconds
+from support.synthetic_shards import random_pixels, write_dataset
+from support.timing import seconds
 
-from pipelines.batches import epoch_order
-from pipelines.loading import Loader, share_indices
-from pipelines.shard_format import group_sizes
-from pipelines.shards import ShardedDataset
-from pipelines.training_config import TrainConfig, config_for
+from pipelines.shards.dataset import ShardedDataset
+from pipelines.shards.format import group_sizes
+from pipelines.shards.order import epoch_order
+from pipelines.train.config import TrainConfig, config_for
+from pipelines.train.loader import Loader, share_indices
 
 pytestmark = pytest.mark.bench
 PAIRS = 5

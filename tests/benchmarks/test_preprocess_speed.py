@@ -17,7 +17,7 @@ import pytest
 import ray
 from PIL import Image
 
-from pipelines.preprocess import PreprocessConfig, preprocess
+from pipelines.preprocess.driver import PreprocessConfig, preprocess
 
 pytestmark = pytest.mark.bench
 CORES = 2

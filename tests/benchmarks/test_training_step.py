@@ -3,12 +3,12 @@ around our own network: alternating in one run, median of the ratios of CPU time
 less than the clock; torch has one thread here."""
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from support.timing import seconds
 from torch import Tensor, nn
 
 from ddpm_core.dropout import dropout_keys
@@ -19,12 +19,6 @@ from ddpm_core.unet import UNet
 pytestmark = pytest.mark.bench
 BATCH, ROUNDS = 4, 8
 PRESET = PRESETS["cifar10"]
-
-
-def seconds(action: Callable[[], Any]) -> float:
-    started = time.process_time()
-    action()
-    return time.process_time() - started
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

@@ -7,9 +7,18 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from gaussian_case import ANCHORS, LOG2, SCHEDULES_WITH_ANCHORS, GaussianData, constant, cumulative, scalars, unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gaussian_case import (
+    ANCHORS,
+    LOG2,
+    SCHEDULES_WITH_ANCHORS,
+    GaussianData,
+    constant,
+    cumulative,
+    scalars,
+    unchecked,
+)
 from torch import Tensor
 
 from ddpm_core.diffusion import GaussianDiffusion, LossType, MeanType, VarType

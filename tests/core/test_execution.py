@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from gaussian_case import unchecked
+from support.gaussian_case import unchecked
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor, TorchScriptFeatures, load_extractor
 from ddpm_core.inception import InceptionV3
-from ddpm_core.inception_weights import WEIGHTS_VARIABLE
+from ddpm_core.inception.weights import WEIGHTS_VARIABLE
 from ddpm_core.metrics import FeatureStatistics, FrechetDistance
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from gaussian_case import unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.gaussian_case import unchecked
 from torch import Tensor
 
 from ddpm_core import images

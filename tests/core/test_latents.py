@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gaussian_case import GaussianData, unchecked
+from support.gaussian_case import GaussianData, unchecked
 from torch import Tensor
 
 from ddpm_core.diffusion import GaussianDiffusion

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from gaussian_case import GaussianData, unchecked
 from numpy.typing import NDArray
+from support.gaussian_case import GaussianData, unchecked
 from torch import Tensor
 
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion, MeanType, VarType

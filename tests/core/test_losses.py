@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from gaussian_case import GaussianData, constant, cumulative, scalars, unchecked
+from support.gaussian_case import GaussianData, constant, cumulative, scalars, unchecked
 from torch import Tensor
 
 from ddpm_core.diffusion import DiffusionConfig, GaussianDiffusion, LossType, MeanType, VarType

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pytest
-from gaussian_case import unchecked
+from support.gaussian_case import unchecked
 
 from ddpm_core.protocol import INCEPTION, Protocol, fingerprint
 

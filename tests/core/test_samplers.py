@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from gaussian_case import GaussianData, cumulative, scalars, unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gaussian_case import GaussianData, cumulative, scalars, unchecked
 from torch import Tensor
 
 from ddpm_core.diffusion import GaussianDiffusion, VarType

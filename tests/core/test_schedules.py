@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from gaussian_case import ANCHORS, SCHEDULES_WITH_ANCHORS, cumulative, unchecked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gaussian_case import ANCHORS, SCHEDULES_WITH_ANCHORS, cumulative, unchecked
 from torch import Tensor
 
 from ddpm_core.diffusion import GaussianDiffusion

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gaussian_case import unchecked
+from support.gaussian_case import unchecked
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 

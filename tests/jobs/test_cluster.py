@@ -16,11 +16,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from support.processes import ROOT
 
 from jobs.cluster.rendering import calendar, kubernetes_schedule
-from pipelines.every import times
+from pipelines.nightly.every import times
 
-ROOT = Path(__file__).resolve().parents[2]
 NIGHTLY = ["python", "jobs/nightly_eval.py", "--experiment", "church", "--storage", "/shared/runs"]
 HOSTILE = [
     *("it's", 'say "hi"', "a b", " ", "", "100%", "%d%%", "\\%", "a\\", "\\\\%", "back\\slash\\n", "'%'"),
@@ -469,7 +469,7 @@ def test_every_example_of_the_readme_renders(command: str, render: Render) -> No
 
 REAL = """
 import subprocess, time
-from pipelines.demo import ROOT, ray_cluster
+from pipelines.demo.driver import ROOT, ray_cluster
 with ray_cluster() as environment:
     for code in (0, 3):
         for _ in range(12):  # Ray gives its agent ten seconds to start, and then asks to try again

@@ -1,13 +1,12 @@
 """The commands a person types: complete help, one sentence for an error, exit codes, nothing half-written."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.commands import run_job
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 JOBS = [
     "preprocess.py",
     "train_lsun.py",
@@ -19,14 +18,6 @@ JOBS = [
     "report.py",
     "demo.py",
 ]
-
-
-def run_job(monkeypatch: pytest.MonkeyPatch, job: str, *arguments: str) -> int:
-    """Run a job in this process as `python jobs/<job> ...` would; its exit code."""
-    monkeypatch.setattr(sys, "argv", [f"jobs/{job}", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
-    return int(stop.value.code or 0)
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -112,7 +103,7 @@ def test_a_wrong_command_ends_with_2_and_one_sentence_and_leaves_nothing(
 
 SCRIPT = """
 import subprocess, sys, time
-from pipelines.demo import ROOT, ray_cluster
+from pipelines.demo.driver import ROOT, ray_cluster
 with ray_cluster() as environment:
     for arguments in (["--help"], ["tiny", "--shards", "relative/path", "--storage", "/tmp/unused"]):
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/train_lsun.py", *arguments]

@@ -13,8 +13,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from synthetic_shards import write_dataset
-from test_command_lines import ROOT, run_job
+from support.commands import run_job
+from support.processes import ROOT
+from support.synthetic_shards import write_dataset
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import write_checkpoint
@@ -30,7 +31,7 @@ from pathlib import Path
 import torch
 from ddpm_core.checkpoint import open_checkpoint
 from ddpm_core.codec import Codec
-from ddpm_core.codec_format import read_header
+from ddpm_core.codec.format import read_header
 from ddpm_core.unet import UNet
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 network = UNet(checkpoint.unet_config())

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_experiments import CARD, DIGITS, FID, digits, page_of, writer_of
+from support.processes import ROOT
+from support.report_experiments import CARD, DIGITS, FID, digits, page_of, writer_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 
@@ -162,7 +163,7 @@ def test_what_was_not_measured_sorts_last_both_ways(tmp_path: Path) -> None:
     cells = ["2.9 × 10⁻⁵", "not measured", "−1.5", "1,234.5", "≤ 3.75", "infinite", "9.0 ± 0.1", "–"]
     rows = "".join(f"<tr><td>{cell}</td></tr>" for cell in cells)
     table = f'<table class="sortable"><thead><tr><th class="n">x</th></tr></thead><tbody>{rows}</tbody></table>'
-    source = (Path(__file__).parents[2] / "reports" / "templates" / "report.js").read_text(encoding="utf-8")
+    source = (ROOT / "reports" / "templates" / "report.js").read_text(encoding="utf-8")
     script = """(() => {
       const sorted = () => { document.querySelector("button").click();
         return [...document.querySelectorAll("td")].map((cell) => cell.textContent); };

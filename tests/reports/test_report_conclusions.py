@@ -5,14 +5,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from report_experiments import DIGITS, FEWER, FID
+from support.report_experiments import DIGITS, FEWER, FID
 
 from ddpm_core.protocol import Protocol
-from reports import paper
-from reports.conclusions import answer, compare_with_paper
-from reports.entities import Checkpoint, DataCard, Evaluation, ExperimentRecord, Sweep, TrainingRun, Trial
-from reports.ranking import Entry, Verdict, rank
-from reports.sweeps import SweepResult, analyse
+from reports.records.entities import Checkpoint, DataCard, Evaluation, ExperimentRecord, Sweep, TrainingRun, Trial
+from reports.verdicts import paper
+from reports.verdicts.conclusions import answer, compare_with_paper
+from reports.verdicts.ranking import Entry, Verdict, rank
+from reports.verdicts.sweeps import SweepResult, analyse
 
 CIFAR10 = DataCard(name="CIFAR-10", images=50_000, shape=(32, 32, 3))
 

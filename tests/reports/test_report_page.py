@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from report_experiments import (
+from support.report_experiments import (
     ALERT,
     CARD,
     DIGITS,

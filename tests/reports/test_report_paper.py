@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from report_experiments import CARD, FID, Page, page_of, writer_of
+from support.report_experiments import CARD, FID, Page, page_of, writer_of
 
 from ddpm_core.presets import PRESETS
 from ddpm_core.protocol import Protocol
-from reports import commands, paper
-from reports.entities import Checkpoint, DataCard, Evaluation, TrainingRun
-from reports.paper_tables import comparisons
-from reports.ranking import rank
-from reports.recipes import RECIPES, changes
+from reports.records.entities import Checkpoint, DataCard, Evaluation, TrainingRun
+from reports.sections.paper_tables import comparisons
+from reports.verdicts import commands, paper
+from reports.verdicts.ranking import rank
+from reports.verdicts.recipes import RECIPES, changes
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
@@ -190,8 +190,8 @@ def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatc
     """Whatever was changed: numbers, words, several values at once, blanks in a path."""
     from jobs import training
     from jobs.train_lsun import RECIPES as NAMES
-    from pipelines.tracking import flatten
-    from pipelines.training_config import config_for
+    from pipelines.tracking.tracker import flatten
+    from pipelines.train.config import config_for
 
     base = config_for("lsun_church", shards="/data/my shards", seed=3, storage="/shared/runs", workers=8)
     config = replace(

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reports import figures, formatting, pictures
-from reports.entities import GridLayout
-from reports.figures import Line, by_step, curve, smoothed, thinned
-from reports.formatting import counted, listed, number, shortened
-from reports.samples import spread
-from reports.store import Series
+from reports.drawing import figures, pictures
+from reports.drawing.figures import Line, by_step, curve, smoothed, thinned
+from reports.records.entities import GridLayout
+from reports.records.store import Series
+from reports.sections.samples import spread
+from reports.verdicts import formatting
+from reports.verdicts.formatting import counted, listed, number, shortened
 
 LAYOUT = GridLayout(tile=(8, 8), columns=4, count=16, indices="0..15", seed=0)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_experiments import (
+from support.report_experiments import (
     ALERT,
     DIGITS,
     FID,

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from report_experiments import DIGITS, page_of, writer_of
+from support.report_experiments import DIGITS, page_of, writer_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 

@@ -4,12 +4,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from report_experiments import DIGITS, digits, tracking_uri, writer_of
+from support.report_experiments import DIGITS, digits, tracking_uri, writer_of
 
 from ddpm_core.errors import InputError
 from reports.build import build_report
-from reports.records import load_experiment
-from reports.store import Series, Store, public_uri
+from reports.records.records import load_experiment
+from reports.records.store import Series, Store, public_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from report_experiments import ALERT, CARD, DIGITS, FID, digits, page_of, summary_of, tracking_uri, writer_of
+from support.processes import ROOT
+from support.report_experiments import ALERT, CARD, DIGITS, FID, digits, page_of, summary_of, tracking_uri, writer_of
 
 from reports.build import build_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "reports" / "report.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "reports" / "report.schema.json").read_text())
 
 
 def valid(facts: Any) -> Any:

@@ -1,0 +1,27 @@
+"""The evaluation's metrics: FID, FID-infinity and its interval, Inception score, KID, precision and recall.
+
+All are torchmetrics metrics that merge in any order, save (`statistics()`) and start from what was saved
+(`merge_state`). They work on features and logits, whichever extractor made them (`features.py`).
+"""
+
+from ddpm_core.metrics.frechet import (
+    ExtrapolatedFrechetDistance,
+    FeatureStatistics,
+    FrechetDistance,
+    frechet_distance,
+)
+from ddpm_core.metrics.inception_score import InceptionScore
+from ddpm_core.metrics.intervals import frechet_interval
+from ddpm_core.metrics.kernel_distance import KernelDistance
+from ddpm_core.metrics.precision_recall import PrecisionRecall
+
+__all__ = [
+    "ExtrapolatedFrechetDistance",
+    "FeatureStatistics",
+    "FrechetDistance",
+    "InceptionScore",
+    "KernelDistance",
+    "PrecisionRecall",
+    "frechet_distance",
+    "frechet_interval",
+]

@@ -1,0 +1,122 @@
+"""Known answers: what an extractor and the metrics must say of real images before they are believed of samples.
+
+With the 2015-12-05 network and CIFAR-10 they are published numbers; with any network the distance of a set from itself is
+0. The distance between random halves is told beside them, for a person to look at.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ddpm_core.commit import write_json
+from ddpm_core.errors import InputError
+from ddpm_core.features import FeatureExtractor
+from ddpm_core.metrics.frechet import frechet_distance
+from ddpm_core.protocol import INCEPTION, metric_name
+from pipelines.evaluate.reference import extractor_for, extractor_spec, reference_statistics
+from pipelines.runtime.locations import absolute, location
+from pipelines.runtime.progress import Say
+from pipelines.shards.dataset import ShardedDataset
+
+# Published of CIFAR-10: FID of the training from the test set, and the training set's Inception score. Tolerance: their
+# last digit.
+CIFAR10 = {"fid": 3.15, "is": 11.24}
+LAST_DIGIT = 0.01
+ZERO = 1e-3  # of a distance of equal moments: eigenvalues of a singular covariance are good to 1e-8 of the largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Which real images an extractor is tried on."""
+
+    data: str
+    """Shards of a training set, such as CIFAR-10's."""
+    test_data: str
+    """Shards of its test set."""
+    extractor: str = "inception"
+    """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
+    cpus_per_worker: float = 0.9
+    """CPUs of each worker."""
+    storage: str = "runs"
+    """Where the outcome is kept; evaluations with the same storage refuse an extractor that failed."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A number with what it must be, None where it is only to be looked at."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
+
+    def describe(self) -> str:
+        if self.low is None and self.high is None:
+            return f"{self.name} is {self.value:.4f}"
+        wanted = f"{'' if self.low is None else f'{self.low:g}'}..{'' if self.high is None else f'{self.high:g}'}"
+        return f"{self.name} is {self.value:.4f}, wanted {wanted}: {'passed' if self.passed else 'FAILED'}"
+
+
+def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Check, ...]:
+    """Measure real images and compare with what is known. InputError where a check fails, after all are said and kept."""
+    storage = absolute(config.storage, option="--storage")
+    train, test = (
+        ShardedDataset.open(location(given, option=option))
+        for given, option in ((config.data, "--data"), (config.test_data, "--test-data"))
+    )
+    if train.shape != test.shape:
+        raise InputError(
+            f"--data holds images {'x'.join(map(str, train.shape))} and --test-data {'x'.join(map(str, test.shape))}: give "
+            "two parts of one data set"
+        )
+    spec = extractor_spec(config.extractor)
+    extractor = extractor_for(spec, train)
+    of_train, of_test = (reference_statistics(dataset, spec, config.cpus_per_worker, say) for dataset in (train, test))
+    name = metric_name("fd", extractor.name)
+    whole = of_train.statistics.moments()
+    halves = frechet_distance(*of_train.halves[0].moments(), *of_train.halves[1].moments())
+    across = frechet_distance(*whole, *of_test.statistics.moments())
+    published = extractor.name == INCEPTION and train.name.startswith("cifar10") and len(train) == 50_000
+    within = (CIFAR10["fid"] - LAST_DIGIT, CIFAR10["fid"] + LAST_DIGIT) if published else (None, None)
+    checks = [
+        Check(f"{name}(train, train)", frechet_distance(*whole, *whole), 0.0, ZERO),
+        Check(f"{name}(half of train, other half)", halves),
+        Check(f"{name}(train, test)", across, *within),
+    ]
+    if of_train.score is not None:
+        within = (
+            (CIFAR10["is"] - LAST_DIGIT, CIFAR10["is"] + LAST_DIGIT)
+            if published
+            else (1.0, float(extractor.num_logits or 1))
+        )
+        checks.append(Check(f"{metric_name('is', extractor.name)}(train)", of_train.score[0], *within))
+    passed = all(check.passed for check in checks)
+    facts = {"extractor_sha256": extractor.sha256, "passed": passed, "checks": [asdict(check) for check in checks]}
+    write_json(outcome_path(storage, extractor), facts)
+    for check in checks:
+        say(f"calibrate: {check.describe()}")
+    if not passed:
+        failed = next(check for check in checks if not check.passed)
+        raise InputError(
+            f"extractor {extractor.name} (sha256 {extractor.sha256[:12]}) failed its calibration ({failed.describe()}): its "
+            "numbers are not used until it passes; look at the data sets' filters and the weights"
+        )
+    return tuple(checks)
+
+
+def outcome_path(storage: Path, extractor: FeatureExtractor) -> Path:
+    return storage / "calibration" / f"{extractor.name}-{extractor.sha256[:12]}.json"
+
+
+def check_calibrated(extractor: FeatureExtractor, storage: Path) -> None:
+    """InputError where this extractor was calibrated with this storage, and failed."""
+    path = outcome_path(storage, extractor)
+    if path.is_file() and not json.loads(path.read_text())["passed"]:
+        raise InputError(
+            f"extractor {extractor.name} failed its calibration ({str(path)!r}): run jobs/evaluate.py calibrate again until "
+            "it passes, or take another"
+        )

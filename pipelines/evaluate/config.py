@@ -1,0 +1,98 @@
+"""What an evaluation is, as a value."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from ddpm_core.errors import InputError
+from ddpm_core.samplers import Method, Spacing
+from pipelines.checkpoints.network import Precision
+
+Purpose = Literal["selection", "report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which checkpoints to evaluate, by which protocol, with how many workers."""
+
+    run: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
+    """A training run, by its name, its MLflow run id or its folder; or one checkpoint, by its folder, its MLflow model id or
+    models:/NAME@best-fid."""
+    checkpoints: str = "all"
+    """Which of the run's: all, latest, or steps such as 1000,2000."""
+    weights: str = "ema"
+    """ema (averaged, as in the paper), raw (the last ones), or, in place of --run, a folder of weights in the diffusers
+    layout, such as google/ddpm-cifar10-32."""
+    reference: str | None = None
+    """The shards to compare with; the run's own by default."""
+    test_reference: str | None = None
+    """Shards of the test set, to compare the same samples with besides."""
+    extractor: str = "inception"
+    """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
+    samples: int = 50_000
+    """How many samples; the Frechet distance depends on it."""
+    sampler: Method = "ancestral"
+    """ancestral (the paper's), ddim or dpmpp_2m."""
+    sampler_steps: int | None = None
+    """How many timesteps the sampler visits; all by default."""
+    spacing: Spacing = "uniform"
+    """How those are spaced."""
+    precision: Precision = "float32"
+    """Of the network: float32, or bfloat16 for autocast; extractor, process and statistics stay what they are."""
+    compile: bool = False
+    """torch.compile the network: minutes at the start, faster chains after, equal to the last digits but not to the bit."""
+    seed: int = 0
+    """Of the samples' noise."""
+    noise: Purpose = "selection"
+    """Of the samples: selection, by which checkpoints are chosen, or report, for what was chosen otherwise."""
+    report: bool = True
+    """Measure the best of several checkpoints once more, on samples that it was not chosen by."""
+    progress: int = 0
+    """At how many points of the chain, from its first step to its last, to measure the predicted x_0 besides (Fig. 10)."""
+    pictures: int = 4
+    """Rows of each picture of the best checkpoint: progressive generation, shared latents, interpolations of real images
+    (Fig. 6 to 9); 0 for none."""
+    nearest: int = 0
+    """For how many samples of the best checkpoint to look up the nearest of all training images, to see whether some are
+    memorized; 0 for none."""
+    batch_size: int = 250
+    """Images a network sees at once; float32 results depend on it in the last digits."""
+    chunk_size: int = 500
+    """Samples a file holds, the unit of work and of resuming."""
+    workers: int | None = None
+    """Processes, one a GPU where there are GPUs; as many as the cluster has room for by default."""
+    cpus_per_worker: float = 0.9
+    """CPUs of each."""
+    storage: str = "runs"
+    """The folder for results, reachable from every worker."""
+    tracking_uri: str | None = None
+    """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
+    experiment: str = "ddpm"
+    """The MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "chunk_size", "workers", "sampler_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
+        for name, what in (("progress", "points"), ("pictures", "rows"), ("nearest", "samples")):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} is {getattr(self, name)}: give a number of {what}, or 0 for none")
+        if self.nearest > self.samples:
+            raise InputError(f"--nearest is {self.nearest:,} of {self.samples:,} samples: give no more than those")
+        if self.samples < 2:
+            raise InputError(f"--samples is {self.samples}: a covariance needs 2 or more")
+        self.check_subject()
+
+    def check_subject(self) -> None:
+        """InputError where it is not clear what is to be evaluated."""
+        if self.foreign == (self.run is not None):
+            raise InputError(
+                f"--run is {self.run!r} and --weights {self.weights!r}: give a run, or a folder of weights in its place"
+            )
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the weights come from elsewhere."""
+        return self.weights not in ("ema", "raw")

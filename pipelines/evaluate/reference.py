@@ -1,0 +1,183 @@
+"""Reference statistics: a Ray Data pass over the shards, made once for a data set and extractor, and kept with them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.errors import InputError
+from ddpm_core.features import FeatureExtractor, load_extractor
+from ddpm_core.inception import full_float32
+from ddpm_core.metrics import FeatureStatistics, InceptionScore
+from ddpm_core.rng import permutation
+from pipelines.runtime.cluster import connect
+from pipelines.runtime.locations import Location, absolute, committed, location
+from pipelines.runtime.progress import Progress, Say
+from pipelines.shards.dataset import ShardedDataset
+
+FORMAT = 2
+BATCH = 250  # images an extractor sees at once; its float32 features depend on it in the last digits
+NEIGHBOURS = 10_000  # images whose features are kept themselves, for kernels and neighbourhoods
+SPLITS = 10  # of the Inception score
+UNITS = 64  # of work, at most: each hands over two covariances
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with: the features of all images of a data set.
+
+    halves: of a random half of the images, and of the other. features: float32 [min(n, NEIGHBOURS), d] of a random choice
+    of images. score: the images' own Inception score (mean, std over splits of random images), None without logits.
+    """
+
+    halves: tuple[FeatureStatistics, FeatureStatistics]
+    features: Tensor
+    score: tuple[float, float] | None
+
+    @property
+    def statistics(self) -> FeatureStatistics:
+        """Of all images."""
+        whole = FeatureStatistics(self.halves[0].dim)
+        for half in self.halves:
+            whole.merge_state(half)
+        return whole
+
+
+def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -> ShardedDataset:
+    """The data set to compare with. InputError where its images are of another size than the network's, or were resized
+    by another filter than those it was trained on, which alone moves a Frechet distance."""
+    dataset = ShardedDataset.open(location(given, option=option))
+    network = checkpoint.unet_config()
+    if dataset.shape != (network.image_size, network.image_size, network.in_channels):
+        raise InputError(
+            f"reference {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} makes "
+            f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
+        )
+    try:
+        trained = ShardedDataset.open(location(checkpoint.config["shards"], option="the run's shards")).manifest[
+            "filter"
+        ]
+    except InputError:  # no longer reachable from here
+        trained = None
+    if trained is not None and dataset.manifest["filter"] != trained:
+        raise InputError(
+            f"reference {str(dataset.path)!r} was resized by filter {dataset.manifest['filter']!r}, but run {name!r} was "
+            f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
+        )
+    return dataset
+
+
+def extractor_spec(given: str) -> str:
+    """An extractor as a person gives it, its file by an absolute path."""
+    return str(absolute(given, option="--extractor")) if given.endswith(".pt") else given
+
+
+def extractor_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:
+    """The extractor that `spec` names, for this data set's images. InputError where it cannot be had."""
+    height, width, channels = dataset.shape
+    return load_extractor(spec, (channels, height, width))
+
+
+class Sums:
+    """What is kept of the images' features: sums that merge, and the features of the chosen ones."""
+
+    def __init__(self, images: int, extractor: FeatureExtractor) -> None:
+        self.halves = (FeatureStatistics(extractor.dim), FeatureStatistics(extractor.dim))
+        self.score = InceptionScore(images, min(SPLITS, images), extractor.num_logits) if extractor.num_logits else None
+        self.features = [torch.empty(0, extractor.dim)]
+
+    def state(self) -> dict[str, Tensor]:
+        """As named tensors, which merge() of another takes."""
+        parts = {"a": self.halves[0], "b": self.halves[1]} | ({"score": self.score} if self.score is not None else {})
+        tensors = {f"{part}.{name}": value for part, sums in parts.items() for name, value in sums.statistics().items()}
+        return {**tensors, "features": torch.cat(self.features)}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        for part, sums in zip(("a", "b", "score"), (*self.halves, self.score), strict=True):
+            if sums is not None:
+                prefix = f"{part}."
+                sums.merge_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self.features.append(state["features"])
+
+    def reference(self) -> Reference:
+        score = None if self.score is None else tuple(float(value) for value in self.score.compute())
+        return Reference(self.halves, torch.cat(self.features), (score[0], score[1]) if score is not None else None)
+
+
+class ShardFeatures:
+    """Ray Data's worker: a range of images -> the sums over them. Holds the extractor once."""
+
+    def __init__(self, spec: str, dataset: ShardedDataset) -> None:
+        self.dataset = dataset
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.extractor = extractor_for(spec, dataset).to(self.device)
+        self.place = torch.argsort(permutation(0, "reference", 0, len(dataset)))  # of each image in a random order
+
+    @torch.no_grad()
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        sums, count = Sums(len(self.dataset), self.extractor), len(self.dataset)
+        for start in range(int(row["first"]), int(row["stop"]), BATCH):
+            chosen = np.arange(start, min(start + BATCH, int(row["stop"])))
+            pixels = torch.from_numpy(self.dataset.pixels(chosen)).to(self.device)
+            with full_float32(self.device):
+                features, logits = self.extractor(pixels.permute(0, 3, 1, 2).contiguous())
+            features, place = features.cpu(), self.place[torch.from_numpy(chosen)]
+            sums.halves[0].update(features[place < count // 2])
+            sums.halves[1].update(features[place >= count // 2])
+            sums.features.append(features[place < NEIGHBOURS])
+            if sums.score is not None and logits is not None:
+                sums.score.update(logits.cpu(), place)
+        return {"unit": int(row["unit"]), **{name: value.numpy() for name, value in sums.state().items()}}
+
+
+def reference_path(dataset: ShardedDataset, extractor: FeatureExtractor) -> Location:
+    """Where the statistics lie; the name holds the sha256 of the images and of the extractor."""
+    name = f"{extractor.name}-{extractor.sha256[:12]}-{dataset.sha256[:12]}-{FORMAT}.safetensors"
+    return dataset.path / "reference" / name
+
+
+def reference_statistics(dataset: ShardedDataset, spec: str, cpus: float, say: Say) -> Reference:
+    """The statistics of all images of a data set, read from beside its shards or made and put there. Units are merged in
+    their order, so that the sums do not depend on the workers."""
+    extractor = extractor_for(spec, dataset)
+    path = reference_path(dataset, extractor)
+    merged = Sums(len(dataset), extractor)
+    if path.is_file():
+        merged.merge(load(path.read_bytes()))
+        return merged.reference()
+    gpus = 1 if connect().gpus else 0
+    units = units_of(dataset)
+    progress = Progress("reference", len(dataset), "images", say)
+    tasks = [{"unit": number, "first": unit.start, "stop": unit.stop} for number, unit in enumerate(units)]
+    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        ShardFeatures,
+        fn_constructor_args=(spec, dataset),
+        num_cpus=cpus,
+        num_gpus=gpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(tasks)),
+    )
+    early: dict[int, dict[str, Tensor]] = {}  # what came before its turn
+    turn = 0
+    for row in rows.iter_rows():
+        number = int(row.pop("unit"))
+        early[number] = {name: torch.from_numpy(np.array(value)) for name, value in row.items()}
+        while turn in early:
+            merged.merge(early.pop(turn))
+            turn += 1
+        progress.advance(len(units[number]))
+    with committed(path) as temporary:
+        save_file(merged.state(), temporary)
+    return merged.reference()
+
+
+def units_of(dataset: ShardedDataset) -> list[range]:
+    """The images of each unit of work: whole shards, a function of the data set alone."""
+    shards = [dataset.shard_range(shard) for shard in range(len(dataset.manifest["shards"]))]
+    each = -(-len(shards) // UNITS)
+    groups = [shards[first : first + each] for first in range(0, len(shards), each)]
+    return [range(group[0].start, group[-1].stop) for group in groups]

@@ -1,0 +1,43 @@
+"""What a data set is, on half a page."""
+
+from collections import Counter
+
+from pipelines.shards.dataset import ShardedDataset
+
+
+def card(dataset: ShardedDataset) -> str:
+    """The data set's facts as aligned lines, from its manifest alone."""
+    manifest = dataset.manifest
+    height, width, channels = dataset.shape
+    size = sum(facts["bytes"] for facts in manifest["files"].values())
+    names = ("R", "G", "B") if channels == 3 else ("grey",)
+
+    def each(values: list[float]) -> str:
+        return "  ".join(f"{name} {value:+.4f}" for name, value in zip(names, values, strict=True))
+
+    rows = [
+        ("data set", f"{dataset.name}, from {manifest['source']}"),
+        ("images", f"{len(dataset):,} of {manifest['source_images']:,} in the source"),
+        ("shape", f"{height} x {width} x {channels}, centre crop, {manifest['filter']} resize"),
+        ("stored", f"{manifest['storage']} in {len(manifest['shards']):,} shards, {_bytes(size)}"),
+        ("mean", each(manifest["mean"])),
+        ("std", each(manifest["std"])),
+        ("E[x0^2]", f"{manifest['second_moment']:.4f}"),
+        ("sha256", f"{dataset.sha256} (keys and pixels)"),
+        ("source", f"{manifest['source_fingerprint']} (fingerprint)"),
+    ]
+    kinds = Counter(entry["kind"] for entry in manifest["skipped"])
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    rows.append(("skipped", counts or "none"))
+    rows += [("", f"{entry['key']}: {entry['reason']}") for entry in manifest["skipped"][:5]]
+    if len(manifest["skipped"]) > 5:
+        rows.append(("", f"and {len(manifest['skipped']) - 5:,} more in manifest.json"))
+    return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.2f} TB"

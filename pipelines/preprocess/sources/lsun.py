@@ -1,0 +1,138 @@
+"""LSUN as it is published: a zip that holds one LMDB, whose 40-hex keys lead to WebP or JPEG bytes."""
+
+import contextlib
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from ddpm_core.commit import committed_file, remove_leftovers
+from ddpm_core.errors import InputError
+from pipelines.preprocess.sources.items import Item, Value, label
+from pipelines.runtime.locations import Location
+from pipelines.runtime.progress import Progress, Say
+
+DATABASE = "data.mdb"
+CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class LmdbSource:
+    """An LMDB folder. Items are found by key."""
+
+    place: Path
+
+    @property
+    def name(self) -> str:
+        return self.place.name.removesuffix("_lmdb")
+
+    def items(self) -> list[Item]:
+        with self._cursor() as cursor:
+            try:
+                return [Item(key.decode()) for key in cursor.iternext(keys=True, values=False)]
+            except (lmdb.Error, UnicodeDecodeError) as error:
+                raise self._unreadable(error) from error
+
+    def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
+        with self._cursor() as cursor:
+            for item in items:
+                value: Value
+                try:
+                    value = cursor.value() if cursor.set_key(item.key.encode()) else b""
+                except lmdb.Error as error:
+                    value = error
+                yield item.key, value
+
+    def facts(self) -> dict[str, Any]:
+        return facts((self.place / DATABASE).stat().st_size)
+
+    @contextlib.contextmanager
+    def _cursor(self) -> Iterator[Any]:
+        try:
+            # A lock file cannot be written to a read-only disk.
+            environment = lmdb.open(str(self.place), readonly=True, lock=False, readahead=False, max_readers=1)
+        except lmdb.Error as error:
+            raise self._unreadable(error) from error
+        with environment:
+            expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            size = (self.place / DATABASE).stat().st_size
+            if size < expected:  # the mapping reaches further, and touching that kills the process
+                raise self._unreadable(f"{DATABASE} has {size:,} bytes of {expected:,}")
+            with environment.begin() as transaction:
+                yield transaction.cursor()
+
+    def _unreadable(self, reason: object) -> InputError:
+        return InputError(
+            f"source {str(self.place)!r} cannot be read as an LMDB ({reason}): copy or unpack it again from LSUN's zip"
+        )
+
+
+def facts(size: int) -> dict[str, Any]:
+    """Of an LMDB of so many bytes, in a folder or still in its zip."""
+    return {"kind": "lmdb", "files": {DATABASE: size}}
+
+
+def databases(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The LMDBs in a zip; LSUN's has one."""
+    return [member for member in archive.infolist() if member.filename.rsplit("/", 1)[-1] == DATABASE]
+
+
+def unpacked(place: Location, archive: zipfile.ZipFile, scratch: Path | None, say: Say) -> LmdbSource:
+    """The LMDB of LSUN's zip at `place`, in a folder of `scratch`; unpacked unless it is there with the size and CRC that
+    the zip states. It is called after the zip: no name in the zip says where anything is written.
+
+    InputError where the zip holds several, is damaged, or there is no room.
+    """
+    members = databases(archive)
+    if len(members) > 1:
+        raise InputError(
+            f"source {str(place)!r} holds {len(members)} LMDBs ({members[0].filename!r}, {members[1].filename!r}, ...): "
+            "unpack it and give the folder of one"
+        )
+    if scratch is None:
+        raise InputError(
+            f"source {str(place)!r} holds an LMDB of {members[0].file_size:,} bytes, which must be unpacked onto a local disk "
+            "to be read: unpack it there and give the folder"
+        )
+    name = label(place).removesuffix(".zip").removesuffix("_lmdb")
+    target = scratch / f"{name}_lmdb" / DATABASE
+    if not _is_whole(target, members[0]):
+        _unpack(place, archive, members[0], target, Progress(f"unpack {name}", members[0].file_size, "bytes", say))
+    return LmdbSource(target.parent)
+
+
+def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
+    if not target.is_file() or target.stat().st_size != member.file_size:
+        return False
+    crc = 0
+    with target.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc == member.CRC
+
+
+def _unpack(
+    place: Location, archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, progress: Progress
+) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent)  # of a killed run; they are as large as the database
+    free = shutil.disk_usage(target.parent).free
+    if free < member.file_size:
+        raise InputError(
+            f"{str(target.parent)!r} has {free:,} bytes free, but the LMDB in {str(place)!r} needs {member.file_size:,}: "
+            "make room, or unpack it elsewhere and give the folder"
+        )
+    try:
+        with archive.open(member) as packed, committed_file(target) as temporary, temporary.open("wb") as file:
+            while chunk := packed.read(CHUNK):
+                file.write(chunk)
+                progress.advance(len(chunk))
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"source {str(place)!r} cannot be unpacked ({error}): download it again, or unpack it yourself"
+        ) from error

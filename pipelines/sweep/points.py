@@ -1,0 +1,149 @@
+"""What a sweep compares: variants of one training configuration, by name."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ddpm_core.diffusion import DiffusionConfig, LossType, MeanType
+from ddpm_core.errors import InputError
+from ddpm_core.priors import matching_beta_end
+from ddpm_core.rng import derive_seed
+from ddpm_core.schedules import Schedule
+from pipelines.train.config import TrainConfig
+
+MATCHED: tuple[Schedule, ...] = ("quad", "const")  # solved besides for the end point that meets linear's L_T
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variant: its configuration, what differs in it by option, what the paper says of it, if anything, and whether it
+    is the paper's choice."""
+
+    config: TrainConfig
+    values: Mapping[str, str]
+    paper: str = ""
+    chosen: bool = False
+
+
+def schedule_points(train: TrainConfig, schedules: Sequence[Schedule], matched: bool) -> dict[str, Point]:
+    """Beta schedules at the given end points (the paper's 1e-4 and 0.02), and, if `matched`, those of MATCHED once more
+    with the beta_T at which they leave as little of x_0 in x_T as linear: the paper compared only such."""
+    if len(schedules) < 1 or len(set(schedules)) < len(schedules):
+        raise InputError(f"--schedules is {' '.join(schedules)!r}: name one or more, each once")
+    points: dict[str, Point] = {
+        name: diffusion_point(train, replace(train.diffusion, schedule=name)) for name in schedules
+    }
+    for schedule in MATCHED:
+        if matched and schedule in schedules:
+            diffusion = replace(train.diffusion, schedule=schedule)
+            end = matching_beta_end(schedule, diffusion.num_timesteps, diffusion.beta_start)
+            points[f"{schedule}-matched"] = diffusion_point(train, replace(diffusion, beta_end=end))
+    return points
+
+
+def diffusion_point(train: TrainConfig, diffusion: DiffusionConfig) -> Point:
+    """A schedule as a variant."""
+    values: dict[str, str] = {"diffusion.schedule": diffusion.schedule}
+    if diffusion.beta_end != train.diffusion.beta_end:
+        values["diffusion.beta_end"] = f"{diffusion.beta_end:.6g}"
+    linear = diffusion.schedule == "linear"
+    said = "chosen among constant, linear and quadratic ones" if linear else ""
+    return Point(replace(train, diffusion=diffusion), values, said, chosen=linear)
+
+
+def ablation_points(train: TrainConfig) -> dict[str, Point]:
+    """The six cells of Table 2: what is predicted, by which objective, with which variance. The fixed variance is that of
+    the configuration, the learned one the raw logarithm that the paper means."""
+    if train.diffusion.var_type not in ("fixedlarge", "fixedsmall"):
+        raise InputError(
+            f"--train.diffusion.var-type is {train.diffusion.var_type!r}: the ablation learns it where Table 2 does; give "
+            "fixedlarge or fixedsmall for the other cells"
+        )
+    cells: list[tuple[str, MeanType, LossType, bool, str]] = [
+        ("mu L learned", "xprev", "kl", True, "FID 23.69, IS 7.28 in Table 2"),
+        ("mu L fixed", "xprev", "kl", False, "FID 13.22, IS 8.06 in Table 2"),
+        ("mu mse", "xprev", "mse", False, "unstable in Table 2"),
+        ("eps L learned", "eps", "kl", True, "unstable in Table 2"),
+        ("eps L fixed", "eps", "kl", False, "FID 13.51, IS 7.67 in Table 2"),
+        ("eps L_simple", "eps", "mse", False, "FID 3.17, IS 9.46 in Table 2"),
+    ]
+    points = {}
+    for label, mean_type, loss_type, learned, paper in cells:
+        var_type = "learned" if learned else train.diffusion.var_type
+        diffusion = replace(train.diffusion, mean_type=mean_type, loss_type=loss_type, var_type=var_type)
+        unet = replace(train.unet, out_channels=2 * train.unet.in_channels) if learned else train.unet
+        values = {"mean_type": mean_type, "loss_type": loss_type, "var_type": var_type}
+        points[label] = Point(
+            replace(train, unet=unet, diffusion=diffusion),
+            {f"diffusion.{k}": v for k, v in values.items()},
+            paper,
+            chosen=label == "eps L_simple",
+        )
+    return points
+
+
+def space_values(grid: Sequence[str], draw: Sequence[str], draws: int, seed: int) -> list[dict[str, str]]:
+    """The options of each point of a space, by name: every combination of the grids ("optim.lr=1e-4,2e-4"), each with
+    `draws` addressed draws of the distributions ("optim.lr=loguniform:1e-5:1e-3", uniform or integers), if there are any.
+
+    InputError for what is neither.
+    """
+    axes = {name: text.split(",") for name, text in map(assignment, grid)}
+    laws = {name: distribution(name, text) for name, text in map(assignment, draw)}
+    if not (axes or laws):
+        raise InputError("--grid and --draw are empty: name an option with values, such as --grid optim.lr=1e-4,2e-4")
+    if twice := axes.keys() & laws.keys():
+        raise InputError(f"option {min(twice)!r} is in --grid and in --draw: leave one out")
+    if fixed := (axes.keys() | laws.keys()) & {"seed", "steps"}:
+        raise InputError(f"option {min(fixed)!r} is the same for all points: give --seeds or --train.steps instead")
+    if draws < 1:
+        raise InputError(f"--draws is {draws}: give a positive number")
+    numbers = range(draws) if laws else range(1)
+    return [
+        dict(zip(axes, chosen, strict=True))
+        | {name: law(random.Random(derive_seed(seed, f"draw {name}", number))) for name, law in laws.items()}
+        for chosen in itertools.product(*axes.values())
+        for number in numbers
+    ]
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """An option's name and what it is given."""
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise InputError(f"{text!r} names no option with values: write it as optim.lr=1e-4,2e-4")
+    return name.removeprefix("--"), values
+
+
+def distribution(name: str, text: str) -> Callable[[random.Random], str]:
+    """A law to draw from, as its six digits are written: what is trained is what the name says."""
+    try:
+        kind, low_text, high_text = text.split(":")
+        low, high = float(low_text), float(high_text)
+        if not low < high or (kind == "loguniform" and low <= 0.0):
+            raise ValueError
+        return {
+            "uniform": lambda source: f"{source.uniform(low, high):.6g}",
+            "loguniform": lambda source: f"{math.exp(source.uniform(math.log(low), math.log(high))):.6g}",
+            "integers": lambda source: str(source.randint(int(low), int(high))),
+        }[kind]
+    except (ValueError, KeyError):
+        raise InputError(
+            f"--draw {name}={text} is no distribution: write uniform:LOW:HIGH, loguniform:LOW:HIGH or integers:LOW:HIGH"
+        ) from None
+
+
+def command_line(values: Mapping[str, str]) -> list[str]:
+    """Options as they are typed; a truth value as a flag."""
+    words: list[str] = []
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        if value.lower() in ("true", "false"):
+            head, _, last = option.rpartition(".")
+            flag = last if value.lower() == "true" else f"no-{last}"
+            words.append(f"--{head}.{flag}" if head else f"--{flag}")
+        else:
+            words += [f"--{option}", value]
+    return words

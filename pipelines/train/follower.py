@@ -1,0 +1,163 @@
+"""A training seen from its driver: what worker 0 tells goes to MLflow and to the person who watches."""
+
+import base64
+import hashlib
+import queue as queues
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray.exceptions
+
+from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
+from ddpm_core.errors import InputError
+from pipelines.runtime.locations import Location, forget_listings
+from pipelines.runtime.progress import Progress, Say
+from pipelines.tracking.outbox import Entry, Unsent
+from pipelines.tracking.tracker import TrackedRun, now
+from pipelines.train.config import TrainConfig
+from pipelines.train.stop import StopRequest
+
+
+class Queue(Protocol):
+    """What is used of ray.util.queue.Queue."""
+
+    def put(self, item: Any) -> None: ...
+    def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
+
+
+def unsent_folder(folder: Location) -> Path:
+    """Where the entries of a run wait for MLflow: in its folder, or on this machine where that lies in an object store."""
+    if isinstance(folder, Path):
+        return folder / "unsent"
+    return Path(tempfile.gettempdir()) / f"ddpm-unsent-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+
+
+def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
+    """What `run` shall have, its checkpoints lying in `folder`; first of all what a killed driver left, sent here and now.
+    InputError where MLflow does not answer for minutes."""
+    logged: set[int] = set()  # known to MLflow, perhaps from a checkpoint and at another time
+
+    def send(entry: Entry) -> None:
+        match entry["call"]:
+            case "records":
+                records = [record for record in entry["records"] if record["step"] not in logged]
+                run.log_records(records, entry["timestamp"])
+            case "bytes":
+                run.log_bytes(entry["name"], base64.b64decode(entry["data"]))
+            case "json":
+                run.log_json(entry["name"], entry["value"])
+            case "model":
+                forget_listings(folder)
+                try:
+                    checkpoint = open_checkpoint(folder / checkpoint_name(entry["step"]))
+                except InputError:  # deleted meanwhile, to make room
+                    return
+                run.model_of(folder.name, checkpoint)
+
+    unsent = Unsent(unsent_folder(folder), send, say)
+    if unsent:
+        logged |= run.logged_steps("loss")
+        unsent.flush()
+        logged.clear()
+    return unsent
+
+
+def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -> None:
+    """Give MLflow what the checkpoints know and it does not: a killed driver's records, a model for each checkpoint."""
+    logged = run.logged_steps("loss")
+    if checkpoints:
+        history = [record for record in checkpoints[-1].history if "step" in record]
+        run.log_records(record for record in history if record["step"] not in logged)
+    for checkpoint in checkpoints:
+        run.model_of(name, checkpoint)
+
+
+class Follower:
+    """Takes worker 0's messages off the queue while the training runs, and passes a request to stop on to the workers. It
+    never waits for MLflow. logged: the steps whose records MLflow has."""
+
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        outbox: Queue,
+        stop: Queue,
+        request: StopRequest,
+        unsent: Unsent,
+        logged: set[int],
+        say: Say,
+    ) -> None:
+        self.name, self.config, self.outbox, self.say = name, config, outbox, say
+        self.stop, self.request, self.unsent = stop, request, unsent
+        self.diverged: Mapping[str, Any] | None = None
+        self.stopped_at: int | None = None
+        self._logged = logged
+        self._progress: Progress | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        passed_on = False
+        while True:
+            if self.request.asked.is_set() and not passed_on:
+                passed_on = True
+                self.say("train: stopping, when the newest step is saved; once more to stop at once")
+                self.stop.put("stop")
+            stopping = self._stop.is_set()  # looked at before the queue is emptied, so that nothing is left in it
+            try:
+                message = self.outbox.get(timeout=0.5)
+            except (queues.Empty, ray.exceptions.RayError):
+                if stopping:
+                    return
+                continue
+            self._take(message)
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "start":
+            self._progress = Progress("train", self.config.steps, "steps", self.say, done=message["step"])
+            workers = message["workers"]
+            self.say(
+                f"train: {self.name} from step {message['step']:,} on {workers} worker{'' if workers == 1 else 's'}"
+            )
+        elif kind == "record":
+            record = message["record"]
+            if record["step"] not in self._logged:
+                self._logged.add(record["step"])
+                self.unsent.put({"call": "records", "records": [record], "timestamp": now()})
+            if self._progress is not None:
+                self._progress.at(int(record["step"]), describe_record(record))
+        elif kind == "samples":
+            data = base64.b64encode(message["png"]).decode("ascii")
+            self.unsent.put({"call": "bytes", "name": f"training/samples-{message['step']:08d}.png", "data": data})
+        elif kind == "saved":
+            self.unsent.put({"call": "model", "step": message["step"]})
+        elif kind == "diverged":
+            self.diverged = message
+            self.unsent.put({"call": "json", "name": "diverged.json", "value": message["facts"]})
+        elif kind == "stopped":
+            self.stopped_at = int(message["step"])
+
+
+def describe_record(record: Mapping[str, float]) -> str:
+    """What a person watches, on one line."""
+    parts = [
+        f"{record['images_per_second']:,.0f} images/s",
+        f"loss {record['loss']:.4f}",
+        f"gradient {record['grad_norm']:.3g}",
+        f"lr {record['lr']:.2g}",
+    ]
+    if "model_flops_utilisation" in record:
+        parts.append(f"{record['model_flops_utilisation']:.0%} of peak")
+    return " | ".join(parts)

@@ -1,0 +1,166 @@
+"""The batches of a training run: each a pure function of the configuration, the data and the step, made ahead of time."""
+
+import functools
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_core import images, rng
+from ddpm_core.dropout import dropout_keys
+from ddpm_core.errors import InputError
+from pipelines.shards.dataset import ShardedDataset
+from pipelines.shards.order import rank_slice
+from pipelines.shards.reader import CACHE_BYTES
+from pipelines.train.config import TrainConfig
+
+DEPTH = 4  # batches ahead of the one in use, each made by a thread
+RESIDENT_BYTES = 2 << 30  # a data set up to this size, and a quarter of what is free there, lives on the CUDA device
+COPY_BYTES = 64 << 20  # of a data set at a time, on its way there
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a global batch."""
+
+    x_start: Tensor  # float32 [b,C,H,W] in [-1, 1]
+    t: Tensor  # int64 [b]
+    noise: Tensor  # float32 [b,C,H,W]
+    dropout_key: Tensor | None  # int32 [b,layers,2]; None where the network drops nothing
+
+
+def make_batch(config: TrainConfig, dataset: ShardedDataset, step: int, rank: int, world_size: int) -> Batch:
+    """The share of worker `rank` in the batch of step `step`, on the CPU. Images, t, noise, flips and dropout of the whole
+    batch are a function of (seed, step): position p of the stream of all steps draws them, whoever holds it."""
+    pixels = torch.from_numpy(dataset.pixels(share_indices(config, dataset, step, rank, world_size)))
+    return draw(config, pixels, step, rank, world_size)
+
+
+def share_indices(config: TrainConfig, dataset: ShardedDataset, step: int, rank: int, world_size: int) -> np.ndarray:
+    """The images of a worker's share, int64 [b]."""
+    size = config.optim.batch_size
+    return dataset.global_batch(config.seed, step, size, config.shuffle_window)[rank_slice(size, rank, world_size)]
+
+
+def draw(config: TrainConfig, pixels: Tensor, step: int, rank: int, world_size: int) -> Batch:
+    """A batch from its pixels, uint8 [b,H,W,C], on whichever device they are. t and flips are equal on every device,
+    the noise to float32 rounding."""
+    size = config.optim.batch_size
+    share = rank_slice(size, rank, world_size)
+    positions = torch.arange(step * size + share.start, step * size + share.stop, device=pixels.device)
+    x_start = images.to_float(pixels)
+    if config.horizontal_flip:
+        flip = rng.coins(config.seed, "flip", positions, 0)
+        x_start = torch.where(flip[:, None, None, None], x_start.flip(3), x_start)
+    t = rng.integers(config.seed, "t", positions, 0, config.diffusion.num_timesteps)
+    noise = rng.normal(config.seed, "noise", positions, 0, x_start.shape[1:])
+    layers = config.unet.dropout_layers
+    return Batch(x_start, t, noise, dropout_keys(config.seed, positions, layers) if layers else None)
+
+
+def check_shuffle(config: TrainConfig, dataset: ShardedDataset) -> None:
+    """InputError where each image would cost a whole row group again: data that is read by row groups, more of it than a
+    process keeps, and no window that makes do with those."""
+    if dataset.by_image or dataset.nbytes <= CACHE_BYTES:
+        return
+    fitting = CACHE_BYTES // 2 // int(np.prod(dataset.shape))  # a batch may end one window and begin the next
+    if config.shuffle_window is None or config.shuffle_window > fitting:
+        raise InputError(
+            f"--shuffle-window is {config.shuffle_window} for {str(dataset.path)!r}, {dataset.nbytes / 1e9:.1f} GB that can only "
+            f"be read by row groups: give at most {fitting}, or a local copy with storage uint8"
+        )
+
+
+class Loader(Iterator[Batch]):
+    """Batches of the steps `first_step` to `config.steps` - 1 on `device`, made ahead by threads so that a training step
+    need not wait. An exception in a thread is raised where its batch is asked for.
+
+    To a CUDA device go 8-bit pixels, from pinned memory; floats, flips and noise are made there. A small data set goes
+    there once, as a whole.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: ShardedDataset,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        first_step: int = 0,
+        depth: int = DEPTH,
+    ) -> None:
+        self.seconds_waited = 0.0  # in next(), for batches that were not ready
+        self._config, self._dataset = config, dataset
+        self._rank, self._world_size = rank, world_size
+        self._device, self._cuda = device, device.type == "cuda"
+        self._resident = _on_device(dataset, device) if self._cuda else None
+        self._pool = ThreadPoolExecutor(
+            depth,
+            thread_name_prefix="loader",
+            # Pinned memory belongs to a thread's current device.
+            initializer=functools.partial(torch.cuda.set_device, device) if self._cuda else None,
+        )
+        self._depth, self._step, self._submitted = depth, first_step, first_step
+        self._ahead: deque[Future[Batch | Tensor]] = deque()
+        self._submit()
+
+    def __next__(self) -> Batch:
+        if self._step >= self._config.steps:
+            raise StopIteration
+        started = time.monotonic()
+        made = self._ahead.popleft().result()
+        self.seconds_waited += time.monotonic() - started
+        step, self._step = self._step, self._step + 1
+        self._submit()
+        return made if isinstance(made, Batch) else self._finish(made, step)
+
+    def close(self) -> None:
+        """End the threads: at once, but for batches in the making, for which nobody waits."""
+        self._pool.shutdown(wait=False)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _submit(self) -> None:
+        """Have the next `depth` batches made."""
+        for step in range(self._submitted, min(self._step + self._depth, self._config.steps)):
+            self._ahead.append(self._pool.submit(self._make, step))
+            self._submitted = step + 1
+
+    def _make(self, step: int) -> Batch | Tensor:
+        """In a thread. On the CPU the whole batch; for CUDA pixels, or indices into the pixels there, in pinned memory."""
+        config, dataset, rank, world_size = self._config, self._dataset, self._rank, self._world_size
+        if not self._cuda:
+            return make_batch(config, dataset, step, rank, world_size)
+        indices = share_indices(config, dataset, step, rank, world_size)
+        return torch.from_numpy(indices if self._resident is not None else dataset.pixels(indices)).pin_memory()
+
+    def _finish(self, made: Tensor, step: int) -> Batch:
+        """On the device, in the caller's stream. The pinned memory is not used again before its copy is done: torch's
+        allocator sees to that."""
+        there = made.to(self._device, non_blocking=True)
+        pixels = there if self._resident is None else self._resident[there]
+        return draw(self._config, pixels, step, self._rank, self._world_size)
+
+
+def _on_device(dataset: ShardedDataset, device: torch.device) -> Tensor | None:
+    """All pixels on a CUDA device, uint8 [n,H,W,C], where they fit."""
+    free, _ = torch.cuda.mem_get_info(device)
+    if dataset.nbytes > min(RESIDENT_BYTES, free // 4):
+        return None
+    everything = torch.empty((len(dataset), *dataset.shape), dtype=torch.uint8, device=device)
+    rows = max(1, COPY_BYTES // int(np.prod(dataset.shape)))
+    for first in range(0, len(dataset), rows):
+        part = range(first, min(first + rows, len(dataset)))
+        everything[part.start : part.stop] = torch.from_numpy(dataset.pixels(part)).to(device)
+    return everything

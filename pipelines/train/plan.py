@@ -1,0 +1,47 @@
+"""What a training run will be, in words, before anything is started."""
+
+from ddpm_core.costs import peak_flops, plan
+from ddpm_core.errors import InputError
+from pipelines.tracking.tracker import flatten
+from pipelines.train.config import TrainConfig
+
+
+def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
+    """The resolved configuration, and what it costs on `config.workers` GPUs of a kind used to a fraction.
+
+    InputError for a GPU whose speed is not known here, or a fraction that is none.
+    """
+    peak = peak_flops(gpu, config.execution)
+    if peak is None:
+        raise InputError(
+            f"--gpu is {gpu!r}, whose peak FLOP/s are not known here: give A100, H100 80GB HBM3, H200 or L40S"
+        )
+    if not 0.0 < utilisation <= 1.0:
+        raise InputError(f"--utilisation is {utilisation}: give a fraction of the peak, above 0 and up to 1")
+    costs = plan(
+        config.unet,
+        config.optim,
+        config.execution,
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        workers=config.workers,
+        peak_flops=peak,
+        utilisation=utilisation,
+    )
+    memory, peak_tflops = costs.memory, f"{peak / 1e12:,.0f} TFLOP/s ({config.execution.precision})"
+    parts = ("weights", "gradients", "adam", "ema", "activations")
+    each = ", ".join(f"{name} {getattr(memory, name) / 2**30:.1f}" for name in parts)
+    size = costs.checkpoint_bytes
+    kept = config.keep_last + (config.steps // config.keep_every if config.keep_every else 0) + 1  # and the best
+    kept = min(kept, costs.disk_bytes // size)
+    rows = {
+        "parameters": f"{costs.parameters:,}",
+        "FLOPs": f"{costs.step_flops / 1e12:,.2f} T a step, {costs.training_flops / 1e9:,.2f} G an image",
+        "memory": f"at least {memory.total / 2**30:.1f} GiB a GPU: {each}",
+        "speed": f"{costs.images_per_second:,.0f} images/s on {config.workers} x {gpu} at {utilisation:.0%} of {peak_tflops}",
+        "time": f"{costs.hours:,.1f} hours for {config.steps:,} steps",
+        "disk": f"{kept * size / 1e9:,.1f} GB for at most {kept} checkpoints of {size / 1e9:.2f} GB",
+    }
+    values = "\n".join(f"  {name:<32}{value}" for name, value in flatten(config).items())
+    facts = "\n".join(f"  {name:<32}{value}" for name, value in rows.items())
+    return f"configuration\n{values}\nplan\n{facts}"

@@ -1,0 +1,59 @@
+"""What the leading run cost in device hours, from the speeds that were logged; energy where a wattage is given."""
+
+import math
+from itertools import pairwise
+
+from reports.records.entities import Evaluation, TrainingRun
+from reports.records.store import Store
+from reports.sections.tables import Column, Row, Table
+from reports.verdicts.formatting import NOT_MEASURED, number
+
+
+def cost_table(store: Store, run: TrainingRun, watts: float | None) -> Table:
+    """Device hours of training and evaluation. Time between a kill and the resumption is not in them; likelihoods and
+    pictures log no speed and are not either."""
+    device = "CPU worker" if "CPU" in run.tags.get("ddpm.device", "") else "GPU"
+    trained = training_hours(store, run)
+    sampled = [evaluation_hours(store, evaluation) for evaluation in run.evaluations]
+    known = [hours for hours in sampled if hours is not None]
+    evaluated = sum(known) if known else None
+    lines = [(f"Training ({device} hours)", _hours(trained)), (f"Evaluation ({device} hours)", _hours(evaluated))]
+    if trained is not None or evaluated is not None:
+        total = (trained or 0.0) + (evaluated or 0.0)
+        lines.append((f"Together ({device} hours)", _hours(total)))
+        if watts is not None:
+            lines.append((f"Energy at {number(watts, 3)} W a device", f"{number(total * watts / 1000, 3)} kWh"))
+    return Table(
+        caption=f"Cost of {run.name}, from the logged speeds of training and sampling",
+        columns=(Column(title="What", wraps=True), Column(title="Amount", numeric=True)),
+        rows=tuple(Row(cells=line) for line in lines),
+    )
+
+
+def training_hours(store: Store, run: TrainingRun) -> float | None:
+    """Images between two records over the speed logged at the later one, times the workers; None where that was not
+    logged."""
+    batch, workers = run.batch_size, run.tags.get("ddpm.workers") or run.params.get("workers", "")
+    if batch is None or not workers.isdecimal() or "images_per_second" not in run.latest:
+        return None
+    speed = store.history(run.run_id, "images_per_second")
+    points = [
+        (step, value) for step, value in zip(speed.steps, speed.values, strict=True) if value > 0 and value < math.inf
+    ]
+    if not points:
+        return None
+    seconds = sum((b - a) * batch / value for (a, _), (b, value) in pairwise([(0, 1.0), *points]))
+    return int(workers) * seconds / 3600
+
+
+def evaluation_hours(store: Store, evaluation: Evaluation) -> float | None:
+    """Samples over the speed of one worker, summed over checkpoints. The same samples measured against a second reference
+    are not made again: a test set counts nothing."""
+    if evaluation.protocol.against == "test" or "samples_per_second" not in evaluation.metrics:
+        return None
+    speeds = store.history(evaluation.run_id, "samples_per_second").values
+    return sum(evaluation.protocol.num_samples / speed for speed in speeds if speed > 0) / 3600
+
+
+def _hours(hours: float | None) -> str:
+    return NOT_MEASURED if hours is None else number(hours, 3)

@@ -1,0 +1,211 @@
+"""How the leading run was made: what ran, on which data, under which settings, and where to look further."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
+
+from ddpm_core.protocol import Protocol
+from reports.records.entities import DataCard, ExperimentRecord, TrainingRun
+from reports.records.store import Store, public_uri
+from reports.sections import samples
+from reports.sections.cost import cost_table
+from reports.sections.tables import NOT_RECORDED, SHOWN_ROWS, Column, Row, Table
+from reports.verdicts.commands import reproduce
+from reports.verdicts.formatting import count, counted, number
+from reports.verdicts.recipes import RECIPES, changes, preset_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How the leading run was made."""
+
+    configuration: Table
+    changed: str
+    origin: Table
+    cost: Table
+    protocols: Table | None
+    card: Table | None
+    sheet: samples.Shown | None
+    runs: Table
+    commands: tuple[tuple[str, str], ...]
+
+
+def making_of(
+    store: Store,
+    record: ExperimentRecord,
+    lead: TrainingRun,
+    protocols: Sequence[Protocol] = (),
+    watts: float | None = None,
+) -> Making:
+    """All that the records tell about the making of the leading run. `watts` is what one of its devices draws."""
+    return Making(
+        configuration=configuration_table(lead),
+        changed=changed_text(lead),
+        origin=origin_table(lead),
+        cost=cost_table(store, lead, watts),
+        protocols=protocols_table(protocols) if protocols else None,
+        card=card_table(lead.card) if lead.card else None,
+        sheet=samples.contact_sheet(store, lead),
+        runs=runs_table(record, lead),
+        commands=commands(record, lead),
+    )
+
+
+def runs_table(record: ExperimentRecord, lead: TrainingRun) -> Table:
+    """Every training run, the newest first, and in which parameters it differs from the leading one."""
+    rows = [
+        Row(
+            cells=(
+                run.name,
+                run.run_id,
+                run.status.lower(),
+                count(sum(len(evaluation.checkpoints) for evaluation in run.evaluations)),
+                "the run this report leads with" if run is lead else _difference(run, lead),
+            ),
+            mark="best" if run is lead else "",
+        )
+        for run in reversed(record.runs)
+    ]
+    return Table(
+        caption="Training runs of the experiment, the newest first",
+        columns=(
+            Column(title="Run", wraps=True),
+            Column(title="MLflow run id"),
+            Column(title="Status"),
+            Column(title="Results", numeric=True),
+            Column(title="Differs in", wraps=True),
+        ),
+        rows=tuple(rows[:SHOWN_ROWS]),
+        omitted=max(0, len(rows) - SHOWN_ROWS),
+        sortable=True,
+    )
+
+
+def configuration_table(run: TrainingRun) -> Table:
+    """The run's resolved configuration beside its preset's; what was changed first, and marked."""
+    changed, recipe = changes(run) or {}, RECIPES.get(preset_of(run), {})
+    order = sorted(run.params, key=lambda name: (name not in changed, name))
+    return Table(
+        caption=f"Configuration of {run.name}",
+        columns=(
+            Column(title="Parameter", wraps=True),
+            Column(title="Value", wraps=True),
+            Column(title="Preset's", wraps=True),
+        ),
+        rows=tuple(
+            Row(cells=(name, run.params[name], recipe.get(name, "–")), mark="close" if name in changed else "")
+            for name in order
+        ),
+    )
+
+
+def changed_text(run: TrainingRun) -> str:
+    """How the configuration differs from the preset, in a sentence."""
+    changed, preset = changes(run), preset_of(run)
+    if changed is None:
+        return f"Preset {preset} is not one of this version's: no difference is told." if preset else ""
+    if not changed:
+        return f"The values are those of the preset {preset}."
+    told = ", ".join(f"{name} {run.params[name]} (preset: {value})" for name, value in changed.items())
+    return f"Preset {preset}, with {told}."
+
+
+def origin_table(run: TrainingRun) -> Table:
+    """What made the run: software, hardware, and how far it is."""
+    tags = run.tags
+    return _properties(
+        f"Origin of {run.name}",
+        [
+            ("Preset", tags.get("ddpm.preset") or run.params.get("preset") or NOT_RECORDED),
+            ("Configuration fingerprint", tags.get("ddpm.fingerprint", NOT_RECORDED)),
+            ("Code version", tags.get("ddpm.code_version", NOT_RECORDED)),
+            ("Device", tags.get("ddpm.device", NOT_RECORDED)),
+            ("Workers", tags.get("ddpm.workers", NOT_RECORDED)),
+            ("Status in MLflow", run.status.lower()),
+        ],
+    )
+
+
+def card_table(card: DataCard) -> Table:
+    """The training set."""
+
+    def per_channel(values: Sequence[float]) -> str:
+        return ", ".join(number(value) for value in values) or NOT_RECORDED
+
+    return _properties(
+        f"Training data: {card.name}",
+        [
+            ("Images", NOT_RECORDED if card.images is None else count(card.images)),
+            ("Size", " × ".join(str(side) for side in card.shape) or NOT_RECORDED),
+            ("Channel mean", per_channel(card.mean)),
+            ("Channel standard deviation", per_channel(card.std)),
+            ("E[x₀²] in [−1, 1]", NOT_RECORDED if card.second_moment is None else number(card.second_moment)),
+            ("Resize filter", card.filter or NOT_RECORDED),
+            ("Skipped", NOT_RECORDED if card.skipped is None else counted(card.skipped, "image")),
+            ("Source", card.source or NOT_RECORDED),
+            ("sha256", card.sha256 or NOT_RECORDED),
+        ],
+    )
+
+
+def protocols_table(protocols: Sequence[Protocol]) -> Table:
+    """Everything that numbers depend on besides the checkpoint, a column a protocol; where they differ first, and marked."""
+
+    def text(name: str, value: object) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)  # a seed is a name
+
+    values = [asdict(protocol) for protocol in protocols]
+    rows = []
+    for name in values[0]:
+        cells = tuple(text(name, each[name]) for each in values)
+        rows.append(Row(cells=(name.replace("_", " "), *cells), mark="close" if len(set(cells)) > 1 else ""))
+    return Table(
+        caption="Protocols, where they differ first" if len(protocols) > 1 else "Protocol",
+        columns=(
+            Column(title="Property"),
+            *(Column(title=f"Protocol {protocol.fingerprint}", wraps=True) for protocol in protocols),
+        ),
+        rows=tuple(sorted(rows, key=lambda row: not row.mark)),
+    )
+
+
+def commands(record: ExperimentRecord, lead: TrainingRun) -> tuple[tuple[str, str], ...]:
+    """Command lines and addresses, each with what it is for."""
+    uri = public_uri(record.tracking_uri)
+    served = urlsplit(uri).scheme in ("http", "https")
+    address = uri.rstrip("/") if served else "http://127.0.0.1:5000"
+    run_id = lead.run_id
+    page = f"{address}/#/experiments/{record.experiment_id}/runs/{run_id}"
+    start = () if served else (("Open the MLflow UI", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"),)
+    again = reproduce(lead)
+    at = f"MLFLOW_TRACKING_URI={shlex.quote(uri)}"
+    return (
+        *([("Train the leading run again", again)] if again else []),
+        *start,
+        ("The leading run in it", page),
+        ("The run as text", f"{at} mlflow runs describe --run-id {run_id}"),
+        (
+            "Its configuration",
+            f"{at} mlflow artifacts download --run-id {run_id} --artifact-path config.json",
+        ),
+    )
+
+
+def _properties(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
+    rows = tuple(Row(cells=pair) for pair in pairs)
+    return Table(
+        caption=caption,
+        columns=(Column(title="Property", wraps=True), Column(title="Value", wraps=True)),
+        rows=rows,
+    )
+
+
+def _difference(run: TrainingRun, lead: TrainingRun) -> str:
+    names = sorted(name for name in {*run.params, *lead.params} if run.params.get(name) != lead.params.get(name))
+    told = [f"{name} = {run.params.get(name, 'unset')}" for name in names[:4]]
+    if len(names) > 4:
+        told.append(f"and {len(names) - 4} more")
+    return ", ".join(told) or "nothing"

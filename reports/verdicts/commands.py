@@ -1,0 +1,71 @@
+"""Command lines that a reader can run: what fills a missing cell, and what makes the run again."""
+
+import shlex
+
+from reports.records.entities import TrainingRun
+from reports.verdicts.recipes import changes, preset_of
+
+_JOBS = {
+    "cifar10": "jobs/train_cifar10.py",
+    "celebahq256": "jobs/train_celebahq.py",
+    "lsun_church": "jobs/train_lsun.py church",
+    "lsun_bedroom": "jobs/train_lsun.py bedroom",
+    "lsun_bedroom_large": "jobs/train_lsun.py bedroom-large",
+    "lsun_cat": "jobs/train_lsun.py cat",
+    "tiny": "jobs/train_lsun.py tiny",
+}
+# Options beside the recipe's that decide the result or how much of it there is.
+_OTHERS = {"seed": "0", "shuffle_window": "None", "execution.precision": "float32", "workers": "1"}
+
+
+def evaluate(run: TrainingRun, *options: str) -> str:
+    """The paper's protocol: 50,000 ancestral samples of the averaged weights."""
+    return f"python jobs/evaluate.py --run {shlex.quote(run.name)}{_storage(run)}{_joined(options)}"
+
+
+def likelihood(run: TrainingRun, *options: str) -> str:
+    """Bits/dim, term by term."""
+    return f"python jobs/evaluate.py likelihood --run {shlex.quote(run.name)}{_storage(run)}{_joined(options)}"
+
+
+def compression(run: TrainingRun) -> str:
+    """Coded files beside the theory."""
+    return (
+        f"python jobs/compress.py curve --run {shlex.quote(run.name)} --data TEST_SHARDS --output curve{_storage(run)}"
+    )
+
+
+def train(preset: str, *options: str) -> str:
+    """A training of a preset on shards to be named."""
+    return f"python {_JOBS[preset]} --shards SHARDS{_joined(options)}"
+
+
+def reproduce(run: TrainingRun) -> str | None:
+    """The training as one command line: its preset, and what was changed; None where the preset is not known here."""
+    preset, changed = preset_of(run), changes(run)
+    if changed is None or preset not in _JOBS:
+        return None
+    options = [_option(name, run.params[name]) for name in sorted(changed)]
+    options += [
+        _option(name, run.params[name]) for name, usual in _OTHERS.items() if run.params.get(name, usual) != usual
+    ]
+    shards = shlex.quote(run.params.get("shards", "SHARDS"))
+    return f"python {_JOBS[preset]} --shards {shards}{_joined(options)}{_storage(run)}"
+
+
+def _option(name: str, value: str) -> str:
+    """A parameter as MLflow holds it -> an option: several values are separated by blanks, a switch has none."""
+    group, _, last = name.replace("_", "-").rpartition(".")
+    if value in ("True", "False"):
+        return f"--{group}{'.' if group else ''}{'' if value == 'True' else 'no-'}{last}"
+    words = " ".join(shlex.quote(word) for word in value.split(", "))
+    return f"--{name.replace('_', '-')} {words}"
+
+
+def _storage(run: TrainingRun) -> str:
+    storage = run.params.get("storage", "runs")
+    return "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
+
+
+def _joined(options: tuple[str, ...] | list[str]) -> str:
+    return "".join(f" {option}" for option in options)

@@ -1,0 +1,217 @@
+"""The confidence interval of the Frechet distance: its derivative, its jackknife, its coverage."""
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddpm_core.metrics.frechet import FeatureStatistics, frechet_distance
+from ddpm_core.metrics.intervals import (
+    difference_interval,
+    frechet_interval,
+    jackknife_error,
+    leave_one_out_distances,
+    mean_interval,
+    student_t_quantile,
+)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def statistics_of(features: Tensor) -> FeatureStatistics:
+    result = FeatureStatistics(features.shape[1])
+    result.update(features)
+    return result
+
+
+def reference_of(d: int) -> FeatureStatistics:
+    """N(0, diag(exp(-4 i / d))): a spectrum that decays, as that of features does."""
+    return FeatureStatistics.from_moments(10_000, np.zeros(d), np.diag(np.exp(-4 * np.arange(d) / d)))
+
+
+def explicit_replicates(parts: list[Tensor], reference: FeatureStatistics) -> NDArray[np.float64]:
+    """The distance without each part, from the samples that are left."""
+    replicates = []
+    for j in range(len(parts)):
+        rest = torch.cat([part for i, part in enumerate(parts) if i != j])
+        replicates.append(frechet_distance(rest.mean(0), torch.cov(rest.T), *reference.moments()))
+    return np.array(replicates)
+
+
+def test_replicates_are_right_to_second_order_in_the_share_left_out() -> None:
+    d = 6
+    reference, base, chunk = reference_of(d), normal(0, 500, d), normal(1, 20, d) * 1.5 + 0.5
+    errors = []
+    for copies in (1, 4):  # the same chunk, as a share of 1/26 and of about 1/100
+        parts = [base.repeat(copies, 1)[i::4] for i in range(4)] + [chunk]
+        _, replicates, _ = leave_one_out_distances([statistics_of(part) for part in parts], reference)
+        errors.append(abs(replicates[-1].item() - explicit_replicates(parts, reference)[-1]))
+    everything = torch.cat(parts)
+    whole = frechet_distance(everything.mean(0), torch.cov(everything.T), *reference.moments())
+    change = abs(replicates[-1].item() - whole)
+    assert errors[1] < change / 100
+    # Four times smaller a share: 16 times smaller an error of second order, 4 times one of first order.
+    assert 11 < errors[0] / errors[1] < 22
+
+
+@pytest.mark.parametrize(
+    ("d", "n", "m", "tolerance"),
+    [
+        (8, 400, 20, 0.02),
+        (8, 400, 50, 0.02),
+        # Fewer samples than dimensions: leaving a chunk out also lowers the rank, which is no small change,
+        # so the derivative is a coarser replacement. The width it gives is larger, on the safe side.
+        (32, 24, 12, 0.25),
+    ],
+)
+def test_jackknife_error_equals_the_explicit_one(d: int, n: int, m: int, tolerance: float) -> None:
+    reference, features = reference_of(d), normal(2, n, d) * 1.2 + 0.2
+    parts = list(torch.tensor_split(features, m))
+    distance, replicates, counts = leave_one_out_distances([statistics_of(part) for part in parts], reference)
+    assert counts.tolist() == [len(part) for part in parts]
+    expected = frechet_distance(features.mean(0), torch.cov(features.T), *reference.moments())
+    assert distance == pytest.approx(expected, rel=1e-6)
+    explicit = explicit_replicates(parts, reference)
+    ratio = np.std(replicates.numpy()) / np.std(explicit)
+    assert 1 - tolerance < ratio < 1 + tolerance
+    assert np.corrcoef(replicates.numpy(), explicit)[0, 1] > 0.95
+
+
+def test_interval_of_equal_chunks_is_the_textbook_jackknife_with_students_t() -> None:
+    reference = reference_of(5)
+    chunks = [statistics_of(part) for part in normal(3, 10, 40, 5) * 1.3]
+    distance, replicates, _ = leave_one_out_distances(chunks, reference)
+    r = replicates.numpy()
+    error = np.sqrt(9 / 10 * ((r - r.mean()) ** 2).sum())
+    for level in (0.5, 0.95, 0.99):
+        reach = scipy.stats.t.ppf((1 + level) / 2, 9) * error
+        assert frechet_interval(chunks, reference, level) == pytest.approx(
+            (distance - reach, distance + reach), rel=1e-9
+        )
+
+
+def test_jackknife_error_of_a_mean_is_the_scatter_of_its_chunks() -> None:
+    # For a mean, chunk j's pseudo-value is its own mean, and its square has the weight 1 / (n / n_j - 1).
+    values = normal(4, 60).numpy()
+    parts = np.split(values, [3, 10, 12, 30, 41])
+    without = [np.concatenate([p for i, p in enumerate(parts) if i != j]).mean() for j in range(6)]
+    counts = np.array([float(len(part)) for part in parts])
+    squares = [(part.mean() - values.mean()) ** 2 / (60 / len(part) - 1) for part in parts]
+    got = jackknife_error(float(values.mean()), torch.tensor(without), torch.tensor(counts))
+    assert got == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-12)
+
+
+def test_students_quantile_equals_scipys() -> None:
+    for dof in (1, 1.37, 2, 3, 4, 9, 49, 499, 49_999):
+        for p in (0.025, 0.5, 0.6, 0.9, 0.95, 0.975, 0.995, 0.9995):
+            assert student_t_quantile(p, dof) == pytest.approx(scipy.stats.t.ppf(p, dof), rel=1e-8, abs=1e-9), (dof, p)
+
+
+def test_intervals_of_means_and_their_difference_are_scipys() -> None:
+    for seed, (n, m) in enumerate([(2, 2), (2, 5), (3, 3), (12, 4)]):
+        rng = np.random.default_rng(seed)
+        one, other = rng.normal(3.0, 0.5, n), rng.normal(2.0, 2.0, m)
+        wanted = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+        assert difference_interval(one.tolist(), other.tolist()) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+        mean = scipy.stats.t.interval(0.95, n - 1, one.mean(), one.std(ddof=1) / np.sqrt(n))
+        assert mean_interval(one.tolist()) == pytest.approx(mean, rel=1e-9)
+    assert difference_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)
+
+
+def coverage(scale: float, shift: float, d: int, n: int, cuts: list[int], trials: int) -> tuple[float, float]:
+    """(share of 95 % intervals with the expected distance at n inside, rms width / right width)."""
+    reference = reference_of(d)
+    (_, cov) = reference.moments()
+    deviations = cov.diagonal().sqrt()
+    # The truth, by simulation: the expectation and deviation of the distance at n, batched, without our code.
+    x = normal(10, 4000, n, d) * deviations * scale + shift
+    mean = x.mean(1)
+    centred = x - mean[:, None]
+    sigma = centred.mT @ centred / (n - 1)
+    roots = torch.linalg.eigvalsh(deviations[:, None] * sigma * deviations).clamp(min=0).sqrt().sum(1)
+    traces = sigma.diagonal(dim1=1, dim2=2).sum(1) + cov.trace()
+    distances = mean.square().sum(1) + traces - 2 * roots
+    truth, deviation = distances.mean().item(), distances.std().item()
+
+    held, widths = 0, []
+    for trial in range(trials):
+        features = normal(1000 + trial, n, d) * deviations * scale + shift
+        chunks = [statistics_of(part) for part in torch.tensor_split(features, cuts)]
+        low, high = frechet_interval(chunks, reference)
+        held += low <= truth <= high
+        widths.append(high - low)
+    right = 2 * float(scipy.stats.t.ppf(0.975, len(cuts))) * deviation
+    return held / trials, float(np.sqrt(np.mean(np.square(widths)))) / right
+
+
+# Of 200 intervals that hold the truth with probability 0.95, the share held has a deviation of 0.015: three
+# of them. The widths scatter by 1 / sqrt(2 (m - 1)), 16 % each for m = 20, so their mean by 1 %; a jackknife's
+# variance is biased upwards (Efron & Stein 1981), hence the room above.
+@pytest.mark.parametrize("cuts", [list(range(20, 400, 20)), [10, 20, 30, 40, 80, 120, 160, 200, 240, 280, 320, 360]])
+def test_interval_covers_the_expected_distance_at_this_n(cuts: list[int]) -> None:
+    held, width = coverage(scale=1.15, shift=0.2, d=8, n=400, cuts=cuts, trials=200)
+    assert 0.905 < held < 0.995
+    assert 0.94 < width < 1.15
+
+
+def test_interval_is_wide_and_not_narrow_where_the_distributions_are_equal() -> None:
+    held, width = coverage(scale=1.0, shift=0.0, d=8, n=400, cuts=list(range(20, 400, 20)), trials=150)
+    assert held > 0.95
+    # Low ends are cut at 0, so this is less than the ratio of errors, 1.5.
+    assert 1.0 < width < 1.7
+
+
+def test_interval_covers_with_fewer_samples_than_dimensions() -> None:
+    held, width = coverage(scale=1.15, shift=0.2, d=32, n=24, cuts=list(range(2, 24, 2)), trials=150)
+    assert held > 0.905
+    assert 0.94 < width < 1.5
+
+
+def test_interval_is_symmetric_and_cut_at_zero() -> None:
+    reference = reference_of(4)
+    chunks = [statistics_of(part) for part in normal(5, 8, 30, 4) * 1.4]
+    distance, _, _ = leave_one_out_distances(chunks, reference)
+    low, high = frechet_interval(chunks, reference)
+    assert low < distance < high
+    assert high - distance == pytest.approx(distance - low, rel=1e-9)
+    assert frechet_interval(chunks, reference, level=0.999999)[0] == 0.0
+
+
+class Stored(Sequence[FeatureStatistics]):
+    """Seeds in the place of files: a chunk is made when it is asked for."""
+
+    def __len__(self) -> int:
+        return 6
+
+    @overload
+    def __getitem__(self, index: int) -> FeatureStatistics: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Stored": ...
+    def __getitem__(self, index: int | slice) -> "FeatureStatistics | Stored":
+        if isinstance(index, slice):
+            raise TypeError("one at a time")
+        if index >= 6:
+            raise IndexError(index)
+        return statistics_of(normal(index, 30, 4))
+
+
+def test_chunks_may_be_loaded_one_at_a_time() -> None:
+    assert frechet_interval(Stored(), reference_of(4)) == frechet_interval(list(Stored()), reference_of(4))
+
+
+def test_arguments_that_are_wrong_are_named() -> None:
+    reference = reference_of(3)
+    chunks = [statistics_of(normal(seed, 10, 3)) for seed in range(5)]
+    with pytest.raises(ValueError, match=r"^level must be inside"):
+        frechet_interval(chunks, reference, level=95.0)
+    with pytest.raises(ValueError, match=r"^chunks must be 5 or more for an interval; they are 4"):
+        frechet_interval(chunks[:4], reference)
+    with pytest.raises(ValueError, match=r"^chunks must not be empty"):
+        frechet_interval([*chunks, FeatureStatistics(3)], reference)

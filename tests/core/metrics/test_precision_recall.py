@@ -1,0 +1,97 @@
+"""Improved precision and recall against a double loop and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from ddpm_core.metrics import PrecisionRecall, precision_recall
+
+
+def features(seed: int, n: int, d: int = 3, shift: float = 0.0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def measured(generated: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
+    metric = PrecisionRecall(reference, k=k)
+    metric.update(generated, torch.arange(len(generated)))
+    precision, recall = metric.compute()
+    return precision.item(), recall.item()
+
+
+def share_inside(queries: Tensor, points: Tensor, k: int) -> float:
+    """The definition, with loops over points and numpy for one distance."""
+    x, y = points.double().numpy(), queries.double().numpy()
+    radii = [np.sort([np.linalg.norm(a - b) for j, b in enumerate(x) if j != i])[k - 1] for i, a in enumerate(x)]
+    return float(np.mean([any(np.linalg.norm(q - a) <= r for a, r in zip(x, radii, strict=True)) for q in y]))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("blocks", [(1024, 4096), (7, 5), (4, 11)])
+def test_precision_and_recall_equal_the_definition(
+    k: int, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision_recall, "_ROWS", blocks[0])
+    monkeypatch.setattr(precision_recall, "_COLUMNS", blocks[1])
+    generated, reference = features(0, 40, shift=0.7), features(1, 33)
+    expected = share_inside(generated, reference, k), share_inside(reference, generated, k)
+    assert 0.1 < min(expected) < max(expected) < 1  # the case can tell
+    assert expected[0] != expected[1]
+    assert measured(generated, reference, k) == expected
+
+
+def test_radii_equal_scikit_learns_neighbours() -> None:
+    points = features(2, 300, d=20).double()
+    distances, _ = NearestNeighbors(n_neighbors=4).fit(points.numpy()).kneighbors(points.numpy())  # itself first
+    np.testing.assert_allclose(precision_recall.squared_radii(points, 3).sqrt(), distances[:, 3], rtol=1e-10)
+
+
+def test_a_set_against_itself_and_against_a_far_one() -> None:
+    a = features(3, 50, d=8)
+    assert measured(a, a) == (1.0, 1.0)
+    assert measured(a, a + 1000) == (0.0, 0.0)
+
+
+def test_a_dropped_mode_costs_recall_and_not_precision() -> None:
+    reference = torch.cat([features(4, 200), features(5, 200, shift=100.0)])
+    precision, recall = measured(features(6, 200), reference)
+    assert precision > 0.8
+    assert 0.4 < recall <= 0.5
+
+
+def test_copies_lie_inside_the_empty_balls_of_their_copies() -> None:
+    # Five copies of a point have radius 0 at k = 3; a sixth is at distance 0 only if no rounding is left.
+    points = features(7, 30, d=200) * 30
+    assert torch.equal(precision_recall.squared_radii(points.repeat(5, 1), 3), torch.zeros(150).double())
+    assert measured(points.repeat(5, 1), points.repeat(6, 1)) == (1.0, 1.0)
+    assert measured(points.repeat(5, 1) * (1 + 1e-5), points.repeat(6, 1)) == (0.0, 0.0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.permutations(range(30)), st.integers(1, 29))
+def test_any_partition_and_order_merge_to_the_same(order: list[int], cut: int) -> None:
+    generated, reference = features(8, 30, shift=0.5), features(9, 25)
+    metric = PrecisionRecall(reference)
+    for part in (order[:cut], order[cut:]):
+        other = PrecisionRecall(reference)
+        other.update(generated[part], torch.tensor(part))
+        metric.merge_state(other.statistics())
+    assert tuple(value.item() for value in metric.compute()) == measured(generated, reference)
+
+
+def test_arguments_that_are_wrong_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^k must be in 1..4, below the reference's size; it is 5"):
+        PrecisionRecall(features(0, 5), k=5)
+    with pytest.raises(ValueError, match=r"^k must be below the number of samples, 3; it is 3"):
+        measured(features(0, 3), features(1, 9))
+    metric = PrecisionRecall(features(0, 9))
+    with pytest.raises(ValueError, match="PrecisionRecall has seen no samples"):
+        metric.compute()
+    metric.update(features(1, 4), torch.tensor([0, 1, 2, 1]))
+    with pytest.raises(ValueError, match=r"^indices must be distinct; sample 1 came more than once"):
+        metric.compute()
+    with pytest.raises(ValueError, match=r"^reference must be finite"):
+        PrecisionRecall(torch.full((5, 2), torch.inf))

@@ -1,0 +1,72 @@
+"""The demo's own pieces; the whole of it is `make demo`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+import pytest
+import torch
+from PIL import Image
+from support.processes import ROOT
+
+from ddpm_core.commit import sha256_file
+from ddpm_core.features import load_extractor
+from pipelines.demo.driver import demo, digit_key, read_finished, train_extractor
+from pipelines.shards.dataset import ShardedDataset
+
+
+def test_the_digits_are_laid_out_as_lsun_ships_its_images(digits_lmdb: Path) -> None:
+    import io
+
+    sizes = set()
+    with lmdb.open(str(digits_lmdb), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        assert environment.stat()["entries"] == 1797
+        for number in range(20):
+            value = transaction.get(digit_key(number).encode())
+            with Image.open(io.BytesIO(bytes(value or b""))) as image:
+                assert image.format == "WEBP"
+                sizes.add(image.size)
+    assert all(min(size) == 256 for size in sizes)
+    assert any(width > height for width, height in sizes)
+    assert any(width < height for width, height in sizes)
+
+
+def test_the_small_classifier_knows_digits_it_has_not_seen_and_is_an_extractor(
+    digits: ShardedDataset, tmp_path: Path
+) -> None:
+    accuracy = train_extractor(tmp_path / "digits.pt", digits)
+    assert accuracy > 0.9  # a nearest-mean classifier has 0.9 on these digits
+    extractor = load_extractor(str(tmp_path / "digits.pt"), (1, 8, 8))
+    features, logits = extractor(torch.from_numpy(digits.pixels([0, 1])).permute(0, 3, 1, 2).contiguous())
+    assert (extractor.name, features.shape) == ("digits", (2, 64))
+    assert logits is not None
+    assert logits.shape == (2, 10)
+
+
+def test_a_finished_demo_is_recognised_only_while_all_of_it_is_there(tmp_path: Path) -> None:
+    made = tmp_path / "report.html"
+    made.write_text("x")
+    finished = tmp_path / "finished.json"
+    facts = {"identity": "a", "report": str(made), "best": "b", "files": {str(made): sha256_file(made)}}
+    finished.write_text(json.dumps(facts))
+    assert read_finished(finished, "a") is not None
+    assert read_finished(finished, "another") is None
+    made.write_text("y")
+    assert read_finished(finished, "a") is None
+    made.unlink()
+    assert read_finished(finished, "a") is None
+
+
+@pytest.mark.slow
+def test_the_whole_demo_runs_and_a_second_time_finds_everything_there(tmp_path: Path) -> None:
+    root = ROOT
+    command = [sys.executable, "jobs/demo.py", "--storage", str(tmp_path)]
+    first = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    assert (tmp_path / "demo" / "report.html").is_file()
+    lines: list[str] = []
+    demo(tmp_path, lines.append)
+    assert lines == ["Everything is there: nothing to do."]

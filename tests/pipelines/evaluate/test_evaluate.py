@@ -1,0 +1,514 @@
+"""Evaluation: the same numbers for any number of workers, any order and any kill; every sample exactly once."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.evaluation import numbers
+from support.gaussian_case import unchecked
+from support.processes import IMPORTED, wait_for, workers_of
+from support.training import NETWORK, OPTIM
+
+from ddpm_core import images, rng
+from ddpm_core.checkpoint import save_checkpoint
+from ddpm_core.errors import InputError
+from ddpm_core.interop import to_diffusers
+from ddpm_core.metrics.frechet import FeatureStatistics
+from ddpm_core.samplers import sample
+from ddpm_core.unet import UNet, UNetConfig
+from pipelines.checkpoints.network import NetworkHolder
+from pipelines.checkpoints.select import chosen_checkpoints, find_checkpoints
+from pipelines.evaluate.chain import measure_progress, stack_progress
+from pipelines.evaluate.driver import EvaluateConfig, EvaluateResult, evaluate
+from pipelines.evaluate.evaluation import Evaluation, compare
+from pipelines.evaluate.evaluator import Evaluator
+from pipelines.evaluate.reference import extractor_for, reference_path, reference_statistics
+from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.runtime.chunks import chunk_path, chunk_ranges, load_chunk, save_chunk
+from pipelines.runtime.fan_out import Pool
+from pipelines.shards.dataset import ShardedDataset
+from pipelines.train.config import config_for
+from pipelines.train.driver import TrainResult, train
+from pipelines.train.worker import initial_state
+
+
+@pytest.fixture(scope="session")
+def trained(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    storage = tmp_path_factory.mktemp("trained")
+    config = config_for(
+        "tiny",
+        shards=str(digits.path),
+        storage=str(storage),
+        unet=replace(NETWORK, dropout=0.0),
+        optim=OPTIM,
+        steps=6,
+        checkpoint_every=3,
+        log_every=3,
+    )
+    return train(config)
+
+
+def config(trained: TrainResult, storage: Path, **changes: Any) -> EvaluateConfig:
+    values: dict[str, Any] = {
+        "run": str(trained.folder),
+        "storage": str(storage),
+        "extractor": "pixels",
+        "samples": 130,
+        "chunk_size": 20,
+        "batch_size": 10,
+        "sampler": "ddim",
+        "sampler_steps": 3,
+        "workers": 2,
+        "report": False,
+        "pictures": 0,
+    }
+    return EvaluateConfig(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def undisturbed(trained: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> EvaluateResult:
+    return evaluate(config(trained, tmp_path_factory.mktemp("evaluated")))
+
+
+def test_the_distance_is_that_of_a_second_implementation(
+    undisturbed: EvaluateResult, trained: TrainResult, digits: ShardedDataset
+) -> None:
+    from scipy.linalg import sqrtm
+
+    checkpoint = trained.last
+    network = UNet(checkpoint.unet_config())
+    network.load_state_dict(load_file(checkpoint.path / "ema.safetensors"))
+    network.eval()
+    diffusion = checkpoint.diffusion_config().build()
+    pixels = []
+    for first in range(0, 130, 10):
+        noise = rng.SampleNoise(0, torch.arange(first, first + 10), (1, 8, 8), purpose="selection")
+        with torch.no_grad():
+            x = sample(diffusion, network, (10, 1, 8, 8), noise=noise, method="ddim", steps=3)
+        pixels.append(images.to_uint8(x))
+    ours = torch.cat(pixels).reshape(130, 64).double().numpy() / 255
+    real = digits.pixels(range(1797)).reshape(1797, 64) / 255.0
+    root = sqrtm(np.cov(ours.T) @ np.cov(real.T)).real
+    distance = ((ours.mean(0) - real.mean(0)) ** 2).sum() + np.trace(np.cov(ours.T) + np.cov(real.T) - 2 * root)
+    # float32 features on one side, float64 on the other; scipy's root of a nearly singular product is good to 1e-6.
+    assert undisturbed.evaluations[-1].values["fd_pixels"] == pytest.approx(distance, rel=1e-5)
+
+
+def samples_of(evaluation: Evaluation) -> Path:
+    """The folder of an evaluation's chunks."""
+    protocol = evaluation.protocol
+    return evaluation.folder.parents[1] / f"samples-{protocol.samples_fingerprint}" / evaluation.folder.name
+
+
+def test_every_sample_is_there_once_and_the_first_ones_are_kept_as_images(undisturbed: EvaluateResult) -> None:
+    folder = samples_of(undisturbed.evaluations[0])
+    chunks = chunk_ranges(130, 20)
+    assert len(list(folder.iterdir())) == len(chunks)
+    stored = [load_chunk(folder, indices) for indices in chunks]
+    assert [index for _, facts in stored for index in range(facts["first"], facts["stop"])] == list(range(130))
+    assert sum(len(tensors["features"]) for tensors, _ in stored) == 130
+    assert sum(len(tensors["images"]) for tensors, _ in stored) == 64
+
+
+def test_chunks_cover_exactly_what_was_asked_for() -> None:
+    for samples, size in [(50_000, 500), (50_000, 333), (7, 100), (1, 1)]:
+        ranges = chunk_ranges(samples, size)
+        assert [index for chunk in ranges for index in chunk] == list(range(samples))
+
+
+def test_one_worker_gives_the_same_numbers_as_two(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    alone = evaluate(config(trained, tmp_path, workers=1))
+    assert numbers(alone.evaluations) == numbers(undisturbed.evaluations)
+
+
+def test_killed_workers_change_nothing(undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(line: str) -> None:
+        if len(killed) < 2:
+            pid = wait_for(lambda: workers_of("PoolWorker"))[0]
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    result = evaluate(config(trained, tmp_path), kill_one)
+    assert len(killed) == 2
+    assert numbers(result.evaluations) == numbers(undisturbed.evaluations)
+
+
+def test_only_missing_and_damaged_chunks_are_made_again(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    (finished,) = storage.glob("evaluate/*/*/step-00000003/manifest.json")
+    finished.unlink()
+    folder = samples_of(undisturbed.evaluations[0])
+    folder = storage / folder.relative_to(undisturbed.evaluations[0].folder.parents[3])
+    first, second, third, fourth = (chunk_path(folder, range(n, n + 20)) for n in (40, 60, 80, 100))
+    damaged = bytearray(first.read_bytes())
+    damaged[-1] ^= 1
+    first.write_bytes(damaged)
+    second.write_bytes(second.read_bytes()[:100])
+    third.unlink()
+    untouched = fourth.stat().st_mtime_ns
+    lines: list[str] = []
+    again = evaluate(config(trained, storage), lines.append)
+    assert any(line.startswith("evaluate: 60 of 60 samples") for line in lines)
+    assert sum("is damaged" in line and line.endswith("it is made again") for line in lines) == 2
+    assert fourth.stat().st_mtime_ns == untouched
+    assert numbers(again.evaluations) == numbers(undisturbed.evaluations)
+    lines.clear()
+    assert numbers(evaluate(config(trained, storage), lines.append).evaluations) == numbers(undisturbed.evaluations)
+    assert lines == [
+        f"evaluate: {trained.name} is done, 2 checkpoints under protocol {again.best.protocol.fingerprint}"
+    ]
+
+
+def test_numbers_reach_mlflow_with_their_step_model_and_protocol(undisturbed: EvaluateResult) -> None:
+    from mlflow import MlflowClient
+
+    storage = undisturbed.evaluations[0].folder.parents[3]
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    history = client.get_metric_history(undisturbed.run_id, "fd_pixels")
+    assert {m.step: m.value for m in history} == {e.step: e.distance for e in undisturbed.evaluations}
+    run = client.get_run(undisturbed.run_id)
+    assert run.data.tags["ddpm.fingerprint"] == undisturbed.best.protocol.fingerprint
+    order = [{"field_name": "metrics.fd_pixels", "ascending": True}]
+    models = client.search_logged_models([run.info.experiment_id], order_by=order)
+    assert models[0].params["step"] == str(undisturbed.best.step)
+
+
+def test_another_protocol_is_another_evaluation(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    other = evaluate(config(trained, storage, seed=1, checkpoints="latest"))
+    assert other.best.protocol.fingerprint != undisturbed.best.protocol.fingerprint
+    assert other.best.distance != undisturbed.evaluations[-1].distance
+    assert len(list(storage.glob("evaluate/*/samples-*"))) == 2
+
+
+def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits: ShardedDataset) -> None:
+    extractor = extractor_for("pixels", digits)
+    first = reference_statistics(digits, "pixels", 0.5, lambda line: None)
+    path = reference_path(digits, extractor)
+    assert digits.sha256[:12] in path.name
+    assert extractor.sha256[:12] in path.name
+    mean, covariance = first.statistics.moments()
+    real = digits.pixels(range(1797)).reshape(1797, 64) / 255.0
+    assert mean.numpy() == pytest.approx(real.mean(0), abs=1e-6)  # float32 features
+    assert covariance.numpy() == pytest.approx(np.cov(real.T), abs=1e-6)
+    stamp = path.stat().st_mtime_ns
+    reference_statistics(digits, "pixels", 0.5, lambda line: None)
+    assert path.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run": "nobody"}, "run 'nobody' is not known: give one of those in .*none"),
+        ({"checkpoints": "5"}, "has no checkpoint at step 5: it has 3, 6"),
+        ({"checkpoints": "newest"}, "give all, latest, or steps"),
+        ({"reference": "/nowhere"}, "'/nowhere' does not exist"),
+        ({"extractor": "vgg"}, "unknown feature extractor 'vgg'"),
+        ({"extractor": "/nowhere/net.pt"}, "/nowhere/net.pt"),
+        ({"sampler_steps": 2000}, "has 1000 timesteps"),
+        ({"workers": 99}, "the cluster has 4"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence_before_a_worker_starts(
+    trained: TrainResult, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        evaluate(config(trained, tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("evaluate/*/*/*/chunk-*"))
+    if "run" in changes:
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_of_another_size_is_refused(trained: TrainResult, tmp_path: Path, digits_lmdb: Path) -> None:
+    shards = tmp_path / "16"
+    preprocess(PreprocessConfig(source=str(digits_lmdb), output=str(shards), image_size=16, channels=1))
+    with pytest.raises(InputError, match=r"holds images 16x16x1, but run .* makes 8x8x1"):
+        evaluate(config(trained, tmp_path / "storage", reference=str(shards)))
+
+
+def test_damaged_weights_are_refused_not_sampled(trained: TrainResult, tmp_path: Path) -> None:
+    folder = tmp_path / trained.name
+    shutil.copytree(str(trained.folder), folder)
+    victim = folder / "step-00000006" / "ema.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(InputError, match=r"ema\.safetensors"):
+        evaluate(config(trained, tmp_path / "storage", run=str(folder), checkpoints="latest"))
+
+
+def test_the_unet_of_a_checkpoint_is_the_one_that_was_trained(trained: TrainResult) -> None:
+    assert trained.last.unet_config() == UNetConfig(**{**NETWORK.__dict__, "dropout": 0.0})
+
+
+def test_the_best_of_several_is_measured_again_on_samples_it_was_not_chosen_by(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    result = evaluate(config(trained, storage, report=True))
+    assert numbers(result.evaluations) == numbers(undisturbed.evaluations)
+    assert result.reported is not None
+    assert result.reported.step == result.best.step
+    assert (result.best.protocol.purpose, result.reported.protocol.purpose) == ("selection", "report")
+    assert result.reported.distance != result.best.distance
+    chosen, reported = result.best.interval, result.reported.interval
+    assert chosen is not None
+    assert reported is not None
+    assert max(chosen[0], reported[0]) < min(chosen[1], reported[1])  # two draws from one checkpoint
+    with pytest.raises(InputError, match=r"protocols .* differ"):
+        result.reported.indistinguishable_from(result.best)
+
+
+@pytest.mark.slow
+def test_two_references_measure_the_same_samples(
+    undisturbed: EvaluateResult, trained: TrainResult, digits: ShardedDataset, digits_lmdb: Path, tmp_path: Path
+) -> None:
+    storage, other = tmp_path / "storage", tmp_path / "test"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    making = PreprocessConfig(source=str(digits_lmdb), output=str(other), image_size=8, channels=1, name="digits-test")
+    preprocess(making)
+    lines: list[str] = []
+    both = evaluate(config(trained, storage, test_reference=str(other)), lines.append)
+    assert not any("samples/s" in line for line in lines)  # none was drawn again
+    assert numbers(both.evaluations) == numbers(undisturbed.evaluations)
+    for against_train, against_test in zip(both.evaluations, both.test, strict=True):
+        assert against_test.protocol.distance == "fd_pixels_test"
+        # The same images in other shards: the sums' order differs, in float64.
+        assert against_test.distance == pytest.approx(against_train.distance, rel=1e-9)
+    making = replace(making, output=str(tmp_path / "box"), filter="box")
+    preprocess(making)
+    with pytest.raises(InputError, match=r"resized by filter 'box', but run .* resized by 'lanczos': preprocess"):
+        evaluate(config(trained, storage, test_reference=making.output))
+
+
+def test_kernel_distance_and_precision_are_those_of_the_library_on_the_stored_features(
+    undisturbed: EvaluateResult, digits: ShardedDataset
+) -> None:
+    evaluation = undisturbed.evaluations[-1]
+    chunks = [load_chunk(samples_of(evaluation), indices)[0]["features"] for indices in chunk_ranges(130, 20)]
+    samples = torch.cat(chunks).double()
+    real = torch.from_numpy(digits.pixels(range(1797)).reshape(1797, 64) / 255.0)
+    near = torch.cdist(real, real).kthvalue(4, dim=1).values  # the third besides itself
+    precision = (torch.cdist(samples, real) <= near).any(1).double().mean()
+    assert evaluation.values["precision_pixels"] == pytest.approx(float(precision), abs=1e-12)
+    # Unbiased on 100 subsets of 130 among 1,797: near the distance on everything, by its own spread over 10.
+    whole = polynomial_mmd(samples.numpy(), real.numpy())
+    spread = evaluation.values["kid_pixels_std"]
+    assert abs(evaluation.values["kid_pixels"] - whole) < 5 * spread / 10
+
+
+def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)
+
+    xx, yy = (kernel(a, a) for a in (x, y))
+    within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy))
+    return float(within - 2 * kernel(x, y).mean())
+
+
+def test_predictions_along_the_chain_are_measured_and_the_last_is_the_sample(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    result = evaluate(config(trained, storage, checkpoints="latest", progress=3))
+    assert numbers(result.evaluations) == numbers(undisturbed.evaluations[-1:])
+    (evaluation,) = result.evaluations
+    assert [point["t"] for point in evaluation.progress] == [999, 500, 0]
+    # DDIM without noise ends at the x_0 that it predicted last.
+    assert evaluation.progress[-1]["distance"] == evaluation.distance
+    assert evaluation.progress[0]["distance"] != evaluation.distance
+    lines: list[str] = []
+    assert evaluate(config(trained, storage, checkpoints="latest"), lines.append) == result
+    assert "is done, 1 checkpoint" in lines[-1]
+
+
+def test_scores_along_the_chain_are_those_of_the_predictions_logits(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chunks, points, classes = [range(7), range(7, 12)], 2, 4
+    logits = 3 * torch.randn(points, 12, classes, generator=generator)
+    features = torch.randn(points, 12, 3, generator=generator)
+    for indices in chunks:
+        part = slice(indices.start, indices.stop)
+        batches = [  # of 3 images
+            [(features[p, part][i : i + 3], logits[p, part][i : i + 3]) for p in range(points)]
+            for i in range(0, len(indices), 3)
+        ]
+        save_chunk(tmp_path, indices, stack_progress(batches), {})
+    reference = FeatureStatistics(3)
+    reference.update(torch.randn(50, 3, generator=generator))
+    found = measure_progress(tmp_path, chunks, (9, 0), reference)
+    for point, these in zip(found, logits.double().softmax(-1).numpy(), strict=True):
+        splits = np.split(these, [12 * split // 10 for split in range(1, 10)])
+        scores = [np.exp((p * np.log(p / p.mean(0))).sum(1).mean()) for p in splits]
+        assert point["score"] == pytest.approx(np.mean(scores), rel=1e-12)
+    assert [point["t"] for point in found] == [9, 0]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: TrainResult, tmp_path: Path) -> None:
+    run = tmp_path / trained.name
+    shutil.copytree(str(trained.folder), run)
+    lines: list[str] = []
+
+    def remove_the_last(line: str) -> None:
+        lines.append(line)
+        if "samples" in line and (run / "step-00000006").exists():
+            shutil.rmtree(run / "step-00000006")
+
+    # One worker comes to step 6 after all chunks of step 3.
+    result = evaluate(config(trained, tmp_path / "storage", run=str(run), workers=1), remove_the_last)
+    assert [evaluation.step for evaluation in result.evaluations] == [3]
+    assert sum("step 6 is skipped: the training removed it" in line for line in lines) == 1
+    with Pool(1, 0.9, print) as pool:
+        asked = config(trained, tmp_path / "storage", run=str(run), seed=1)
+        evaluator = Evaluator(asked, *chosen_checkpoints(asked), pool, print)
+        shutil.rmtree(run)
+        with pytest.raises(InputError, match="has lost every checkpoint that was to be evaluated"):
+            evaluator.evaluate(evaluator.checkpoints, "selection")
+
+
+@pytest.mark.slow
+def test_bfloat16_is_another_protocol_near_float32(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    half = evaluate(config(trained, tmp_path, checkpoints="latest", precision="bfloat16")).best
+    assert half.protocol == replace(undisturbed.evaluations[-1].protocol, precision="bfloat16")
+    whole = undisturbed.evaluations[-1]
+    assert half.distance != whole.distance
+    # Of a bfloat16 product 8 bits are right, and three steps of DDIM average over many: 2 % of the distance.
+    assert half.distance == pytest.approx(whole.distance, rel=0.02)
+
+
+@pytest.mark.slow  # for the compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
+def test_a_compiled_network_is_the_same(trained: TrainResult) -> None:
+    x, t = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 10, 500, 999])
+    with torch.no_grad(), unchecked():
+        (_, eager), (_, compiled) = (
+            NetworkHolder("ema", compile=compile).of(trained.last) for compile in (False, True)
+        )
+        # Rounding to float32, whose order of sums a compiler may choose, over some thirty layers of unit scale.
+        torch.testing.assert_close(compiled(x, t), eager(x, t), rtol=0, atol=1e-5)
+
+
+def test_a_run_that_was_trained_anew_is_evaluated_anew(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage, run = tmp_path / "storage", tmp_path / trained.name
+    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    state = initial_state(config_for("tiny", shards="", unet=trained.last.unet_config(), optim=OPTIM, seed=1))
+    state.load_state_dict({**state.state_dict(), "step": 6})
+    save_checkpoint(run, state, trained.last.config)
+    other = evaluate(config(trained, storage, run=str(run / "step-00000006")))
+    assert other.best.folder.parts[-3:] == undisturbed.evaluations[-1].folder.parts[-3:]
+    assert other.best.distance != undisturbed.evaluations[-1].distance
+
+
+def test_weights_in_the_diffusers_layout_are_evaluated_without_training(
+    trained: TrainResult, digits: ShardedDataset, undisturbed: EvaluateResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "from-elsewhere"
+    checkpoint = trained.last
+    to_diffusers(folder, checkpoint.unet_config(), checkpoint.weights("ema"))
+    scheduler = {"beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000, "variance_type": "fixed_large"}
+    (folder / "scheduler_config.json").write_text(json.dumps(scheduler))
+    arguments: dict[str, Any] = {"run": None, "weights": str(folder), "reference": str(digits.path)}
+    foreign = evaluate(config(trained, tmp_path, **arguments))
+    (ours,) = numbers(foreign.evaluations)
+    assert ours == numbers(undisturbed.evaluations)[-1]
+    assert evaluate(config(trained, tmp_path, **arguments)) == foreign
+    (folder / "scheduler_config.json").write_text(json.dumps({**scheduler, "beta_schedule": "sigmoid"}))
+    with pytest.raises(InputError, match="'sigmoid', which has no counterpart here"):
+        evaluate(config(trained, tmp_path, **arguments))
+
+
+def test_a_checkpoint_is_found_by_its_model_in_mlflow(trained: TrainResult, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{trained.folder.parent.parent}/mlflow.db"
+    client = MlflowClient(uri)
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "ddpm"]
+    models = client.search_logged_models([experiment])
+    wanted = next(model for model in models if model.params["step"] == "3")
+    name, (checkpoint,) = find_checkpoints(wanted.model_id, "all", tmp_path, uri)
+    assert (name, checkpoint.step) == (trained.name, 3)
+    with pytest.raises(InputError, match="run 'm-unknown' is not known"):
+        find_checkpoints("m-unknown", "all", tmp_path, uri)
+
+
+def test_results_of_different_protocols_are_compared_only_on_request(undisturbed: EvaluateResult) -> None:
+    one, other = undisturbed.evaluations
+    assert re.search("overlap: indistinguishable$|is better$", compare(one, other))
+    far = replace(
+        other, values={**other.values, "fd_pixels": 99.0, "fd_pixels_ci_low": 98.0, "fd_pixels_ci_high": 100.0}
+    )
+    assert compare(one, far).endswith(f"do not overlap: {one.folder} is better")
+    changed = replace(other, protocol=replace(other.protocol, sampler_steps=4))
+    with pytest.raises(InputError, match=r"different protocols \(sampler_steps 3 and 4\)"):
+        compare(one, changed)
+    assert "DIFFERENT PROTOCOLS (sampler_steps 3 and 4)" in compare(one, changed, across_protocols=True)
+
+
+SCRIPT = """
+import json, sys
+import conftest
+from jobs.cli import run, say
+from pipelines.evaluate.driver import EvaluateConfig, evaluate
+if __name__ == "__main__":
+    run(lambda: evaluate(EvaluateConfig(**json.loads(sys.argv[1])), say))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [(signal.SIGKILL, True, -signal.SIGKILL), (signal.SIGTERM, False, 130)],
+    ids=["killed with its cluster", "stopped as ray job stop does"],
+)
+def test_an_evaluation_goes_on_where_its_driver_ended(
+    trained: TrainResult, tmp_path: Path, number: int, group: bool, code: int
+) -> None:
+    slow: dict[str, Any] = {"checkpoints": "latest", "sampler_steps": 100, "tracking_uri": None}
+    whole = evaluate(config(trained, tmp_path / "whole", **slow))
+    settings = config(trained, tmp_path / "ended", **slow)
+    folder = tmp_path / "ended" / samples_of(whole.best).relative_to(tmp_path / "whole")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(asdict(settings))],
+        env={**os.environ, "PYTHONPATH": IMPORTED},
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(list(folder.glob("chunk-*"))) >= 2)
+    finally:
+        (os.killpg if group else os.kill)(driver.pid, number)
+    assert driver.wait() == code
+    there = sorted(folder.glob("chunk-*"))
+    stamps = [path.stat().st_mtime_ns for path in there]
+    assert 2 <= len(there) < 7
+    again = evaluate(settings)
+    assert [path.stat().st_mtime_ns for path in there] == stamps
+    assert numbers(again.evaluations) == numbers(whole.evaluations)

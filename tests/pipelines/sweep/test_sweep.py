@@ -1,0 +1,182 @@
+"""A sweep calls the same train() and evaluate() as everything else, and its trials are plain runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from support.processes import IMPORTED, wait_for
+from support.sweeps import MEASURED, points_of, schedules, training
+
+from ddpm_core.errors import InputError
+from ddpm_core.training import OptimConfig
+from pipelines.evaluate.driver import evaluate
+from pipelines.shards.dataset import ShardedDataset
+from pipelines.sweep.config import AblationSweep, ScheduleSweep, SweepConfig
+from pipelines.sweep.driver import SweepResult, sweep
+from pipelines.sweep.points import Point
+from pipelines.train.driver import run_name, train
+
+
+def artifact(storage: Path, result: SweepResult, name: str) -> Any:
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    return json.loads(Path(client.download_artifacts(result.run_id, name)).read_text())
+
+
+WILD = OptimConfig(batch_size=8, lr=1e30, warmup_steps=0, ema_decay=0.9)
+
+
+def with_wild(config: SweepConfig) -> dict[str, Point]:
+    """A sweep's points, and one that diverges."""
+    return {**points_of(config), "wild": Point(replace(config.train, optim=WILD), {"optim.lr": "1e30"})}
+
+
+@pytest.fixture(scope="module")
+def swept(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ScheduleSweep, SweepResult]:
+    """linear, quad, and a point that diverges."""
+    storage = tmp_path_factory.mktemp("swept")
+    config = schedules(training(digits, storage), matched=False)
+    return storage, config, sweep(config, with_wild(config))
+
+
+def test_a_trial_is_the_plain_run_of_its_values(
+    swept: tuple[Path, ScheduleSweep, SweepResult], digits: ShardedDataset
+) -> None:
+    storage, config, result = swept
+    assert [(o.point, o.seed) for o in result.outcomes] == [("linear", 0), ("quad", 0), ("wild", 0)]
+    outcome = result.outcomes[1]
+    same = replace(config.train, diffusion=replace(config.train.diffusion, schedule="quad"))
+    lines: list[str] = []
+    plain = train(same, lines.append)
+    assert lines == [f"train: {plain.name} is done, 4 steps"]
+    assert (plain.run_id, plain.name) == (outcome.run_id, run_name(same, digits))
+    lines.clear()
+    measured = replace(MEASURED, noise="report", run=str(plain.last.path), storage=str(storage))
+    assert evaluate(measured, lines.append).best.distance == outcome.distance
+    assert "is done" in lines[-1]
+
+
+def test_a_sweep_that_is_done_starts_nothing(swept: tuple[Path, ScheduleSweep, SweepResult]) -> None:
+    storage, config, result = swept
+    stamps = {path: path.stat().st_mtime_ns for path in storage.rglob("*.*")}
+    lines: list[str] = []
+    assert sweep(config, with_wild(config), lines.append) == result
+    assert lines == [f"sweep: {result.name} is done, 3 trials"]
+    assert {path: path.stat().st_mtime_ns for path in storage.rglob("*.*")} == stamps
+
+
+def test_the_records_of_a_sweep_hold_its_trials_curves_rungs_and_conclusion(
+    swept: tuple[Path, ScheduleSweep, SweepResult],
+) -> None:
+    storage, _, result = swept
+    rows = artifact(storage, result, "trials.json")
+    assert [(row["label"], row["status"]) for row in rows] == [
+        ("linear", "finished"),
+        ("quad", "finished"),
+        ("wild", "diverged"),
+    ]
+    assert rows[1]["values"] == {"diffusion.schedule": "quad"}
+    # The linear schedule leaves less of the image in x_T (paper.md's L_T: 2.9e-5 against 5.3e-4 at x_0 = +-1).
+    assert rows[0]["prior_bpd"] < rows[1]["prior_bpd"] / 10
+    assert (rows[0]["prior_met"], rows[1]["prior_met"]) == (True, False)
+    curves = artifact(storage, result, "schedules.json")
+    assert curves["linear"]["alphas_cumprod"][-1] == pytest.approx(4.035829765375676e-05, rel=1e-9)
+    assert curves["quad"]["betas"][0] == pytest.approx(1e-4, rel=1e-12)
+    facts = artifact(storage, result, "summary.json")
+    assert {standing["point"] for standing in facts["standings"]} == {"linear", "quad"}
+    assert facts["conclusion"] == result.conclusion
+    # The result stands in the training run too, beside the parameters that parallel coordinates draw.
+    run = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_run(result.outcomes[0].run_id)
+    assert run.data.metrics["fd_pixels"] == result.outcomes[0].distance
+    assert run.data.params["diffusion.schedule"] == "linear"
+    assert run.data.tags["mlflow.parentRunId"] == result.run_id
+
+
+def test_what_diverges_is_recorded_with_its_step_and_does_not_stop_the_others(
+    swept: tuple[Path, ScheduleSweep, SweepResult],
+) -> None:
+    _, _, result = swept
+    lost = result.outcomes[-1]
+    assert (lost.status, lost.distance) == ("diverged", None)
+    assert "loss" in lost.reason or "gradient" in lost.reason
+    assert {standing.point for standing in result.ranking} == {"linear", "quad"}
+    assert any(line.startswith("wild, seed 0, diverged at step") for line in result.describe())
+
+
+def test_an_ablation_has_the_six_cells_of_table_2(digits: ShardedDataset, tmp_path: Path) -> None:
+    config = AblationSweep(train=training(digits, tmp_path), evaluate=MEASURED)
+    points = points_of(config)
+    assert len(points) == 6
+    for point in points.values():
+        learned = point.config.diffusion.var_type == "learned"
+        assert point.config.unet.out_channels == (2 if learned else None)
+    assert points["eps L_simple"].config == config.train
+    fixed = replace(
+        config.train, diffusion=replace(config.train.diffusion, var_type="learned_range", loss_type="hybrid")
+    )
+    with pytest.raises(InputError, match="give fixedlarge or fixedsmall"):
+        points_of(replace(config, train=fixed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedules": ("quad", "quad")}, "each once"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"rungs": (3, 2)}, "ascending"),
+        ({"rungs": (4,)}, "the last must come before --train.steps 4"),
+        ({"rung_samples": 3}, "an interval needs 10 or more"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(
+    digits: ShardedDataset, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        points_of(schedules(training(digits, tmp_path), **changes))
+
+
+DRIVER = """
+import sys
+import ray
+ray.init("local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=True)
+from support.sweeps import points_of, schedules, training
+from pipelines.shards.dataset import ShardedDataset
+from pathlib import Path
+from pipelines.sweep.driver import sweep
+digits, storage = ShardedDataset.open(sys.argv[1]), Path(sys.argv[2])
+config = schedules(training(digits, storage, steps=6, checkpoint_every=2), matched=False, seeds=2, rungs=(2,), rung_samples=40)
+result = sweep(config, points_of(config), lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_its_driver_was_killed(digits: ShardedDataset, tmp_path: Path) -> None:
+    train = training(digits, tmp_path / "b", steps=6, checkpoint_every=2)
+    config = schedules(train, matched=False, seeds=2, rungs=(2,), rung_samples=40)
+    whole = sweep(config, points_of(config))
+    rung = artifact(tmp_path / "b", whole, "rungs/00000002.json")
+    assert [(outcome["steps"], outcome["point"]) for outcome in rung["outcomes"]] == [(2, "linear")] * 2 + [
+        (2, "quad")
+    ] * 2
+    assert [o.steps for o in whole.outcomes] == [6 if o.point not in rung["stopped"] else 2 for o in whole.outcomes]
+    command = [sys.executable, "-c", DRIVER, str(digits.path), str(tmp_path / "a")]
+    environment = {**os.environ, "PYTHONPATH": IMPORTED}
+    first = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: list((tmp_path / "a" / "sweep").rglob("*-seed-0.json")), 400)  # one trial is known
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    (known, *_) = (tmp_path / "a" / "sweep").rglob("*-seed-0.json")
+    stamp = known.stat().st_mtime_ns
+    subprocess.run(command, env=environment, check=True, timeout=500)
+    assert known.stat().st_mtime_ns == stamp
+    (manifest,) = (tmp_path / "a" / "sweep").glob("*/manifest.json")
+    again = json.loads(manifest.read_text())
+    assert [each["distance"] for each in again["outcomes"]] == [each.distance for each in whole.outcomes]

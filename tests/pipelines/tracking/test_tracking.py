@@ -1,0 +1,319 @@
+"""Tracking: what passes is waited for, nothing is made twice, no password is written down, one protocol is one ranking."""
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from support.states import new_state
+
+from ddpm_core.checkpoint import Checkpoint, save_checkpoint
+from ddpm_core.errors import InputError
+from pipelines.evaluate.driver import EvaluateConfig, evaluate
+from pipelines.runtime.locations import location
+from pipelines.tracking import retry, sqlite_lease
+from pipelines.tracking.queries import name_of_run
+from pipelines.tracking.retry import at_once
+from pipelines.tracking.tracker import TrackedRun, Tracker, passes
+
+
+def tracker(folder: Path) -> Tracker:
+    return Tracker(f"sqlite:///{folder}/mlflow.db", "tests", folder)
+
+
+def new_run(folder: Path, name: str = "a", **params: str) -> TrackedRun:
+    return tracker(folder).run("train", name, "f", params={"x": "1", **params}, tags={})
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLite itself waits for 20 s; the lock is held until that was in vain."""
+    run = new_run(tmp_path)
+    other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with caplog.at_level(logging.WARNING, "pipelines.tracking.retry"):
+        writing = threading.Thread(target=run.log_records, args=([{"step": 3, "loss": 0.5}],))
+        writing.start()
+        while not caplog.records and writing.is_alive():
+            time.sleep(0.1)
+        other.execute("COMMIT")
+        other.close()
+        writing.join()
+    said = [record.message for record in caplog.records]
+    assert "does not answer ((sqlite3.OperationalError) database is locked): trying again" in said[0]
+    assert said[1:] == [f"tracking server 'sqlite:///{tmp_path}/mlflow.db' answers again"]
+    (metric,) = run.client.get_metric_history(run.run_id, "loss")
+    assert (metric.step, metric.value) == (3, 0.5)
+
+
+def test_what_never_passes_is_raised_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = new_run(tmp_path)
+    gone = TrackedRun(run.client, run.experiment_id, "0" * 32)
+    with pytest.raises(MlflowException):
+        gone.set_tags({"a": "b"})
+    with pytest.raises(MlflowException):
+        run.log_records([{"step": 0, "not a name!": 1.0}])
+    assert not caplog.records
+
+
+@pytest.fixture
+def failing_server() -> Iterator[tuple[str, list[int]]]:
+    """The address of a server whose every answer has a given status, which a test may change; and the requests so far."""
+    answers: list[int] = [503]
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            if self.path != "/health":
+                answers.append(answers[0])
+            self.send_response(200 if self.path == "/health" else answers[0])
+            self.end_headers()
+            self.wfile.write(b"no")
+
+        do_GET = do_POST = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_patience_ends_in_a_sentence(
+    failing_server: tuple[str, list[int]], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uri, answers = failing_server
+    answers[0] = status
+    monkeypatch.setattr(retry, "PATIENCE", 0.5)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.1)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=rf"tracking server '{uri}' has not answered for 0 s .*: start it or repair"):
+        Tracker(uri, "tests", tmp_path)
+    assert 0.5 <= time.monotonic() - began < 5
+    assert 3 <= len(answers) - 1 <= 5  # at 0, 0.1, 0.3 and 0.5 s: MLflow does not try by itself
+
+
+def test_a_refusal_is_not_waited_for(failing_server: tuple[str, list[int]], tmp_path: Path) -> None:
+    uri, answers = failing_server
+    answers[0] = 403
+    with pytest.raises(MlflowException):
+        Tracker(uri, "tests", tmp_path)
+    assert len(answers) == 2
+
+
+def test_calls_within_calls_do_not_multiply_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "PATIENCE", 0.4)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.1)
+    tries: list[float] = []
+
+    def fail() -> None:
+        tries.append(time.monotonic())
+        raise ConnectionError("away")
+
+    def inner() -> None:
+        retry.persist(fail, lambda error: True, "it")
+
+    with pytest.raises(InputError, match="it has not answered"):
+        retry.persist(inner, lambda error: True, "it")
+    assert len(tries) == 4  # at 0, 0.1, 0.3 and 0.4 s
+    with at_once(), pytest.raises(ConnectionError):
+        inner()
+    assert len(tries) == 5
+
+
+def test_a_run_whose_making_was_broken_off_is_completed(tmp_path: Path) -> None:
+    """Killed between the run and its parameters; or the answer was lost, and the run came into being twice."""
+    made = tracker(tmp_path)
+    tags = {"ddpm.kind": "train"}
+    for _ in range(2):
+        made.client.create_run(made.experiment_id, run_name="a", tags=tags)
+    first = new_run(tmp_path)
+    assert first.client.get_run(first.run_id).data.params == {"x": "1"}
+    assert new_run(tmp_path, y="2").run_id == first.run_id
+    assert first.client.get_run(first.run_id).data.params == {"x": "1", "y": "2"}
+    (run,) = made.client.search_runs([made.experiment_id])
+    assert run.info.run_id == first.run_id
+
+
+def test_a_model_that_came_into_being_twice_is_one_again(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    for _ in range(2):
+        run.client.create_logged_model(run.experiment_id, name="m", source_run_id=run.run_id)
+    model_id = run.checkpoint_model("m", 1, "/nowhere", "0")
+    (model,) = run.client.search_logged_models([run.experiment_id])
+    assert (model.model_id, model.status.name) == (model_id, "READY")
+
+
+def test_records_are_logged_once_and_never_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    batches: list[list[str]] = []
+    real = run.client.log_batch
+
+    def log_batch(run_id: str, metrics: list[object]) -> None:
+        batches.append([metric.key for metric in metrics])  # type: ignore[attr-defined]
+        real(run_id, metrics=metrics)
+
+    monkeypatch.setattr(run.client, "log_batch", log_batch)
+    records = [{"step": step, **{f"m{i}": float(i) for i in range(7)}} for step in range(300)]
+    for _ in range(2):  # the answer to the first was lost
+        run.log_records(iter(records), timestamp=17)
+    assert [len(batch) % 7 for batch in batches] == [0] * 6
+    for i in range(7):
+        assert len(run.client.get_metric_history(run.run_id, f"m{i}")) == 300
+
+
+def two_checkpoints(folder: Path) -> list[Checkpoint]:
+    return [save_checkpoint(folder, new_state(step), {"w": step}) for step in (1, 2)]
+
+
+def test_models_are_ranked_under_one_protocol(tmp_path: Path) -> None:
+    """Under the first protocol step 1 is better, under the second step 2, by numbers below all of the first's."""
+    owner = new_run(tmp_path)
+    values = {"111-one": (0.5, 0.9), "222-two": (0.2, 0.1)}
+    for protocol, distances in values.items():
+        run = tracker(tmp_path).run("evaluate", protocol, protocol, params={"x": "1"}, tags={})
+        assert "ddpm.code_version" in run.client.get_run(run.run_id).data.tags
+        for checkpoint, distance in zip(two_checkpoints(tmp_path / "run"), distances, strict=True):
+            facts = {"fd_pixels": distance}
+            for new in (True, False):
+                assert run.log_result(owner, "a", checkpoint, "ema", facts, dataset="digits", protocol=protocol) is new
+    for protocol, best in (("111-one", "1"), ("222-two", "2")):
+        where = {"dataset_name": f"digits-{protocol[:6]}", "dataset_digest": protocol}
+        ranked = owner.client.search_logged_models(
+            [owner.experiment_id],
+            datasets=[where],
+            order_by=[{"field_name": "metrics.fd_pixels", **where, "ascending": True}],
+        )
+        assert len(ranked) == 2
+        assert ranked[0].params["step"] == best
+
+
+def test_a_result_that_only_the_run_has_is_given_to_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = new_run(tmp_path)
+    checkpoint = two_checkpoints(tmp_path / "run")[0]
+    owner.log_records([{"step": 1, "fd_pixels": 0.5}])  # as a kill between the two leaves it
+    assert owner.log_result(owner, "a", checkpoint, "ema", {"fd_pixels": 0.5}, dataset="d", protocol="p")
+    (model,) = owner.client.search_logged_models([owner.experiment_id])
+    assert [metric.value for metric in model.metrics] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("uri", "instead"),
+    [
+        ("http://alice:hunter2@tracking:5000", "MLFLOW_TRACKING_PASSWORD"),
+        ("https://:hunter2@tracking", "MLFLOW_TRACKING_PASSWORD"),
+        ("postgresql://alice:hunter2@database/mlflow", "PGPASSWORD or ~/.pgpass"),
+        ("postgresql+psycopg2://alice:p/hunter2@database/mlflow", "PGPASSWORD or ~/.pgpass"),
+        ("postgresql://database/mlflow?user=alice&password=hunter2", "PGPASSWORD or ~/.pgpass"),
+    ],
+)
+def test_a_tracking_uri_with_a_password_is_refused_without_repeating_it(uri: str, instead: str, tmp_path: Path) -> None:
+    config = EvaluateConfig(run="a", storage=str(tmp_path), tracking_uri=uri)
+    for call in (lambda: Tracker(uri, "e", tmp_path), lambda: name_of_run(uri, "a"), lambda: evaluate(config)):
+        with pytest.raises(InputError, match=instead) as raised:
+            call()
+        assert "hunter2" not in str(raised.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["sftp://alice:hunter2@host/runs", "https://host/shards?X-Amz-Signature=hunter2"])
+def test_a_place_with_a_password_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(InputError, match="--storage is a URL that holds a password") as raised:
+        location(url, option="--storage")
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["http://host:5000/a@b", "postgresql://alice@host:5432/db", "memory://a/b?x=1"])
+def test_a_uri_without_a_password_is_none_with_one(uri: str) -> None:
+    from pipelines.runtime.locations import holds_password
+
+    assert not holds_password(uri)
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from pipelines import writers
+sqlite_lease.machine = lambda: "elsewhere"
+sqlite_lease.claim(Path(sys.argv[1]))
+print("writing", flush=True)
+sys.stdin.read()
+"""
+
+
+def writer_elsewhere(database: Path) -> subprocess.Popen[str]:
+    """A process that writes to the database from what it says is another machine, until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ELSEWHERE, str(database)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_sqlite_is_written_to_from_one_machine(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    elsewhere = writer_elsewhere(database)
+    with pytest.raises(InputError, match=r"by the machine 'elsewhere' too.*start an `mlflow server` and set MLFLOW_TR"):
+        tracker(tmp_path)
+    assert not database.exists()
+    elsewhere.communicate()  # it ends, and leaves nothing
+    assert not any(tmp_path.iterdir())
+    run = new_run(tmp_path)
+    new_run(tmp_path)
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        subprocess.run([sys.executable, "-c", ELSEWHERE, database], check=True, stderr=subprocess.PIPE, text=True)
+    assert sqlite_lease.machine() in raised.value.stderr
+    run.finish()
+
+
+def test_a_machine_that_is_gone_is_in_nobodys_way_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = tmp_path / "mlflow.db"
+    killed = writer_elsewhere(database)
+    killed.kill()
+    killed.communicate()
+    (left,) = (tmp_path / "mlflow.db.writers").iterdir()
+    with pytest.raises(InputError, match="if 'elsewhere' no longer runs, wait 3 minutes"):
+        sqlite_lease.claim(database)
+    old = left.stat().st_mtime - sqlite_lease.EXPIRED - 1
+    os.utime(left, (old, old))
+    sqlite_lease.claim(database)
+    assert not left.exists()
+
+
+def test_a_writer_renews_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_lease, "RENEWED", 0.05)
+    monkeypatch.setattr(sqlite_lease, "_renewing", -1)  # a thread of this test's own
+    sqlite_lease.claim(tmp_path / "mlflow.db")
+    (mine,) = (tmp_path / "mlflow.db.writers").iterdir()
+    os.utime(mine, (0, 0))
+    end = time.monotonic() + 30
+    while mine.stat().st_mtime == 0:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_passes() -> None:
+    from mlflow.exceptions import RestException
+
+    calls: list[Callable[[], Exception]] = [
+        lambda: RestException({"error_code": "TEMPORARILY_UNAVAILABLE"}),
+        lambda: MlflowException("API request to http://host failed with exception ..."),
+        lambda: RestException({"error_code": "REQUEST_LIMIT_EXCEEDED"}),
+    ]
+    assert all(passes(call()) for call in calls)
+    for code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"):
+        assert not passes(RestException({"error_code": code}))
+    assert not passes(MlflowException("a bug"))
+    assert not passes(OSError(28, "no space"))
