@@ -8,8 +8,9 @@ import sys
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
-from pipelines.compress.curve import CurveConfig, describe, measure_curve
-from pipelines.compress.files import DecodeConfig, EncodeConfig, decode_files, encode_files
+from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
+from pipelines.compress.curve import describe, measure_curve
+from pipelines.compress.files import decode_files, encode_files
 
 
 def main() -> None:

@@ -13,10 +13,12 @@ from typing import Annotated
 import tyro
 
 from jobs.cli import parse, run, say
-from pipelines.evaluate.calibrate import CalibrateConfig, calibrate
-from pipelines.evaluate.driver import EvaluateConfig, evaluate
+from pipelines.evaluate.calibrate import calibrate
+from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig
+from pipelines.evaluate.driver import evaluate
 from pipelines.evaluate.evaluation import compare, read_evaluation
-from pipelines.likelihood.driver import LikelihoodConfig, measure_likelihood
+from pipelines.likelihood.config import LikelihoodConfig
+from pipelines.likelihood.driver import measure_likelihood
 
 
 @dataclass(frozen=True)

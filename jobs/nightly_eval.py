@@ -10,31 +10,31 @@ import sys
 from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
 from pipelines.nightly.every import keep
-from pipelines.runtime.locations import absolute, nights_of
+from pipelines.runtime.layout import local_storage
 
 
 def main() -> None:
     every, arguments = taken(sys.argv[1:], "--every")
     if every is not None:  # before anything large is imported: this process stays
         place, experiment = (taken(arguments, option)[0] for option in ("--storage", "--experiment"))
-        folder = nights_of(absolute(place or "runs", option="--storage"), experiment or "ddpm")
+        folder = local_storage(place or "runs").nights(experiment or "ddpm")
         command = [sys.executable, sys.argv[0], *arguments]
         subprocess.run([*command, "--dry-run"], check=False)  # a wrong option shows now and not at night
         return keep(every, command, folder, say)
 
     from pipelines.nightly.config import NightlyConfig
     from pipelines.nightly.night import delivered, nightly
-    from pipelines.tracking.uri import default_uri
+    from pipelines.tracking.uri import tracking_uri
     from reports.build import build_report
 
     config = parse(NightlyConfig, arguments, description="Evaluate the checkpoints that have no result yet.")
     result = nightly(config, say)
     if config.dry_run:
         return None
-    storage, code = absolute(config.storage, option="--storage"), 0
-    report = nights_of(storage, config.experiment) / "report.html"
+    storage, code = local_storage(config.storage), 0
+    report = storage.nights(config.experiment) / "report.html"
     try:
-        build_report(config.tracking_uri or default_uri(storage), config.experiment, report)
+        build_report(tracking_uri(config, storage), config.experiment, report)
         say(f"nightly: report {report}")
     except Exception as error:  # an alarm must get out all the same
         say(f"nightly: the report could not be written ({type(error).__name__}: {error})")

@@ -12,7 +12,7 @@ import tyro
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS
 from jobs.cli import parse, run, say
-from pipelines.evaluate.driver import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
 from pipelines.sweep.driver import sweep
 from pipelines.train.config import TrainConfig, config_for

@@ -45,5 +45,5 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
         print(describe_plan(command.config, command.gpu, command.utilisation))
         return
     result = train(command.config, say)
-    say(f"train: checkpoints in {result.folder}; MLflow run {result.run_id}")
-    say(f"train: evaluate with python jobs/evaluate.py --run {result.name} --storage {result.folder.parent.parent}")
+    say(f"train: checkpoints in {result.run.folder}; MLflow run {result.run_id}")
+    say(f"train: evaluate with python jobs/evaluate.py --run {result.run.name} --storage {result.storage.root}")

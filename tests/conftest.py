@@ -66,7 +66,8 @@ def digits_lmdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits(ray_session: None, digits_lmdb: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Those images as shards of 8x8, made by the real pipeline."""
-    from pipelines.preprocess.driver import PreprocessConfig, preprocess
+    from pipelines.preprocess.config import PreprocessConfig
+    from pipelines.preprocess.driver import preprocess
 
     output = tmp_path_factory.mktemp("shards") / "digits"
     config = PreprocessConfig(

@@ -4,7 +4,6 @@ import io
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core import images, rng
-from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.codec import DEFAULT_STEPS, Codec, Coded, Decoded
+from ddpm_core.codec import Codec, Coded, Decoded
 from ddpm_core.codec.chain import spread_timesteps
 from ddpm_core.commit import committed_file, write_json
 from ddpm_core.diffusion import GaussianDiffusion
@@ -24,39 +22,16 @@ from ddpm_core.inception import full_float32
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
-from pipelines.compress.files import ModelConfig
+from pipelines.compress.config import CurveConfig
+from pipelines.compress.model import load_model
+from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.tracking.tracker import Tracker, default_uri, flatten
+from pipelines.tracking.tracker import flatten, open_tracker
 
 QUALITIES = (5, 10, 20, 35, 50, 70, 85, 95)
 BUDGETS = 16  # sizes that files are cut to
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurveConfig(ModelConfig):
-    """Files of a data set's images, their rate and distortion, and what others do with the same images."""
-
-    data: str
-    """The shards whose images are coded: the first so many of a permutation that the seed decides."""
-    output: str
-    """The folder for curve.json and curve.svg."""
-    images: int = 16
-    """How many images."""
-    steps: int = DEFAULT_STEPS
-    """How many of the model's timesteps the files visit."""
-    theory_steps: int | None = None
-    """Timesteps of the theory's chain: all by default, as in the paper; fewer are quicker and a looser bound."""
-    seed: int = 0
-    """Of the choice of images, the shared noise and the theory's noise."""
-    experiment: str = "ddpm"
-    """The MLflow experiment that the curve is kept in, for the report."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.images < 1:
-            raise InputError(f"--images is {self.images}: give a positive number")
 
 
 def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str, Any]:
@@ -65,7 +40,8 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
     InputError where images and network do not fit, or there are too few. Rates are bits/dim with headers; RMSE is on 0..255,
     over all images.
     """
-    codec, checkpoint, network = config.load()
+    model = load_model(config)
+    _, checkpoint, codec, network = model
     dataset = ShardedDataset.open(location(config.data, option="--data"))
     if config.images > len(dataset):
         raise InputError(f"--images is {config.images}, but data set {dataset.name!r} has {len(dataset)}: give fewer")
@@ -103,15 +79,13 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
     write_json(output / "curve.json", curve)
     with committed_file(output / "curve.svg") as temporary:
         _draw(curve).savefig(temporary, format="svg", metadata={"Date": None})
-    _record(config, checkpoint, curve)
+    _record(config, model.run.name, curve)
     return curve
 
 
-def _record(config: CurveConfig, checkpoint: Checkpoint, curve: dict[str, Any]) -> None:
-    """Into an MLflow run of its own, below the training's."""
-    storage = absolute(config.storage, option="--storage")
-    tracker = Tracker(config.tracking_uri or default_uri(storage), config.experiment, storage)
-    name, mark = checkpoint.path.parent.name, fingerprint(curve["protocol"])
+def _record(config: CurveConfig, name: str, curve: dict[str, Any]) -> None:
+    """Into an MLflow run of its own, below that of the training `name`."""
+    tracker, mark = open_tracker(config, local_storage(config.storage)), fingerprint(curve["protocol"])
     train_run = tracker.find("train", name)
     run = tracker.run(
         "compression",

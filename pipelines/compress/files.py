@@ -1,11 +1,9 @@
 """Images to files of the coded format and back, with a checkpoint as the model (ddpm_core.codec.codec)."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,94 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.codec import DEFAULT_STEPS, Codec
-from ddpm_core.codec.format import model_digest
 from ddpm_core.commit import committed_file
 from ddpm_core.errors import InputError
 from ddpm_core.images import encode_png
-from ddpm_core.unet import UNet
-from pipelines.checkpoints.select import find_checkpoints
-from pipelines.preprocess.sources.image_files import is_image_name
+from pipelines.compress.config import DecodeConfig, EncodeConfig
+from pipelines.compress.model import load_model
 from pipelines.runtime.locations import absolute
 from pipelines.runtime.progress import Progress, Say
-from pipelines.tracking.tracker import default_uri
 
 SUFFIX = ".x0"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which checkpoint codes, and how many images at once."""
-
-    run: str
-    """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
-    checkpoint: str = "latest"
-    """Which of the run's: latest, or a step."""
-    weights: Literal["ema", "raw"] = "ema"
-    """Averaged weights, or the last ones."""
-    batch_size: int = 16
-    """Images the network sees at once; files do not depend on it."""
-    storage: str = "runs"
-    """The folder in which runs are looked for."""
-    tracking_uri: str | None = None
-    """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"--batch-size is {self.batch_size}: give a positive number")
-
-    def load(self) -> tuple[Codec, Checkpoint, UNet]:
-        """The checkpoint as a codec, and its network, in float64. InputError where it is not one checkpoint."""
-        storage = absolute(self.storage, option="--storage")
-        uri = self.tracking_uri or default_uri(storage)
-        name, found = find_checkpoints(self.run, self.checkpoint, storage, uri)
-        if len(found) != 1:
-            raise InputError(
-                f"--checkpoint {self.checkpoint} of run {name!r} is {len(found)} checkpoints: give one step"
-            )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        checkpoint, config = found[0], found[0].unet_config()
-        network = UNet(config)
-        network.load_state_dict(checkpoint.weights(self.weights))
-        network.to(device, torch.float64).eval()
-        process = checkpoint.diffusion_config()
-        facts = [json.dumps(asdict(each), sort_keys=True) for each in (config, process)]
-        digest = model_digest(checkpoint.weights_sha256(self.weights), *facts)
-        shape = (config.in_channels, config.image_size, config.image_size)
-        return Codec(process.build().to(device), network, shape, digest), checkpoint, network
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeConfig(ModelConfig):
-    """Images to coded files."""
-
-    images: tuple[str, ...]
-    """Image files of the network's size, grey or RGB, or folders of them."""
-    output: str
-    """The folder for the coded files, which are called as the images are, with the ending .x0."""
-    steps: int = DEFAULT_STEPS
-    """How many of the model's timesteps to visit: more make smaller files up to a point, each is a network pass."""
-    seed: int = 0
-    """Of the shared noise; it is written into the file."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.seed < 1 << 32:
-            raise InputError(f"--seed is {self.seed}: give a number from 0 to 2^32 - 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeConfig(ModelConfig):
-    """Coded files to images."""
-
-    files: tuple[str, ...]
-    """Coded files, or folders of them."""
-    output: str
-    """The folder for the images, PNG."""
-    partial: bool = False
-    """Decode files that were cut to the image that was predicted there; otherwise they are refused."""
-    frames: bool = False
-    """Write besides how each image sharpened: NAME-BYTES.png, what the first so many bytes are worth."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +41,8 @@ class Coding:
 
 def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> Coding:
     """Code every image. InputError, before the first is coded, for one that is not of the network's size and mode."""
-    codec, checkpoint, _ = config.load()
-    paths = _named(config.images, "--images", "images", is_image_name)
+    _, checkpoint, codec, _ = load_model(config)
+    paths = _named(config.images, "--images", "images", _is_image_name)
     pixels = [_read(path, checkpoint) for path in paths]
     output, started, size = absolute(config.output, option="--output"), time.monotonic(), 0
     targets = [output / f"{path.stem}{SUFFIX}" for path in paths]
@@ -141,7 +60,7 @@ def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> Coding:
 
 def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> Coding:
     """Decode every file. InputError for one that is not whole, not undamaged or not of this model."""
-    codec, _, _ = config.load()
+    codec = load_model(config).codec
     paths = _named(config.files, "--files", "coded files", lambda name: name.endswith(SUFFIX))
     output, started, size, values = absolute(config.output, option="--output"), time.monotonic(), 0, 0
     targets = [output / f"{path.stem}.png" for path in paths]
@@ -158,6 +77,11 @@ def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> Coding:
             size, values = size + len(data), values + image.pixels.numel()
         progress.at(min(part.stop, len(paths)))
     return Coding(tuple(targets), size, values, time.monotonic() - started)
+
+
+def _is_image_name(name: str) -> bool:
+    """Whether a file's name ends as those of a format that Pillow reads."""
+    return Path(name).suffix.lower() in Image.registered_extensions()
 
 
 def _named(given: Sequence[str], option: str, what: str, belongs: Callable[[str], bool]) -> list[Path]:

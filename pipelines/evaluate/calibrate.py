@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ddpm_core.commit import write_json
 from ddpm_core.errors import InputError
-from ddpm_core.features import FeatureExtractor
 from ddpm_core.metrics.frechet import frechet_distance
 from ddpm_core.protocol import INCEPTION, metric_name
-from pipelines.evaluate.reference import extractor_for, extractor_spec, reference_statistics
-from pipelines.runtime.locations import absolute, location
+from pipelines.evaluate.config import CalibrateConfig
+from pipelines.evaluate.reference import Extractor, describe_extractor, reference_statistics
+from pipelines.runtime.layout import Storage, local_storage
+from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 
@@ -23,22 +24,6 @@ from pipelines.shards.dataset import ShardedDataset
 CIFAR10 = {"fid": 3.15, "is": 11.24}
 LAST_DIGIT = 0.01
 ZERO = 1e-3  # of a distance of equal moments: eigenvalues of a singular covariance are good to 1e-8 of the largest
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrateConfig:
-    """Which real images an extractor is tried on."""
-
-    data: str
-    """Shards of a training set, such as CIFAR-10's."""
-    test_data: str
-    """Shards of its test set."""
-    extractor: str = "inception"
-    """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
-    cpus_per_worker: float = 0.9
-    """CPUs of each worker."""
-    storage: str = "runs"
-    """Where the outcome is kept; evaluations with the same storage refuse an extractor that failed."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +48,7 @@ class Check:
 
 def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Check, ...]:
     """Measure real images and compare with what is known. InputError where a check fails, after all are said and kept."""
-    storage = absolute(config.storage, option="--storage")
+    storage = local_storage(config.storage)
     train, test = (
         ShardedDataset.open(location(given, option=option))
         for given, option in ((config.data, "--data"), (config.test_data, "--test-data"))
@@ -73,9 +58,10 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
             f"--data holds images {'x'.join(map(str, train.shape))} and --test-data {'x'.join(map(str, test.shape))}: give "
             "two parts of one data set"
         )
-    spec = extractor_spec(config.extractor)
-    extractor = extractor_for(spec, train)
-    of_train, of_test = (reference_statistics(dataset, spec, config.cpus_per_worker, say) for dataset in (train, test))
+    extractor = describe_extractor(config.extractor, train)
+    of_train, of_test = (
+        reference_statistics(dataset, extractor, config.cpus_per_worker, say) for dataset in (train, test)
+    )
     name = metric_name("fd", extractor.name)
     whole = of_train.statistics.moments()
     halves = frechet_distance(*of_train.halves[0].moments(), *of_train.halves[1].moments())
@@ -108,12 +94,12 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
     return tuple(checks)
 
 
-def outcome_path(storage: Path, extractor: FeatureExtractor) -> Path:
-    return storage / "calibration" / f"{extractor.name}-{extractor.sha256[:12]}.json"
+def outcome_path(storage: Storage[Path], extractor: Extractor) -> Path:
+    return storage.calibration(f"{extractor.name}-{extractor.sha256[:12]}")
 
 
-def check_calibrated(extractor: FeatureExtractor, storage: Path) -> None:
-    """InputError where this extractor was calibrated with this storage, and failed."""
+def check_calibrated(extractor: Extractor, storage: Storage[Path]) -> None:
+    """Raises InputError if this extractor was calibrated with this storage, and failed."""
     path = outcome_path(storage, extractor)
     if path.is_file() and not json.loads(path.read_text())["passed"]:
         raise InputError(

@@ -6,14 +6,16 @@ from typing import Annotated, Literal
 import tyro
 
 from ddpm_core.errors import InputError
+from ddpm_core.ranges import Count, Positive
 from ddpm_core.samplers import Method, Spacing
 from pipelines.checkpoints.network import Precision
+from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
 
 Purpose = Literal["selection", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(StorageOptions, PoolOptions):
     """Which checkpoints to evaluate, by which protocol, with how many workers."""
 
     run: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
@@ -30,11 +32,11 @@ class EvaluateConfig:
     """Shards of the test set, to compare the same samples with besides."""
     extractor: str = "inception"
     """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
-    samples: int = 50_000
+    samples: Positive[int] = 50_000
     """How many samples; the Frechet distance depends on it."""
     sampler: Method = "ancestral"
     """ancestral (the paper's), ddim or dpmpp_2m."""
-    sampler_steps: int | None = None
+    sampler_steps: Positive[int] | None = None
     """How many timesteps the sampler visits; all by default."""
     spacing: Spacing = "uniform"
     """How those are spaced."""
@@ -42,43 +44,27 @@ class EvaluateConfig:
     """Of the network: float32, or bfloat16 for autocast; extractor, process and statistics stay what they are."""
     compile: bool = False
     """torch.compile the network: minutes at the start, faster chains after, equal to the last digits but not to the bit."""
-    seed: int = 0
+    seed: Count[int] = 0
     """Of the samples' noise."""
     noise: Purpose = "selection"
     """Of the samples: selection, by which checkpoints are chosen, or report, for what was chosen otherwise."""
     report: bool = True
     """Measure the best of several checkpoints once more, on samples that it was not chosen by."""
-    progress: int = 0
+    progress: Count[int] = 0
     """At how many points of the chain, from its first step to its last, to measure the predicted x_0 besides (Fig. 10)."""
-    pictures: int = 4
+    pictures: Count[int] = 4
     """Rows of each picture of the best checkpoint: progressive generation, shared latents, interpolations of real images
     (Fig. 6 to 9); 0 for none."""
-    nearest: int = 0
+    nearest: Count[int] = 0
     """For how many samples of the best checkpoint to look up the nearest of all training images, to see whether some are
     memorized; 0 for none."""
-    batch_size: int = 250
+    batch_size: Positive[int] = 250
     """Images a network sees at once; float32 results depend on it in the last digits."""
-    chunk_size: int = 500
+    chunk_size: Positive[int] = 500
     """Samples a file holds, the unit of work and of resuming."""
-    workers: int | None = None
-    """Processes, one a GPU where there are GPUs; as many as the cluster has room for by default."""
-    cpus_per_worker: float = 0.9
-    """CPUs of each."""
-    storage: str = "runs"
-    """The folder for results, reachable from every worker."""
-    tracking_uri: str | None = None
-    """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
-    experiment: str = "ddpm"
-    """The MLflow experiment."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "chunk_size", "workers", "sampler_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
-        for name, what in (("progress", "points"), ("pictures", "rows"), ("nearest", "samples")):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name} is {getattr(self, name)}: give a number of {what}, or 0 for none")
+        super().__post_init__()
         if self.nearest > self.samples:
             raise InputError(f"--nearest is {self.nearest:,} of {self.samples:,} samples: give no more than those")
         if self.samples < 2:
@@ -96,3 +82,19 @@ class EvaluateConfig:
     def foreign(self) -> bool:
         """Whether the weights come from elsewhere."""
         return self.weights not in ("ema", "raw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(Checked):
+    """Which real images an extractor is tried on."""
+
+    data: str
+    """Shards of a training set, such as CIFAR-10's."""
+    test_data: str
+    """Shards of its test set."""
+    extractor: str = "inception"
+    """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
+    cpus_per_worker: Positive[float] = 0.9
+    """CPUs of each worker."""
+    storage: str = "runs"
+    """Where the outcome is kept; evaluations with the same storage refuse an extractor that failed."""

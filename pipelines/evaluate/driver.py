@@ -8,21 +8,32 @@ A checkpoint is chosen by samples of one noise (`selection`) and its numbers are
 (`report`): the lowest of several noisy numbers is below what it will be the next time.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from ddpm_core.commit import MANIFEST
-from pipelines.checkpoints.saver import mark_best, saved_steps
-from pipelines.checkpoints.select import chosen_checkpoints
-from pipelines.evaluate.config import EvaluateConfig
+from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.errors import InputError
+from pipelines.checkpoints.retention import mark_best
+from pipelines.checkpoints.store import saved_steps
+from pipelines.evaluate.config import EvaluateConfig, Purpose
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
-from pipelines.evaluate.evaluator import Evaluator
 from pipelines.evaluate.illustrate import illustrate
+from pipelines.evaluate.measure import MIN_CHUNKS, chain_values, distance_and_interval, measure, read_samples
+from pipelines.evaluate.records import Records
+from pipelines.evaluate.reference import Reference, reference_statistics
+from pipelines.evaluate.subject import Role, Subject, choose_subject
+from pipelines.evaluate.worker import sample_checkpoints
+from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.locations import Location
+from pipelines.runtime.layout import Run, local_storage
 from pipelines.runtime.progress import Say
+from pipelines.tracking.tracker import open_tracker
 
-__all__ = ["EvaluateConfig", "EvaluateResult", "evaluate"]
+WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
 
 
 @dataclass(frozen=True)
@@ -64,32 +75,131 @@ class EvaluateResult:
 def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateResult:
     """Evaluate checkpoints, or finish that, or find it done.
 
-    InputError for a run nobody knows, a reference of other images, or an extractor that cannot be had or failed its
+    Raises InputError for a run nobody knows, a reference of other images, or an extractor that cannot be had or failed its
     calibration; before anything is sampled.
     """
+    storage = local_storage(config.storage)
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
-        evaluator = Evaluator(config, *chosen_checkpoints(config), pool, say)
-        chosen = evaluator.evaluate(evaluator.checkpoints, config.noise)
-        evaluations, test = chosen["train"], chosen.get("test", ())
-        result = EvaluateResult(evaluator.run_ids[config.noise], evaluations, None, test)
+        subject = choose_subject(config, storage, say)
+        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool, say)
+        measured = evaluator.evaluate(subject.checkpoints, config.noise)
+        tracked = evaluator.records.find(subject.protocol("train", config.noise))
+        assert tracked is not None  # it was just written to
+        result = EvaluateResult(tracked.run_id, measured["train"], None, measured.get("test", ()))
         if config.noise == "selection" and not config.foreign and config.weights == "ema":
-            keep_best(result.best.folder.parent, evaluator.checkpoints[0].path.parent, say)
-        best = next(checkpoint for checkpoint in evaluator.checkpoints if checkpoint.step == result.best.step)
-        if not (best.path / MANIFEST).is_file():
+            keep_best(result.best.folder.parent, subject.run, say)
+        best = next(checkpoint for checkpoint in subject.checkpoints if checkpoint.step == result.best.step)
+        if not (best.path / MANIFEST).is_file():  # the training has removed it
             return result
-        if config.noise == "selection" and config.report and len(evaluations) > 1:
+        if config.noise == "selection" and config.report and len(result.evaluations) > 1:
             again = evaluator.evaluate([best], "report")
-            result = replace(result, reported=again["train"][0], test=(*test, *again.get("test", ())))
-        illustrate(evaluator, best)
+            result = replace(result, reported=again["train"][0], test=(*result.test, *again.get("test", ())))
+        illustrate(subject, evaluator.records, best, pool, say)
         return result
 
 
-def keep_best(evaluated: Path, run: Location, say: Say) -> None:
-    """Have the training run keep its best checkpoint, by all finished evaluations of a protocol."""
-    found = [read_evaluation(path.parent) for path in evaluated.glob(f"step-*/{MANIFEST}")]
-    there = set(saved_steps(run))
-    best = min(found, key=lambda evaluation: (evaluation.distance, evaluation.step))
-    if best.step in there:
-        mark_best(run, best.step)
+def keep_best(results: Path, run: Run[Path], say: Say) -> None:
+    """Have the training keep its best checkpoint, by all finished evaluations of a protocol, which lie in `results`."""
+    evaluations = [read_evaluation(path.parent) for path in results.glob(f"step-*/{MANIFEST}")]
+    best = min(evaluations, key=lambda evaluation: (evaluation.distance, evaluation.step))
+    if best.step in set(saved_steps(run.folder)):
+        mark_best(run.folder, best.step)
     else:
         say(f"evaluate: the best checkpoint, step {best.step:,}, is no longer kept: give the run a larger --keep-last")
+
+
+class Evaluator:
+    """Measures checkpoints with a pool of workers, and records what was measured."""
+
+    def __init__(self, subject: Subject, records: Records, pool: Pool, say: Say) -> None:
+        self.subject, self.records, self.pool, self.say = subject, records, pool, say
+
+    def evaluate(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> dict[Role, tuple[Evaluation, ...]]:
+        """Measure checkpoints against each reference on samples of one purpose, or find that done. A checkpoint that the
+        training removes meanwhile is left out; raises InputError if none remains."""
+        subject, protocols = self.subject, self.subject.protocols(purpose)
+        todo = [c for c in checkpoints if not subject.is_measured(c, purpose)]
+        if todo:
+            self.pool.check_fits()  # before anything is written: a refusal leaves no run behind
+        with self.records.open(protocols) as runs:
+            if todo:
+                self._make(todo, purpose)
+            folders = {role: subject.results(protocol) for role, protocol in protocols.items()}
+            remaining = [
+                c for c in checkpoints if c not in todo or (folders["train"] / c.path.name / MANIFEST).is_file()
+            ]
+            if not remaining:
+                raise InputError(
+                    f"run {subject.run.name!r} has lost every checkpoint that was to be evaluated: give its training a larger "
+                    "--keep-last"
+                )
+            evaluations = {
+                role: tuple(read_evaluation(folder / c.path.name) for c in remaining)
+                for role, folder in folders.items()
+            }
+            for role, measured in evaluations.items():
+                for checkpoint, evaluation in zip(remaining, measured, strict=True):
+                    samples = subject.samples(purpose) / checkpoint.path.name
+                    self.records.log_evaluation(runs[role], checkpoint, evaluation, samples)
+        if not todo:
+            counted = "1 checkpoint" if len(remaining) == 1 else f"{len(remaining)} checkpoints"
+            self.say(f"evaluate: {subject.run.name} is done, {counted} under protocol {protocols['train'].fingerprint}")
+        return evaluations
+
+    def _make(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> None:
+        """Sample what is missing; each checkpoint is measured, beside that, when all of its chunks are there."""
+        subject = self.subject
+        references = {
+            role: reference_statistics(dataset, subject.extractor, subject.config.cpus_per_worker, self.say)
+            for role, dataset in subject.references.items()
+        }
+        with ThreadPoolExecutor(1) as beside:
+            futures: list[Future[None]] = []
+            for checkpoint, done, outcome in sample_checkpoints(
+                checkpoints,
+                subject.chunks,
+                subject.samples(purpose),
+                subject.settings(purpose),
+                subject.extractor.spec,
+                self.pool,
+                self.say,
+            ):
+                if len(done) == len(subject.chunks):
+                    futures.append(beside.submit(self._measure, checkpoint, purpose, references))
+                elif outcome == "made" and is_quarter(len(done), len(subject.chunks)):
+                    futures.append(beside.submit(self._preview, checkpoint, purpose, done, references["train"]))
+            for future in futures:
+                future.result()
+
+    def _measure(self, checkpoint: Checkpoint, purpose: Purpose, references: dict[Role, Reference]) -> None:
+        """Measure a checkpoint's samples against each reference, and commit the numbers."""
+        subject = self.subject
+        samples = read_samples(subject.samples(purpose) / checkpoint.path.name, subject.chunks, subject.timesteps)
+        for role, protocol in subject.protocols(purpose).items():
+            values = measure(samples, protocol, references[role], subject.references[role])
+            facts = {
+                "step": checkpoint.step,
+                "protocol": asdict(protocol),
+                "values": values,
+                "weights_sha256": checkpoint.weights_sha256(protocol.weights),
+                "progress": chain_values(samples.chain, references[role].statistics),
+            }
+            write_json(subject.results(protocol) / checkpoint.path.name / MANIFEST, facts)
+            self.say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
+
+    def _preview(self, checkpoint: Checkpoint, purpose: Purpose, done: Sequence[range], reference: Reference) -> None:
+        """Say what the distance is on the samples so far."""
+        folder = self.subject.samples(purpose) / checkpoint.path.name
+        features = [load_chunk(folder, indices)[0]["features"] for indices in done]
+        value, interval = distance_and_interval(features, reference.statistics)
+        if interval is not None:
+            self.say(
+                f"evaluate: step {checkpoint.step:,} has {self.subject.protocol('train', purpose).distance} {value:.4g} "
+                f"({interval[0]:.4g} to {interval[1]:.4g}) on its first {sum(map(len, done)):,} samples; it falls with their "
+                "number"
+            )
+
+
+def is_quarter(done: int, chunks: int) -> bool:
+    """Whether a person is told the distance after so many chunks: at each quarter of many."""
+    return chunks >= WORTH_A_LOOK and done in {chunks * part // 4 for part in (1, 2, 3)}

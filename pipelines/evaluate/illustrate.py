@@ -1,77 +1,101 @@
 """What is shown of one checkpoint besides its numbers: pictures and nearest training images, made and put into MLflow."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.protocol import fingerprint
-from pipelines.evaluate.evaluator import Evaluator
-from pipelines.evaluate.neighbours import Memorization, look_up
+from ddpm_core.protocol import Protocol, fingerprint
+from pipelines.evaluate.neighbours import Memorization, find_neighbours
 from pipelines.evaluate.pictures import Picture, PictureProtocol, draw_pictures
+from pipelines.evaluate.records import Records
+from pipelines.evaluate.subject import Subject
 from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.chunks import load_chunk
+from pipelines.runtime.fan_out import Pool
+from pipelines.runtime.progress import Say
+from pipelines.tracking.tracker import TrackedRun
 
 
-def illustrate(evaluator: Evaluator, checkpoint: Checkpoint) -> Memorization | None:
+def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool, say: Say) -> Memorization | None:
     """Draw the pictures and look up the neighbours that are asked for, or find them there; what the latter say."""
-    config, dataset = evaluator.config, evaluator.references["train"]
+    config = subject.config
     if not (config.pictures or config.nearest):
         return None
-    protocol = evaluator.protocol("train", config.noise)
+    protocol = subject.protocol("train", config.noise)
     pictures: list[Picture] = []
     memorization = None
-    with evaluator.tracked({"train": protocol}) as runs:
+    with records.open({"train": protocol}) as runs:
         if config.pictures:
-            drawn = PictureProtocol(
-                rows=config.pictures,
-                seed=protocol.seed,
-                sampler=protocol.sampler,
-                sampler_steps=protocol.sampler_steps,
-                spacing=protocol.spacing,
-                weights=protocol.weights,
-                precision=protocol.precision,
-                data=dataset.name,
-                data_sha256=dataset.sha256,
-            )
-            folder = evaluator.storage / "evaluate" / evaluator.name / f"pictures-{fingerprint(drawn)}"
-            pictures += draw_pictures(
-                checkpoint, dataset, drawn, folder / checkpoint.path.name, evaluator.pool, evaluator.say
-            )
+            pictures += pictures_of(subject, checkpoint, protocol, pool, say)
         if config.nearest:
-            samples = first_samples(evaluator, checkpoint)
-            memorization = look_up(
-                samples,
-                evaluator.references.get("test"),
-                dataset,
-                evaluator.spec,
-                evaluator.samples(config.noise) / checkpoint.path.name / f"neighbours-{dataset.sha256[:12]}",
-                seed=protocol.seed,
-                pool=evaluator.pool,
-                say=evaluator.say,
-            )
-            pictures += memorization.pictures(samples, dataset)
-            evaluator.say(f"evaluate: step {checkpoint.step:,} has {memorization.describe(protocol)}")
-        run, name = runs["train"], checkpoint.path.name
-        if memorization is not None:
-            evaluator.log(run, checkpoint, protocol, memorization.values(protocol))
-            run.log_json(f"neighbours/{name}.json", memorization.facts())
-        files = {picture.kind: picture.png() for picture in pictures}
-        facts = [picture.facts(files[picture.kind]) for picture in pictures]
-        if run.read_json(f"pictures/{name}/pictures.json") != facts:
-            for picture in pictures:
-                run.log_bytes(f"pictures/{name}/{picture.kind}.png", files[picture.kind])
-            run.log_json(f"pictures/{name}/pictures.json", facts)
+            memorization, found = memorization_of(subject, checkpoint, protocol, pool, say)
+            pictures += found
+            records.log(runs["train"], checkpoint, protocol, memorization.values(protocol))
+            runs["train"].log_json(f"neighbours/{checkpoint.path.name}.json", memorization.facts())
+        log_pictures(runs["train"], checkpoint, pictures)
     return memorization
 
 
-def first_samples(evaluator: Evaluator, checkpoint: Checkpoint) -> Tensor:
+def pictures_of(subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool, say: Say) -> list[Picture]:
+    """Progressive generation, shared latents and interpolations (Fig. 6 to 9)."""
+    dataset = subject.references["train"]
+    drawn = PictureProtocol(
+        rows=subject.config.pictures,
+        seed=protocol.seed,
+        sampler=protocol.sampler,
+        sampler_steps=protocol.sampler_steps,
+        spacing=protocol.spacing,
+        weights=protocol.weights,
+        precision=protocol.precision,
+        data=dataset.name,
+        data_sha256=dataset.sha256,
+    )
+    folder = subject.run.pictures(fingerprint(drawn)) / checkpoint.path.name
+    return draw_pictures(checkpoint, dataset, drawn, folder, pool, say)
+
+
+def memorization_of(
+    subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool, say: Say
+) -> tuple[Memorization, list[Picture]]:
+    """How many of the first samples look memorized, and those nearest to training images."""
+    dataset = subject.references["train"]
+    samples = first_samples(subject, checkpoint, pool, say)
+    memorization = find_neighbours(
+        samples,
+        subject.references.get("test"),
+        dataset,
+        subject.extractor,
+        subject.samples(subject.config.noise) / checkpoint.path.name / f"neighbours-{dataset.sha256[:12]}",
+        seed=protocol.seed,
+        pool=pool,
+        say=say,
+    )
+    say(f"evaluate: step {checkpoint.step:,} has {memorization.describe(protocol)}")
+    return memorization, memorization.pictures(samples, dataset)
+
+
+def first_samples(subject: Subject, checkpoint: Checkpoint, pool: Pool, say: Say) -> Tensor:
     """The samples 0, 1, .. of a checkpoint that are looked up, uint8 [n,h,w,c]; those whose images an earlier evaluation
     did not keep are made again."""
-    chunks = [indices for indices in evaluator.chunks if indices.start < evaluator.config.nearest]
-    config = evaluator.config
-    folder = evaluator.samples(config.noise)
-    settings = evaluator.settings(evaluator.protocol("train", config.noise))
-    for _ in sample_checkpoints([checkpoint], chunks, folder, settings, evaluator.spec, evaluator.pool, evaluator.say):
+    nearest, noise = subject.config.nearest, subject.config.noise
+    chunks = [indices for indices in subject.chunks if indices.start < nearest]
+    folder = subject.samples(noise)
+    for _ in sample_checkpoints(
+        [checkpoint], chunks, folder, subject.settings(noise), subject.extractor.spec, pool, say
+    ):
         pass
     images = [load_chunk(folder / checkpoint.path.name, indices)[0]["images"] for indices in chunks]
-    return torch.cat(images)[: evaluator.config.nearest]
+    return torch.cat(images)[:nearest]
+
+
+def log_pictures(run: TrackedRun, checkpoint: Checkpoint, pictures: Sequence[Picture]) -> None:
+    """Put pictures into MLflow, unless the same are there."""
+    name = checkpoint.path.name
+    files = {picture.kind: picture.png() for picture in pictures}
+    facts = [picture.facts(files[picture.kind]) for picture in pictures]
+    if run.read_json(f"pictures/{name}/pictures.json") != facts:
+        for kind, png in files.items():
+            run.log_bytes(f"pictures/{name}/{kind}.png", png)
+        run.log_json(f"pictures/{name}/pictures.json", facts)

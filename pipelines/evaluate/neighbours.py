@@ -4,6 +4,7 @@ many samples look memorized.
 Every image of the training set is looked at: a unit of the fan-out is a range of them, its chunk the nearest in it.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,10 @@ from ddpm_core.metrics.memorization import (
 )
 from ddpm_core.protocol import Protocol
 from pipelines.evaluate.pictures import Picture
-from pipelines.evaluate.reference import BATCH, extractor_for, units_of
-from pipelines.runtime.chunks import content_sha256, load_chunk, missing_chunks, save_chunk
-from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.progress import Progress, Say
+from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of
+from pipelines.runtime.chunks import content_sha256, load_chunk, save_chunk
+from pipelines.runtime.fan_out import Pool, make_missing
+from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 
 Space = Literal["pixels", "features"]
@@ -42,27 +43,27 @@ SHOWN = 8  # samples of a picture, and images of its rows
 class NeighbourUnit:
     """A range of training images, and the folder the file goes to."""
 
-    numbers: range
+    indices: range
     folder: Path
 
 
 class NeighbourWorker:
     """Holds the queries, uint8 [q,h,w,c], and the extractor; finds the nearest of a range of images."""
 
-    def __init__(self, queries: Tensor, spec: str, dataset: ShardedDataset) -> None:
+    def __init__(self, queries: Tensor, extractor: Extractor, dataset: ShardedDataset) -> None:
         self.dataset = dataset
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.extractor = extractor_for(spec, dataset).to(self.device)
-        self.facts = identity(queries, self.extractor.sha256)
+        self.extractor = load_for(extractor.spec, dataset).to(self.device)
+        self.facts = identity(queries, extractor)
         batches = [self._spaces(part) for part in queries.split(BATCH)]
         self.queries = {space: torch.cat([batch[space] for batch in batches]) for space in SPACES}
 
     @torch.no_grad()
-    def run(self, unit: NeighbourUnit) -> None:
+    def run(self, unit: NeighbourUnit) -> bool:
         """Make and commit one chunk."""
         found: dict[Space, Neighbours] = {}
-        for start in range(unit.numbers.start, unit.numbers.stop, BATCH):
-            chosen = np.arange(start, min(start + BATCH, unit.numbers.stop))
+        for start in range(unit.indices.start, unit.indices.stop, BATCH):
+            chosen = np.arange(start, min(start + BATCH, unit.indices.stop))
             items = self._spaces(torch.from_numpy(self.dataset.pixels(chosen)))
             for space in SPACES:
                 near = nearest(self.queries[space], items[space], start)
@@ -70,7 +71,8 @@ class NeighbourWorker:
         tensors = {
             f"{space}_{name}": values.cpu() for space in SPACES for name, values in found[space]._asdict().items()
         }
-        save_chunk(unit.folder, unit.numbers, tensors, self.facts)
+        save_chunk(unit.folder, unit.indices, tensors, self.facts)
+        return True
 
     @torch.no_grad()
     def _spaces(self, pixels: Tensor) -> dict[Space, Tensor]:
@@ -159,11 +161,11 @@ class Memorization:
         return drawn
 
 
-def look_up(
+def find_neighbours(
     samples: Tensor,
     held_out: ShardedDataset | None,
     dataset: ShardedDataset,
-    spec: str,
+    extractor: Extractor,
     folder: Path,
     *,
     seed: int,
@@ -176,20 +178,21 @@ def look_up(
     if held_out is not None:
         order = rng.permutation(seed, "held-out", 0, len(held_out))[: len(samples)]
         queries = torch.cat([samples, torch.from_numpy(held_out.pixels(order.sort().values.numpy()))])
-    facts = identity(queries, extractor_for(spec, dataset).sha256)
-    units = units_of(dataset)
-    missing = missing_chunks(
-        folder,
+    wanted = identity(queries, extractor)
+    units = [NeighbourUnit(numbers, folder) for numbers in units_of(dataset)]
+    made = make_missing(
+        pool,
+        NeighbourWorker,
+        [queries, extractor, dataset],
         units,
-        lambda _, found: all(found[name] == value for name, value in facts.items()),
-        lambda path, _: say(f"evaluate: chunk {str(path)!r} of neighbours is damaged: it is made again"),
+        is_current=lambda unit, tensors, facts: all(facts[name] == value for name, value in wanted.items()),
+        stage="evaluate",
+        counted="training images",
+        note=lambda unit: "nearest neighbours",
+        say=say,
     )
-    if missing:
-        work = [NeighbourUnit(numbers, folder) for numbers in missing]
-        progress = Progress("evaluate", sum(map(len, missing)), "training images", say)
-        for number, _ in pool.fan_out(NeighbourWorker, [queries, spec, dataset], work):
-            progress.advance(len(work[number].numbers), "nearest neighbours")
-    chunks = [load_chunk(folder, numbers)[0] for numbers in units]
+    deque(made, maxlen=0)
+    chunks = [load_chunk(folder, unit.indices)[0] for unit in units]
     found = {
         space: merge_neighbours(
             [Neighbours(chunk[f"{space}_distances"], chunk[f"{space}_numbers"]) for chunk in chunks]
@@ -199,6 +202,6 @@ def look_up(
     return Memorization(len(samples), len(queries) - len(samples), len(dataset), found)
 
 
-def identity(queries: Tensor, extractor_sha256: str) -> dict[str, str]:
+def identity(queries: Tensor, extractor: Extractor) -> dict[str, str]:
     """What a chunk of neighbours depends on, beside the data set."""
-    return {"queries": content_sha256({"queries": queries}), "extractor": extractor_sha256}
+    return {"queries": content_sha256({"queries": queries}), "extractor": extractor.sha256}

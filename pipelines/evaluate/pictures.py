@@ -4,6 +4,7 @@ A picture is a grid of tiles. Its parts are units of a fan-out, chunks like any 
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from ddpm_core.inception import full_float32
 from ddpm_core.latents import SamplerOptions, capture, decode, draw_latent, interpolate
 from ddpm_core.samplers import Method, Spacing, sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder, Precision
-from pipelines.evaluate.chain import progress_timesteps
-from pipelines.runtime.chunks import load_chunk, missing_chunks, save_chunk
-from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.progress import Progress, Say
+from pipelines.evaluate.worker import progress_timesteps
+from pipelines.runtime.chunks import load_chunk, save_chunk
+from pipelines.runtime.fan_out import Pool, make_missing
+from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 
 Kind = Literal["progressive", "shared", "interpolation", "coarse_to_fine"]
@@ -78,6 +79,11 @@ class PictureUnit:
     checkpoint: Checkpoint
     folder: Path
 
+    @property
+    def indices(self) -> range:
+        """The part as a chunk's indices."""
+        return range(self.part, self.part + 1)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -120,13 +126,14 @@ class Painter:
         self.shape = (channels, height, width)
 
     @torch.no_grad()
-    def run(self, unit: PictureUnit) -> None:
+    def run(self, unit: PictureUnit) -> bool:
         """Make and commit one part: its tiles, uint8 [rows, columns, h, w, c]."""
         with full_float32(self.device):
             diffusion, network = self.networks.of(unit.checkpoint)
             tiles = self._draw(diffusion, network, unit)
         weights = unit.checkpoint.weights_sha256(self.protocol.weights)
-        save_chunk(unit.folder, part_range(unit.part), {"tiles": tiles.cpu()}, {"weights_sha256": weights})
+        save_chunk(unit.folder, unit.indices, {"tiles": tiles.cpu()}, {"weights_sha256": weights})
+        return True
 
     def _draw(self, diffusion: GaussianDiffusion, network: DenoiseFn, unit: PictureUnit) -> Tensor:
         protocol, T = self.protocol, diffusion.num_timesteps
@@ -199,11 +206,6 @@ def timesteps_shown(protocol: PictureProtocol, num_timesteps: int) -> tuple[int,
     return progress_timesteps(num_timesteps, protocol.sampler_steps, protocol.spacing, POINTS)
 
 
-def part_range(part: int) -> range:
-    """A part of a picture, as a chunk's indices."""
-    return range(part, part + 1)
-
-
 def draw_pictures(
     checkpoint: Checkpoint,
     dataset: ShardedDataset,
@@ -222,23 +224,23 @@ def draw_pictures(
         "coarse_to_fine": len(protocol.depths("coarse_to_fine", T)),
     }
     units = [
-        PictureUnit(kind, missing.start, checkpoint, folder / kind)
-        for kind, count in parts.items()
-        for missing in missing_chunks(
-            folder / kind,
-            [part_range(part) for part in range(count)],
-            lambda _, facts: bool(facts["weights_sha256"] == weights),
-            lambda path, _: say(f"evaluate: part {str(path)!r} of a picture is damaged: it is made again"),
-        )
+        PictureUnit(kind, part, checkpoint, folder / kind) for kind, count in parts.items() for part in range(count)
     ]
-    if units:
-        progress = Progress("evaluate", len(units), "parts of pictures", say)
-        for number, _ in pool.fan_out(Painter, [protocol, dataset], units):
-            progress.advance(1, f"step {checkpoint.step:,}, {units[number].kind}")
-    tiles = {
-        kind: [load_chunk(folder / kind, part_range(part))[0]["tiles"] for part in range(count)]
-        for kind, count in parts.items()
-    }
+    made = make_missing(
+        pool,
+        Painter,
+        [protocol, dataset],
+        units,
+        is_current=lambda unit, tensors, facts: facts["weights_sha256"] == weights,
+        stage="evaluate",
+        counted="parts of pictures",
+        note=lambda unit: f"step {checkpoint.step:,}, {unit.kind}",
+        say=say,
+    )
+    deque(made, maxlen=0)
+    tiles: dict[Kind, list[Tensor]] = {kind: [] for kind in parts}
+    for unit in units:
+        tiles[unit.kind].append(load_chunk(unit.folder, unit.indices)[0]["tiles"])
     return compose(protocol, T, tiles)
 
 

@@ -72,13 +72,30 @@ def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -
     return dataset
 
 
-def extractor_spec(given: str) -> str:
-    """An extractor as a person gives it, its file by an absolute path."""
-    return str(absolute(given, option="--extractor")) if given.endswith(".pt") else given
+@dataclass(frozen=True)
+class Extractor:
+    """What is known of a feature extractor without its network, which workers load by `spec`.
+
+    spec: inception, pixels, or the absolute path of a TorchScript file. dim, num_logits: of its outputs, no logits if None.
+    """
+
+    spec: str
+    name: str
+    sha256: str
+    dim: int
+    num_logits: int | None
+    resize: str
 
 
-def extractor_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:
-    """The extractor that `spec` names, for this data set's images. InputError where it cannot be had."""
+def describe_extractor(given: str, dataset: ShardedDataset) -> Extractor:
+    """The extractor that a person names, for this data set's images. Raises InputError if it cannot be had."""
+    spec = str(absolute(given, option="--extractor")) if given.endswith(".pt") else given
+    loaded = load_for(spec, dataset)
+    return Extractor(spec, loaded.name, loaded.sha256, loaded.dim, loaded.num_logits, loaded.resize)
+
+
+def load_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:
+    """The extractor with its network, for this data set's images. Raises InputError if it cannot be had."""
     height, width, channels = dataset.shape
     return load_extractor(spec, (channels, height, width))
 
@@ -86,7 +103,7 @@ def extractor_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:
 class Sums:
     """What is kept of the images' features: sums that merge, and the features of the chosen ones."""
 
-    def __init__(self, images: int, extractor: FeatureExtractor) -> None:
+    def __init__(self, images: int, extractor: Extractor) -> None:
         self.halves = (FeatureStatistics(extractor.dim), FeatureStatistics(extractor.dim))
         self.score = InceptionScore(images, min(SPLITS, images), extractor.num_logits) if extractor.num_logits else None
         self.features = [torch.empty(0, extractor.dim)]
@@ -112,15 +129,15 @@ class Sums:
 class ShardFeatures:
     """Ray Data's worker: a range of images -> the sums over them. Holds the extractor once."""
 
-    def __init__(self, spec: str, dataset: ShardedDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, extractor: Extractor, dataset: ShardedDataset) -> None:
+        self.dataset, self.facts = dataset, extractor
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.extractor = extractor_for(spec, dataset).to(self.device)
+        self.extractor = load_for(extractor.spec, dataset).to(self.device)
         self.place = torch.argsort(permutation(0, "reference", 0, len(dataset)))  # of each image in a random order
 
     @torch.no_grad()
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        sums, count = Sums(len(self.dataset), self.extractor), len(self.dataset)
+        sums, count = Sums(len(self.dataset), self.facts), len(self.dataset)
         for start in range(int(row["first"]), int(row["stop"]), BATCH):
             chosen = np.arange(start, min(start + BATCH, int(row["stop"])))
             pixels = torch.from_numpy(self.dataset.pixels(chosen)).to(self.device)
@@ -135,16 +152,15 @@ class ShardFeatures:
         return {"unit": int(row["unit"]), **{name: value.numpy() for name, value in sums.state().items()}}
 
 
-def reference_path(dataset: ShardedDataset, extractor: FeatureExtractor) -> Location:
+def reference_path(dataset: ShardedDataset, extractor: Extractor) -> Location:
     """Where the statistics lie; the name holds the sha256 of the images and of the extractor."""
     name = f"{extractor.name}-{extractor.sha256[:12]}-{dataset.sha256[:12]}-{FORMAT}.safetensors"
     return dataset.path / "reference" / name
 
 
-def reference_statistics(dataset: ShardedDataset, spec: str, cpus: float, say: Say) -> Reference:
+def reference_statistics(dataset: ShardedDataset, extractor: Extractor, cpus: float, say: Say) -> Reference:
     """The statistics of all images of a data set, read from beside its shards or made and put there. Units are merged in
     their order, so that the sums do not depend on the workers."""
-    extractor = extractor_for(spec, dataset)
     path = reference_path(dataset, extractor)
     merged = Sums(len(dataset), extractor)
     if path.is_file():
@@ -156,7 +172,7 @@ def reference_statistics(dataset: ShardedDataset, spec: str, cpus: float, say: S
     tasks = [{"unit": number, "first": unit.start, "stop": unit.stop} for number, unit in enumerate(units)]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         ShardFeatures,
-        fn_constructor_args=(spec, dataset),
+        fn_constructor_args=(extractor, dataset),
         num_cpus=cpus,
         num_gpus=gpus,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(tasks)),

@@ -1,7 +1,7 @@
 """Sampling: the missing chunks of checkpoints' samples and their features, by a pool of workers."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,14 @@ from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.inception import full_float32
 from ddpm_core.latents import capture
-from ddpm_core.samplers import Method, Spacing, sample_steps
+from ddpm_core.samplers import Method, Spacing, sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder, Precision
-from pipelines.evaluate.chain import PROGRESS, holds_progress, stack_progress
-from pipelines.runtime.chunks import missing_chunks, save_chunk
-from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.progress import Progress, Say
+from pipelines.runtime.chunks import save_chunk
+from pipelines.runtime.fan_out import Outcome, Pool, make_missing
+from pipelines.runtime.progress import Say
+
+# Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
+CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Sampler:
             tensors = self._draw(*model, chunk)
         seconds = time.monotonic() - started
         weights = chunk.checkpoint.weights_sha256(self.settings.weights)
-        facts = {"weights_sha256": weights, "seconds": seconds, PROGRESS: list(self.settings.progress)}
+        facts = {"weights_sha256": weights, "seconds": seconds, CHAIN: list(self.settings.progress)}
         save_chunk(chunk.folder, chunk.indices, tensors, facts)
         return True
 
@@ -110,7 +112,7 @@ class Sampler:
         if logits:
             tensors["logits"] = torch.cat(logits)
         if settings.progress:
-            tensors |= stack_progress(progress)
+            tensors |= stack_chain(progress)
         return tensors
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -128,42 +130,58 @@ def sample_checkpoints(
     extractor: str,
     pool: Pool,
     say: Say,
-) -> Iterator[tuple[Checkpoint, list[range]]]:
-    """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order). First
-    come the checkpoints whose chunks are all there; one that is removed meanwhile is left out."""
+) -> Iterator[tuple[Checkpoint, list[range], Outcome]]:
+    """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order, what
+    became of this one). A checkpoint that the training removes meanwhile is skipped."""
+    weights = {c.step: c.weights_sha256(settings.weights) for c in checkpoints}
 
-    def missing_of(checkpoint: Checkpoint) -> list[range]:
-        weights = checkpoint.weights_sha256(settings.weights)  # a run that was deleted and trained again has others
+    def is_current(unit: SampleChunk, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
+        kept = len(range(unit.indices.start, min(unit.indices.stop, settings.images_to_keep)))
+        # A run that was deleted and trained again has other weights.
+        of_weights = facts["weights_sha256"] == weights[unit.checkpoint.step]
+        return of_weights and len(tensors["images"]) >= kept and holds_chain(tensors, facts, settings.progress)
 
-        def wanted(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bool:
-            images = len(range(facts["first"], min(facts["stop"], settings.images_to_keep)))
-            whole = facts["weights_sha256"] == weights and len(tensors["images"]) >= images
-            return whole and holds_progress(tensors, facts, settings.progress)
-
-        def tell(path: Path, error: InputError) -> None:
-            say(f"evaluate: {str(error).rsplit(': ', 1)[0]}: it is made again")
-
-        return missing_chunks(folder / checkpoint.path.name, chunks, wanted, tell)
-
-    missing = {c.step: missing_of(c) for c in checkpoints}
-    yield from ((c, list(chunks)) for c in checkpoints if not missing[c.step])
-    done = {c.step: [indices for indices in chunks if indices not in missing[c.step]] for c in checkpoints}
-    units = [SampleChunk(indices, c, folder / c.path.name) for c in checkpoints for indices in missing[c.step]]
-    if not units:
-        return
+    done: dict[int, list[range]] = {c.step: [] for c in checkpoints}
+    skipped: set[int] = set()
     channels, height, width = settings.shape
-    progress = Progress("evaluate", sum(len(unit.indices) for unit in units), "samples", say)
-    arguments = [settings, extractor, (height, width, channels)]
-    gone: set[int] = set()
-    for number, made in pool.fan_out(Sampler, arguments, units):
-        unit = units[number]
-        if not made:
-            if unit.checkpoint.step not in gone:
-                say(
-                    f"evaluate: step {unit.checkpoint.step:,} is skipped: the training removed it (its --keep-last) meanwhile"
-                )
-            gone.add(unit.checkpoint.step)
-            continue
-        done[unit.checkpoint.step].append(unit.indices)
-        progress.advance(len(unit.indices), f"step {unit.checkpoint.step:,}")
-        yield unit.checkpoint, sorted(done[unit.checkpoint.step], key=lambda indices: indices.start)
+    for unit, outcome in make_missing(
+        pool,
+        Sampler,
+        [settings, extractor, (height, width, channels)],
+        [SampleChunk(indices, c, folder / c.path.name) for c in checkpoints for indices in chunks],
+        is_current=is_current,
+        stage="evaluate",
+        counted="samples",
+        note=lambda unit: f"step {unit.checkpoint.step:,}",
+        say=say,
+    ):
+        step = unit.checkpoint.step
+        if outcome == "skipped":
+            if step not in skipped:
+                say(f"evaluate: step {step:,} is skipped: the training removed it (its --keep-last) meanwhile")
+            skipped.add(step)
+        else:
+            done[step].append(unit.indices)
+            yield unit.checkpoint, sorted(done[step], key=lambda indices: indices.start), outcome
+
+
+def progress_timesteps(num_timesteps: int, steps: int, spacing: Spacing, points: int) -> tuple[int, ...]:
+    """Timesteps at evenly spaced places of a chain, from its first step to its last, in the order of generation."""
+    visited = select_timesteps(num_timesteps, steps, spacing)[::-1]
+    if points < 2:
+        return tuple(visited[:points])
+    places = {round(i * (len(visited) - 1) / (points - 1)) for i in range(points)}
+    return tuple(visited[place] for place in sorted(places))
+
+
+def holds_chain(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], timesteps: Sequence[int]) -> bool:
+    """Whether a chunk has the predictions at these timesteps."""
+    return not timesteps or (CHAIN in tensors and facts.get(CHAIN) == list(timesteps))
+
+
+def stack_chain(batches: Sequence[Sequence[tuple[Tensor, Tensor | None]]]) -> dict[str, Tensor]:
+    """A chunk's tensors [points, n, ..] of its batches' (features, logits) at each point of the chain."""
+    points = list(zip(*batches, strict=True))
+    stacked = {CHAIN: torch.stack([torch.cat([features for features, _ in point]) for point in points])}
+    logits = [torch.cat([part for _, part in point if part is not None]) for point in points if point[0][1] is not None]
+    return stacked | ({CHAIN_LOGITS: torch.stack(logits)} if logits else {})

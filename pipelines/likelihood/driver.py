@@ -4,11 +4,9 @@ Batches start at multiples of the batch size among the chosen images, and an ima
 the data set: the numbers do not depend on chunks, workers, order or kills.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -16,58 +14,18 @@ from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST, read_manifest, write_json
 from ddpm_core.errors import InputError
-from ddpm_core.gaussian import Cdf
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.select import find_checkpoints
+from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker, merge
-from pipelines.runtime.chunks import chunk_ranges, missing_chunks
-from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.locations import absolute, location
-from pipelines.runtime.progress import Progress, Say
+from pipelines.runtime.chunks import chunk_ranges
+from pipelines.runtime.fan_out import Pool, make_missing
+from pipelines.runtime.layout import Run, Storage, local_storage
+from pipelines.runtime.locations import location
+from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.tracking.tracker import TrackedRun, Tracker, default_uri, flatten
-
-
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodConfig:
-    """Which checkpoints to measure, on which images, how exactly, with how many workers."""
-
-    run: str
-    """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
-    checkpoints: str = "latest"
-    """Which of the run's: all, latest, or steps such as 1000,2000."""
-    data: str | None = None
-    """The shards whose images are coded; the run's own by default."""
-    images: int | None = None
-    """How many of them, 5 or more: the first so many of a permutation that the seed decides; all by default."""
-    strata: int | None = None
-    """By default every term of the bound, T network passes an image. With a number, L_0 and so many other terms, drawn one
-    from each stratum of t: an estimate without bias, whose error the interval covers; 32 are good for T = 1000."""
-    weights: Literal["ema", "raw"] = "ema"
-    """Averaged weights, as in the paper, or the last ones."""
-    cdf: Cdf = "exact"
-    """The normal CDF of the decoder L_0: exact, or tanh for the authors' approximation."""
-    seed: int = 0
-    """Of the choice of images, the noise and the drawn terms."""
-    batch_size: int = 100
-    """Images a network sees at once; float32 results depend on it in the last digits."""
-    chunk_size: int = 100
-    """Images a file holds, the unit of work and of resuming; rounded up to whole batches."""
-    workers: int | None = None
-    """Processes, one a GPU where there are GPUs; as many as the cluster has room for by default."""
-    cpus_per_worker: float = 0.9
-    """CPUs of each."""
-    storage: str = "runs"
-    """The folder for results, reachable from every worker."""
-    tracking_uri: str | None = None
-    """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
-    experiment: str = "ddpm"
-    """The MLflow experiment."""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "strata", "batch_size", "chunk_size", "workers"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
+from pipelines.tracking.tracker import TrackedRun, flatten, open_tracker
+from pipelines.tracking.uri import tracking_uri
 
 
 @dataclass(frozen=True)
@@ -101,51 +59,54 @@ class LikelihoodResult:
 def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -> LikelihoodResult:
     """Measure the likelihood under checkpoints, or finish that, or find it done.
 
-    InputError for a run nobody knows, and for images, terms or workers that cannot be.
+    Raises InputError for a run nobody knows, and for images, terms or workers that cannot be.
     """
-    storage = absolute(config.storage, option="--storage")
-    uri = config.tracking_uri or default_uri(storage)
-    name, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, uri)
+    storage = local_storage(config.storage)
+    run, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, tracking_uri(config, storage))
     dataset = ShardedDataset.open(location(config.data or checkpoints[0].config["shards"], option="--data"))
-    protocol = protocol_of(config, name, checkpoints[0], dataset)
+    protocol = protocol_of(config, run.name, checkpoints[0], dataset)
     mark = fingerprint(protocol)
-    folders = {c.step: storage / "evaluate" / name / f"likelihood-{mark}" / c.path.name for c in checkpoints}
-    found = {c.step: read_likelihood(folders[c.step], c.weights_sha256(config.weights)) for c in checkpoints}
-    todo = [c for c in checkpoints if found[c.step] is None]
-    pool = Pool(config.workers, config.cpus_per_worker, say)
-    if todo:
-        _ = pool.size  # before anything is written: a refusal leaves no run behind
-    tracker = Tracker(uri, config.experiment, storage)
-    train_run = tracker.find("train", name)
-    run = tracker.run(
+    folders = {c.step: run.likelihood(mark) / c.path.name for c in checkpoints}
+    earlier = {c.step: read_likelihood(folders[c.step], c.weights_sha256(config.weights)) for c in checkpoints}
+    found = {step: likelihood for step, likelihood in earlier.items() if likelihood is not None}
+    todo = [c for c in checkpoints if c.step not in found]
+    with Pool(config.workers, config.cpus_per_worker, say) as pool:
+        if todo:
+            pool.check_fits()  # before anything is written: a refusal leaves no run behind
+        owner, tracked = open_records(config, storage, run, protocol)
+        chunks = chunk_ranges(protocol.images, -(-config.chunk_size // protocol.batch_size) * protocol.batch_size)
+        for checkpoint in measured(todo, chunks, folders, protocol, dataset, pool, say):
+            step, sha256 = checkpoint.step, checkpoint.weights_sha256(config.weights)
+            T = checkpoint.diffusion_config().num_timesteps
+            found[step] = likelihood = Likelihood(step, sha256, T, protocol, *merge(folders[step], chunks))
+            write_json(folders[step] / MANIFEST, asdict(likelihood))
+            say(f"likelihood: step {step:,} is done")
+            record(owner or tracked, tracked, run.name, checkpoint, likelihood)
+    for checkpoint in checkpoints:
+        if checkpoint not in todo:
+            record(owner or tracked, tracked, run.name, checkpoint, found[checkpoint.step])
+    tracked.finish()
+    if not todo:
+        say(f"likelihood: {run.name} is done, {len(checkpoints)} checkpoints under protocol {mark}")
+    return LikelihoodResult(tracked.run_id, tuple(found[c.step] for c in checkpoints))
+
+
+def open_records(
+    config: LikelihoodConfig, storage: Storage[Path], run: Run[Path], protocol: LikelihoodProtocol
+) -> tuple[TrackedRun | None, TrackedRun]:
+    """(the training's MLflow run, if there is one; that of the protocol's numbers)."""
+    tracker, mark = open_tracker(config, storage), fingerprint(protocol)
+    owner = tracker.find("train", run.name)
+    tracked = tracker.run(
         "likelihood",
-        f"{name}-likelihood-{mark[:6]}",
+        f"{run.name}-likelihood-{mark[:6]}",
         mark,
         params=flatten(protocol),
-        tags={"ddpm.data": dataset.name},
-        parent=train_run.run_id if train_run else None,
+        tags={"ddpm.data": protocol.data},
+        parent=owner.run_id if owner else None,
     )
-    run.log_json("likelihood/protocol.json", asdict(protocol))
-    chunks = chunk_ranges(protocol.images, -(-config.chunk_size // protocol.batch_size) * protocol.batch_size)
-    numbers = chosen_images(protocol.seed, len(dataset), protocol.images)
-    work = [
-        LikelihoodChunk(positions, numbers[positions.start : positions.stop], checkpoint, folders[checkpoint.step])
-        for checkpoint in todo
-        for positions in missing_of(checkpoint, config, folders[checkpoint.step], chunks, say)
-    ]
-    with pool:
-        for checkpoint in finished(checkpoints, work, (protocol, dataset), pool, say):
-            step, likelihood = checkpoint.step, found[checkpoint.step]
-            if likelihood is None:
-                sha256, T = checkpoint.weights_sha256(config.weights), checkpoint.diffusion_config().num_timesteps
-                likelihood = found[step] = Likelihood(step, sha256, T, protocol, *merge(folders[step], chunks))
-                write_json(folders[step] / MANIFEST, asdict(likelihood))
-                say(f"likelihood: step {step:,} is done")
-            record(train_run or run, run, name, checkpoint, likelihood)
-    run.finish()
-    if not todo:
-        say(f"likelihood: {name} is done, {len(checkpoints)} checkpoints under protocol {mark}")
-    return LikelihoodResult(run.run_id, tuple(each for each in found.values() if each))
+    tracked.log_json("likelihood/protocol.json", asdict(protocol))
+    return owner, tracked
 
 
 def protocol_of(
@@ -182,36 +143,33 @@ def chosen_images(seed: int, total: int, count: int) -> Tensor:
     return rng.permutation(seed, "likelihood-images", 0, total)[:count].sort().values
 
 
-def missing_of(
-    checkpoint: Checkpoint, config: LikelihoodConfig, folder: Path, chunks: Sequence[range], say: Say
-) -> list[range]:
-    """The chunks that are not there whole, of these very weights."""
-    weights = checkpoint.weights_sha256(config.weights)
-    return missing_chunks(
-        folder,
-        chunks,
-        lambda _, facts: bool(facts["weights_sha256"] == weights),
-        lambda path, _: say(f"likelihood: chunk {str(path)!r} is damaged and is made again"),
-    )
-
-
-def finished(
+def measured(
     checkpoints: Sequence[Checkpoint],
-    work: Sequence[LikelihoodChunk],
-    arguments: tuple[LikelihoodProtocol, ShardedDataset],
+    chunks: Sequence[range],
+    folders: Mapping[int, Path],
+    protocol: LikelihoodProtocol,
+    dataset: ShardedDataset,
     pool: Pool,
     say: Say,
 ) -> Iterator[Checkpoint]:
-    """Do the work; yields each checkpoint when none of its is left."""
-    missing = Counter(chunk.checkpoint.step for chunk in work)
-    yield from (checkpoint for checkpoint in checkpoints if not missing[checkpoint.step])
-    progress = Progress("likelihood", sum(len(chunk.positions) for chunk in work), "images", say)
-    for number, _ in pool.fan_out(LikelihoodWorker, arguments, work):
-        checkpoint = work[number].checkpoint
-        progress.advance(len(work[number].positions), f"step {checkpoint.step:,}")
-        missing[checkpoint.step] -= 1
-        if not missing[checkpoint.step]:
-            yield checkpoint
+    """Make what is missing; yields each checkpoint when its last chunk is there."""
+    numbers = chosen_images(protocol.seed, len(dataset), protocol.images)
+    weights = {c.step: c.weights_sha256(protocol.weights) for c in checkpoints}
+    missing = {c.step: len(chunks) for c in checkpoints}
+    for unit, _ in make_missing(
+        pool,
+        LikelihoodWorker,
+        [protocol, dataset],
+        [LikelihoodChunk(p, numbers[p.start : p.stop], c, folders[c.step]) for c in checkpoints for p in chunks],
+        is_current=lambda unit, _, facts: bool(facts["weights_sha256"] == weights[unit.checkpoint.step]),
+        stage="likelihood",
+        counted="images",
+        note=lambda unit: f"step {unit.checkpoint.step:,}",
+        say=say,
+    ):
+        missing[unit.checkpoint.step] -= 1
+        if not missing[unit.checkpoint.step]:
+            yield unit.checkpoint
 
 
 def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:

@@ -42,7 +42,7 @@ class LikelihoodProtocol:
 class LikelihoodChunk:
     """Positions among the chosen images, those images' numbers, and the folder that the file goes to."""
 
-    positions: range
+    indices: range
     images: Tensor
     checkpoint: Checkpoint
     folder: Path
@@ -57,14 +57,15 @@ class LikelihoodWorker:
         self.device = self.networks.device
 
     @torch.no_grad()
-    def run(self, chunk: LikelihoodChunk) -> None:
+    def run(self, chunk: LikelihoodChunk) -> bool:
         """Make and commit one chunk."""
         with full_float32(self.device):  # a GPU's convolutions would round to TF32
             model = self.networks.of(chunk.checkpoint)
             parts = [self._measure(model, numbers) for numbers in chunk.images.split(self.protocol.batch_size)]
         tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         weights = chunk.checkpoint.weights_sha256(self.protocol.weights)
-        save_chunk(chunk.folder, chunk.positions, tensors, {"weights_sha256": weights})
+        save_chunk(chunk.folder, chunk.indices, tensors, {"weights_sha256": weights})
+        return True
 
     def _measure(self, model: tuple[GaussianDiffusion, DenoiseFn], numbers: Tensor) -> dict[str, Tensor]:
         """float64: prior [b] with terms and mse [b,T], or, estimated, with total, decoder and mse [b], the last at x_1."""

@@ -10,14 +10,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
-from pipelines.checkpoints.saver import MARK, made_at, mark_best, unmark
+from pipelines.checkpoints.retention import MARK, mark_best, unmark
+from pipelines.checkpoints.store import made_at
+from pipelines.evaluate.driver import Evaluator
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
-from pipelines.evaluate.evaluator import Evaluator
+from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location, location
 from pipelines.runtime.progress import Say
 from pipelines.tracking.registry import Registry
@@ -42,7 +45,7 @@ class Champion:
 
     @property
     def run(self) -> str:
-        return self.evaluator.name
+        return self.evaluator.subject.run.name
 
     def describe(self) -> str:
         """In a sentence."""
@@ -74,7 +77,9 @@ def hold(evaluator: Evaluator, kept: Sequence[Evaluation]) -> None:
         mark_best(_folder(evaluator), best.step, f"lowest-{best.protocol.fingerprint}{MARK}")
 
 
-def crown(tracker: Tracker, experiment: str, group: Sequence[Measured], say: Say) -> Champion | None:
+def crown(
+    tracker: Tracker, experiment: str, storage: Storage[Path], group: Sequence[Measured], say: Say
+) -> Champion | None:
     """Have the aliases point at the best and at the newest checkpoint of some that are there, measured under one protocol;
     the best, None where that is none of these. Beside them stands what the alias points at already."""
     protocol = group[0][1].protocol
@@ -91,10 +96,10 @@ def crown(tracker: Tracker, experiment: str, group: Sequence[Measured], say: Say
     before: str | None = f"step {int(bearer['ddpm.step']):,} of {bearer['ddpm.run']}" if bearer else ""
     held = next((each for each in finite if _identity(each).items() <= bearer.items()), None)
     if held is not None:
-        if held is best or not replaces(best[1], held[1], held[0].name == best[0].name):
+        if held is best or not replaces(best[1], held[1], held[0].subject.run.name == best[0].subject.run.name):
             best, before = held, None
     elif bearer and not _is_gone(bearer["ddpm.path"]):  # of a training that was not looked at
-        theirs = _elsewhere(best[0], bearer, protocol)
+        theirs = _elsewhere(storage, bearer, protocol)
         if theirs is None or theirs.distance <= best[1].distance or not replaces(best[1], theirs, same_run=False):
             say(f"nightly: models:/{name}@{alias} stays at {before}, which is not among what was looked at")
             return None
@@ -102,7 +107,7 @@ def crown(tracker: Tracker, experiment: str, group: Sequence[Measured], say: Say
     mark = f"alias-{protocol.fingerprint}{MARK}"
     mark_best(_folder(evaluator), evaluation.step, mark)  # before the alias: what that points at is always kept
     _point(registry, alias, best)
-    for other in {each[0].name: each[0] for each in group}.values():
+    for other in {each[0].subject.run.name: each[0] for each in group}.values():
         if other is not evaluator:
             unmark(_folder(other), mark)
     return Champion(name, alias, evaluator, open_checkpoint(_path(best)), evaluation, before)
@@ -117,9 +122,9 @@ def _is_gone(path: str) -> bool:
         return False
 
 
-def _elsewhere(evaluator: Evaluator, bearer: dict[str, str], protocol: Protocol) -> Evaluation | None:
+def _elsewhere(storage: Storage[Path], bearer: dict[str, str], protocol: Protocol) -> Evaluation | None:
     """The result of a checkpoint of another training in the same storage, None where it cannot be read."""
-    folder = evaluator.storage / "evaluate" / bearer["ddpm.run"] / protocol.fingerprint
+    folder = storage.run(bearer["ddpm.run"]).results(protocol.fingerprint)
     try:
         return read_evaluation(folder / checkpoint_name(int(bearer["ddpm.step"])))
     except InputError:
@@ -128,7 +133,7 @@ def _elsewhere(evaluator: Evaluator, bearer: dict[str, str], protocol: Protocol)
 
 def _folder(evaluator: Evaluator) -> Location:
     """Of a training's checkpoints."""
-    return evaluator.checkpoints[0].path.parent
+    return evaluator.subject.run.folder
 
 
 def _path(measured: Measured) -> Location:
@@ -140,12 +145,12 @@ def _path(measured: Measured) -> Location:
 def _identity(measured: Measured) -> dict[str, str]:
     """By which a model version is known again."""
     evaluator, evaluation = measured
-    return {"ddpm.run": evaluator.name, "ddpm.step": str(evaluation.step)}
+    return {"ddpm.run": evaluator.subject.run.name, "ddpm.step": str(evaluation.step)}
 
 
 def _point(registry: Registry, alias: str, measured: Measured) -> None:
     evaluator, evaluation = measured
-    run_id, model_id = evaluator.model(open_checkpoint(_path(measured)), evaluation.protocol)
+    run_id, model_id = evaluator.records.model(open_checkpoint(_path(measured)), evaluation.protocol)
     tags = {
         "ddpm.protocol": evaluation.protocol.fingerprint,
         "ddpm.data": evaluation.protocol.reference,

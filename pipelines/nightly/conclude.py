@@ -13,9 +13,9 @@ from ddpm_core.checkpoint import checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import ALARM_TAG
-from pipelines.checkpoints.saver import made_at, saved_steps
+from pipelines.checkpoints.store import made_at, saved_steps
+from pipelines.evaluate.driver import Evaluator
 from pipelines.evaluate.evaluation import Evaluation
-from pipelines.evaluate.evaluator import Evaluator
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.nightly.alarms import Alarm, degenerate, regressions, stopped
 from pipelines.nightly.champion import crown
@@ -42,7 +42,7 @@ class Morning:
                 alarms += self.alarms(training)
                 evaluator = self.night.evaluators.get(training.name)
                 if evaluator is not None:
-                    protocol = evaluator.protocol("train", "selection")
+                    protocol = evaluator.subject.protocol("train", "selection")
                     kept = [(evaluator, evaluation) for evaluation in self.night.kept(training, evaluator)]
                     groups.setdefault(protocol.fingerprint, []).extend(kept)
         for name, reason in self.night.refused.items():
@@ -55,7 +55,9 @@ class Morning:
         for group in groups.values():
             if group:
                 with self.spared(group[0][1].protocol.fingerprint):
-                    champion = crown(self.night.tracker, self.night.config.experiment, group, self.night.say)
+                    champion = crown(
+                        self.night.tracker, self.night.config.experiment, self.night.storage, group, self.night.say
+                    )
                     self.night.result.champions += [champion] if champion else []
 
     @contextlib.contextmanager
@@ -88,7 +90,9 @@ class Morning:
         path = folder / evaluation.folder.name
         if self.night.config.nearest and (path / MANIFEST).is_file():
             with contextlib.suppress(OutOfTime):
-                memorization = illustrate(evaluator, open_checkpoint(path))
+                memorization = illustrate(
+                    evaluator.subject, evaluator.records, open_checkpoint(path), evaluator.pool, evaluator.say
+                )
                 return {} if memorization is None else memorization.values(evaluation.protocol)
         return {}
 
@@ -106,7 +110,7 @@ class Morning:
     def tag(self, training: Training, alarms: list[Alarm]) -> None:
         """Alarms as tags of the MLflow runs that they are about; those that are over are cleared."""
         evaluator = self.night.evaluators.get(training.name)
-        measured = evaluator.tracked_run(evaluator.protocol("train", "selection")) if evaluator else None
+        measured = evaluator.records.find(evaluator.subject.protocol("train", "selection")) if evaluator else None
         trained = self.night.tracker.find("train", training.name)
         of_training = [alarm.text for alarm in alarms if alarm.of_training or measured is None]
         of_checkpoints = [alarm.text for alarm in alarms if not alarm.of_training]

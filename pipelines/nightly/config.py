@@ -1,13 +1,12 @@
 """What the nightly evaluation is, as a value."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Annotated, TypeVar
 
 import tyro
 
-from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
+from ddpm_core.ranges import Count, Positive
 from ddpm_core.samplers import Method, Spacing
 from pipelines.evaluate.config import EvaluateConfig, Purpose
 
@@ -24,27 +23,27 @@ class NightlyConfig(EvaluateConfig):
     checkpoints: Given[str] = "all"
     weights: Given[str] = "ema"
     noise: Given[Purpose] = "selection"
-    samples: int = 10_000
+    samples: Positive[int] = 10_000
     """How many samples; the Frechet distance depends on it."""
     sampler: Method = "ddim"
     """ancestral (the paper's), ddim or dpmpp_2m."""
-    sampler_steps: int | None = 50
+    sampler_steps: Positive[int] | None = 50
     """How many timesteps the sampler visits."""
     spacing: Spacing = "quadratic"
     """How those are spaced."""
-    pictures: int = 0
+    pictures: Count[int] = 0
     """Rows of each picture of every checkpoint; 0 for none."""
-    nearest: int = 0
+    nearest: Count[int] = 0
     """For how many samples of every checkpoint to look up the nearest training images; 0 for none."""
-    hours: float = 8.0
+    hours: Positive[float] = 8.0
     """After so many hours no sampling is begun or gone on with; the next night does."""
-    gpu_hours: float | None = None
+    gpu_hours: Positive[float] | None = None
     """The same in hours of all workers together."""
-    attempts: int = 3
+    attempts: Positive[int] = 3
     """How often a checkpoint may fail before it is left alone and an alarm given."""
-    worse_by: float = 1.0
+    worse_by: Positive[float] = 1.0
     """An alarm is given where a checkpoint is worse than the one before it by more than so many intervals."""
-    quiet_hours: float = 24.0
+    quiet_hours: Positive[float] = 24.0
     """An alarm is given where a running training has made no checkpoint for so long."""
     alarm_command: str | None = None
     """A command that gets new alarms as JSON on its standard input; it stands in logs, so no secret belongs in it. A URL in
@@ -53,13 +52,6 @@ class NightlyConfig(EvaluateConfig):
     """Stay, and start this at the times of a cron expression, such as "0 2 * * *"."""
     dry_run: bool = False
     """Say what would be evaluated, and end."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("hours", "gpu_hours", "attempts", "worse_by", "quiet_hours"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} is {value:g}: give a positive number")
 
     def check_subject(self) -> None:
         """Everything of the experiment is, by default."""

@@ -16,22 +16,25 @@ from filelock import Timeout
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import DivergedError, InputError
-from pipelines.checkpoints.saver import made_at, saved_steps
+from pipelines.checkpoints.store import made_at, saved_steps
+from pipelines.evaluate.driver import Evaluator
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
-from pipelines.evaluate.evaluator import Evaluator
 from pipelines.evaluate.illustrate import illustrate
+from pipelines.evaluate.records import Records
+from pipelines.evaluate.subject import open_subject
 from pipelines.nightly.alarms import Alarm, deliver
 from pipelines.nightly.champion import Champion, hold
 from pipelines.nightly.conclude import Morning
 from pipelines.nightly.config import NightlyConfig
 from pipelines.nightly.ledger import LEASE, Notes
 from pipelines.runtime.fan_out import OutOfTime, Pool
-from pipelines.runtime.locations import Location, absolute, location, nights_of
+from pipelines.runtime.layout import local_storage, open_storage
+from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 from pipelines.tracking.queries import Training, trainings
 from pipelines.tracking.retry import UnansweredError, persist
-from pipelines.tracking.tracker import Tracker, default_uri
-from pipelines.tracking.uri import UnreachableError
+from pipelines.tracking.tracker import open_tracker
+from pipelines.tracking.uri import UnreachableError, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
                 say(f"nightly: {title} is new")
             return night.result
         if todo:
-            _ = pool.size  # a refusal is told once, and not as every checkpoint's fault
+            pool.check_fits()  # a refusal is told once, and not as every checkpoint's fault
         pool.deadline = night.deadline()
         night.work()
         with night.notes.lease("conclusion", wait=None):
@@ -115,7 +118,7 @@ def delivered(config: NightlyConfig, result: NightlyResult, report: Path, say: S
 
 def notes_of(config: NightlyConfig) -> Notes:
     """What nights that evaluate alike leave for each other."""
-    return Notes(nights_of(absolute(config.storage, option="--storage"), config.experiment) / config.identity)
+    return Notes(local_storage(config.storage).nights(config.experiment) / config.identity)
 
 
 class Night:
@@ -124,14 +127,13 @@ class Night:
     def __init__(self, config: NightlyConfig, pool: Pool, say: Say) -> None:
         self.config, self.pool, self.say = config, pool, say
         self.result = NightlyResult()
-        self.storage = absolute(config.storage, option="--storage")
+        self.storage = local_storage(config.storage)
         self.notes = notes_of(config)
         self.started = time.monotonic()
-        uri = config.tracking_uri or default_uri(self.storage)
         self.tracker = persist(  # a server that restarts at this hour is waited for
-            lambda: Tracker(uri, config.experiment, self.storage),
+            lambda: open_tracker(config, self.storage),
             lambda error: isinstance(error, UnreachableError),
-            f"tracking server {uri!r}",
+            f"tracking server {tracking_uri(config, self.storage)!r}",
         )
         self.trainings = [each for each in trainings(self.tracker) if config.run in (None, each.name)]
         if not self.trainings:
@@ -148,8 +150,8 @@ class Night:
 
     def folder(self, training: Training) -> Location:
         """Where a training's checkpoints lie."""
-        here = self.storage / "train" / training.name
-        return here if here.is_dir() else location(training.storage, option="--storage") / "train" / training.name
+        here = self.storage.run(training.name).folder
+        return here if here.is_dir() else open_storage(training.storage).run(training.name).folder
 
     def todo(self) -> list[Work]:
         """All checkpoints without a result, the newest first. InputError where no training can be evaluated."""
@@ -190,14 +192,16 @@ class Night:
         except InputError:
             return False
         evaluator = self.evaluator(training, checkpoint)
-        return evaluator.is_measured(checkpoint, "selection") and evaluator.is_logged(checkpoint)
+        return evaluator.subject.is_measured(checkpoint, "selection") and evaluator.records.is_logged(checkpoint)
 
     def evaluator(self, training: Training, checkpoint: Checkpoint) -> Evaluator:
         """The evaluation of a training's checkpoints. InputError where it is refused."""
         name = training.name
         if name not in self.evaluators:
             config = self.config.evaluation(name)
-            self.evaluators[name] = Evaluator(config, name, [checkpoint], self.pool, self.say, self.tracker)
+            run = self.storage.run(name, self.folder(training))
+            subject = open_subject(config, run, (checkpoint,), self.storage, self.say)
+            self.evaluators[name] = Evaluator(subject, Records(subject, lambda: self.tracker), self.pool, self.say)
         return self.evaluators[name]
 
     # Doing it.
@@ -261,7 +265,7 @@ class Night:
             [evaluation] = evaluator.evaluate([checkpoint], "selection")["train"]
             self.result.evaluated.append(f"{work.title}: {describe_values(evaluation.values, evaluation.protocol)}")
             hold(evaluator, self.kept(work.training, evaluator))
-            illustrate(evaluator, checkpoint)
+            illustrate(evaluator.subject, evaluator.records, checkpoint, self.pool, self.say)
         except (OutOfTime, UnansweredError):
             raise
         except Exception as error:
@@ -289,7 +293,7 @@ class Night:
 
     def evaluations(self, evaluator: Evaluator) -> list[Evaluation]:
         """All of a training's under the nightly protocol, by ascending step; also of checkpoints that are deleted."""
-        folder = evaluator.folder(evaluator.protocol("train", "selection"))
+        folder = evaluator.subject.results(evaluator.subject.protocol("train", "selection"))
         found = [read_evaluation(path.parent) for path in folder.glob(f"step-*/{MANIFEST}")]
         return sorted(found, key=lambda evaluation: evaluation.step)
 
@@ -299,7 +303,7 @@ class Night:
         for evaluation in self.evaluations(evaluator):
             with contextlib.suppress(InputError):
                 checkpoint = open_checkpoint(folder / evaluation.folder.name)
-                if evaluator.is_measured(checkpoint, "selection"):
+                if evaluator.subject.is_measured(checkpoint, "selection"):
                     found.append(evaluation)
         return found
 

@@ -24,8 +24,9 @@ from ddpm_core.commit import MANIFEST, remove_leftovers, sha256_file
 from ddpm_core.errors import InputError
 from ddpm_core.pixel_range import OFFSET, SCALE
 from ddpm_core.protocol import fingerprint
+from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.open import Item, Source, list_items, open_source, source_facts
-from pipelines.preprocess.worker import PreprocessConfig, finished_record, make_shard, shard_file
+from pipelines.preprocess.worker import finished_record, make_shard, shard_file
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.locations import STORAGE_ERRORS, Location, commit_json, committed, forget_listings, location
 from pipelines.runtime.progress import Progress, Say

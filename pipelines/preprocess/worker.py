@@ -2,64 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ddpm_core.commit import sha256_file
-from ddpm_core.errors import InputError
+from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.open import Item, Source
-from pipelines.preprocess.transform import Filter, TooSmallError, transform
+from pipelines.preprocess.transform import TooSmallError, transform
 from pipelines.runtime.locations import Location, commit_json, committed
-from pipelines.shards.format import ContentHash, ShardWriter, Storage
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """Which images to read, what to make of them, and where to put them."""
-
-    source: str
-    """LMDB folder or zip as LSUN publishes it, CIFAR-10 archive, CelebA-HQ TFRecords, Parquet with an image column, or a
-    folder, zip or tar of images; a local path, or a URL such as s3://bucket/images.zip."""
-    output: str
-    """The folder of shards to make; a local path or a URL."""
-    image_size: int
-    """Height and width after the centre crop and the resize."""
-    channels: Literal[1, 3] = 3
-    """3 for RGB, 1 for grey."""
-    filter: Filter = "lanczos"
-    """The resize's filter; Lanczos is that of StyleGAN's LSUN recipe."""
-    split: str | None = None
-    """Which part of a source that has parts, such as CIFAR-10's test; train by default."""
-    name: str | None = None
-    """What the data set is called; the source's name by default."""
-    storage: Storage = "uint8"
-    """How pixels are stored: a byte each, or the scaled float32 values themselves for other tools to see."""
-    images_per_shard: int = 1024
-    """How many of the source's images a file covers."""
-    undecodable: Literal["skip", "fail"] = "skip"
-    """What to do with an image that does not decode: leave it out and list it in the manifest, or stop."""
-    too_small: Literal["skip", "fail", "enlarge"] = "skip"
-    """What to do with an image whose shorter side is below the image size."""
-    duplicates: Literal["keep", "skip", "fail"] = "keep"
-    """What to do with an image whose pixels, after the resize, are those of one before it; data sets as published are
-    kept whole by default."""
-    max_skipped: float = 0.01
-    """Stop when more than this share of the images is undecodable or too small."""
-
-    def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise InputError(f"--image-size is {self.image_size}: give a positive number of pixels")
-        if self.images_per_shard < 1:
-            raise InputError(f"--images-per-shard is {self.images_per_shard}: give a positive number")
-        if not 0.0 <= self.max_skipped <= 1.0:
-            raise InputError(f"--max-skipped is {self.max_skipped}: give a share from 0 to 1")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image."""
-        return (self.image_size, self.image_size, self.channels)
+from pipelines.shards.format import ContentHash, ShardWriter
 
 
 def shard_file(number: int) -> str:

@@ -6,7 +6,7 @@ is whole, damaged or absent, whoever wrote it and however often.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ddpm_core.commit import committed_file, remove_leftovers
+from ddpm_core.commit import committed_file
 from ddpm_core.errors import InputError
 
 
@@ -36,7 +36,8 @@ def save_chunk(folder: Path, indices: range, tensors: Mapping[str, Tensor], fact
 
 
 def load_chunk(folder: Path, indices: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, facts) of a chunk. FileNotFoundError where it is absent, InputError where it is damaged."""
+    """(tensors, facts) of a chunk. Raises FileNotFoundError if it is absent, InputError if it
+    is damaged."""
     path = chunk_path(folder, indices)
     data = path.read_bytes()
     try:
@@ -50,29 +51,6 @@ def load_chunk(folder: Path, indices: range) -> tuple[dict[str, Tensor], dict[st
     if not whole:
         raise InputError(f"chunk {str(path)!r} is damaged (its content has another sha256): run the evaluation again")
     return tensors, facts
-
-
-def missing_chunks(
-    folder: Path,
-    chunks: Sequence[range],
-    wanted: Callable[[dict[str, Tensor], dict[str, Any]], bool],
-    tell: Callable[[Path, InputError], None],
-) -> list[range]:
-    """Those that are absent, damaged, or not as `wanted`, which gets a chunk's tensors and facts. `tell` hears of the
-    damaged ones."""
-    if folder.is_dir():
-        remove_leftovers(folder)
-    missing = []
-    for indices in chunks:
-        try:
-            if not wanted(*load_chunk(folder, indices)):
-                missing.append(indices)
-        except FileNotFoundError:
-            missing.append(indices)
-        except InputError as error:
-            tell(chunk_path(folder, indices), error)
-            missing.append(indices)
-    return missing
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -1,27 +1,31 @@
-"""Fan-out: units of work over a pool of actors, each done again where it was lost, in whatever order they finish.
+"""Fan-out: units of work over a pool of actors, each done again if it was lost, in whatever order they finish.
 
 A unit must be idempotent: what it leaves behind is committed under a final name, the same whoever makes it and however
-often.
+often. `Pool.fan_out` does units; `make_missing` does those whose chunk is not there yet.
 """
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
 
+from ddpm_core.commit import remove_leftovers
 from ddpm_core.errors import DivergedError, InputError
+from pipelines.runtime.chunks import chunk_path, load_chunk
 from pipelines.runtime.cluster import check_fits, connect
-from pipelines.runtime.progress import Say
+from pipelines.runtime.progress import Progress, Say
 
 LOSSES = 5  # a unit that took so many workers with it is at fault itself
 SLOW = 2.0  # a unit that runs for so many times the median is given to an idle worker besides
-BEAT = 1.0  # seconds between looks for slow ones
-SILENCE = 60.0  # seconds without a worker before somebody is told
+POLL = 1.0  # seconds between looks for slow ones
+STALL = 60.0  # seconds without a worker before somebody is told
 
 
 class OutOfTime(Exception):
@@ -49,11 +53,55 @@ class PoolWorker:
                 self.worker = make(*arguments)
             except Exception as error:
                 raise InputError(
-                    f"a worker could not be started ({type(error).__name__}: {' '.join(str(error).split())}): mend that and run "
-                    "the same command again"
+                    f"a worker could not be started ({type(error).__name__}: {' '.join(str(error).split())}): fix that and "
+                    "run the same command again"
                 ) from error
             self.number = number
         return self.worker.run(unit)  # type: ignore[attr-defined]
+
+
+class Queue:
+    """The units of one fan-out: which wait, which are done, and how long one takes."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.waiting = deque(range(count))
+        self.done: set[int] = set()
+        self.losses = Counter[int]()  # workers that each unit took with it
+        self.seconds: list[float] = []
+
+    def next(self, running: Sequence[tuple[int, float]]) -> int | None:
+        """The next unit for an idle worker: one that waits, else one whose only worker is slow, else None. running: (unit,
+        since when) of each busy worker."""
+        if self.waiting:
+            return self.waiting.popleft()
+        if not self.seconds:
+            return None
+        limit = SLOW * sorted(self.seconds)[len(self.seconds) // 2]
+        workers = Counter(unit for unit, _ in running)
+        now = time.monotonic()
+        slow = [(since, unit) for unit, since in running if workers[unit] == 1 and now - since > limit]
+        return min(slow)[1] if slow else None
+
+    def finish(self, unit: int, since: float) -> bool:
+        """A worker has done a unit; whether it was the first to do so."""
+        if unit in self.done:
+            return False
+        self.done.add(unit)
+        self.seconds.append(time.monotonic() - since)
+        return True
+
+    def lose(self, unit: int, error: ray.exceptions.RayActorError, running: Sequence[tuple[int, float]]) -> None:
+        """A worker died at a unit, which goes first now, unless it is done or in work elsewhere. Raises InputError if it
+        has taken LOSSES workers with it."""
+        self.losses[unit] += 1
+        if self.losses[unit] == LOSSES:
+            raise InputError(
+                f"unit {unit} took {LOSSES} workers with it ({' '.join(str(error).split())}): give more memory or a smaller "
+                "--batch-size, and run the same command again"
+            ) from error
+        if unit not in self.done and all(unit != other for other, _ in running):
+            self.waiting.appendleft(unit)
 
 
 class Pool:
@@ -63,7 +111,7 @@ class Pool:
         self.workers, self.cpus, self.say = workers, cpus_per_worker, say
         self.deadline: float | None = None  # of time.monotonic(), after which no fan-out goes on
         self.fan_outs = 0
-        self.heard = time.monotonic()  # when there was last somebody to work
+        self.last_worker = time.monotonic()  # when there was last somebody to work
         self.actors: list[Any] = []
         self.idle: deque[Any] = deque()
         self.running: dict[ray.ObjectRef, tuple[Any, int, float]] = {}  # answer -> actor, unit, since when
@@ -84,7 +132,7 @@ class Pool:
 
         A lost worker's unit goes to the next that is free, and the lost one joins again when Ray has restarted it; nobody
         waits for it. A unit that takes much longer than the others is given to an idle worker too, and whoever is first
-        counts. What a unit raises ends it all; InputError where a unit takes LOSSES workers with it, or none can start;
+        counts. What a unit raises ends it all. Raises InputError if a unit takes LOSSES workers with it, or none can start;
         OutOfTime after the deadline.
         """
         if not units:
@@ -92,60 +140,64 @@ class Pool:
         while len(self.actors) < min(self.size, len(units)):
             self.actors.append(ray.remote(PoolWorker).options(**self.options).remote())
             self.expect(self.actors[-1])
-        self.heard = time.monotonic()
+        self.last_worker = time.monotonic()
         self.fan_outs += 1
         recipe = [ray.put((worker, arguments))]
-        waiting, done, losses = deque(range(len(units))), set[int](), Counter[int]()
-        took: list[float] = []
+        queue = Queue(len(units))
         try:
-            while len(done) < len(units):
+            while len(queue.done) < queue.count:
                 if self.deadline is not None and time.monotonic() >= self.deadline:
                     raise OutOfTime
-                while self.idle and (number := self.next_unit(waiting, took)) is not None:
+                while self.idle and (unit := queue.next(self.busy)) is not None:
                     actor = self.idle.popleft()
-                    answer = actor.run.remote(self.fan_outs, recipe, units[number])
-                    self.running[answer] = (actor, number, time.monotonic())
-                self.complain()
-                answers, _ = ray.wait([*self.running, *self.returning], num_returns=1, timeout=BEAT)
+                    answer = actor.run.remote(self.fan_outs, recipe, units[unit])
+                    self.running[answer] = (actor, unit, time.monotonic())
+                self.report_stall()
+                answers, _ = ray.wait([*self.running, *self.returning], num_returns=1, timeout=POLL)
                 for answer in answers:
                     if answer in self.returning:
                         self.welcome(answer)
-                        continue
-                    actor, number, since = self.running.pop(answer)
-                    try:
-                        result = ray.get(answer)
-                    except ray.exceptions.RayActorError as error:
-                        losses[number] += 1
-                        if losses[number] == LOSSES:
-                            raise InputError(
-                                f"unit {number} took {LOSSES} workers with it ({describe(error)}): give more memory or a "
-                                "smaller --batch-size, and run the same command again"
-                            ) from error
-                        self.expect(actor)
-                        if number not in done and all(number != other for _, other, _ in self.running.values()):
-                            waiting.appendleft(number)
-                        continue
-                    except ray.exceptions.RayTaskError as error:
-                        self.idle.append(actor)
-                        for kind in (InputError, DivergedError):
-                            if isinstance(error.cause, kind):
-                                raise kind(str(error.cause)) from error  # one sentence, without a remote traceback
-                        raise
-                    self.idle.append(actor)
-                    if number not in done:
-                        done.add(number)
-                        took.append(time.monotonic() - since)
-                        yield number, result
+                    else:
+                        yield from self.take(answer, queue)
         finally:
             for actor, _, _ in self.running.values():  # slow ones that others overtook, or all of them at an error
                 ray.kill(actor, no_restart=False)
                 self.expect(actor)
             self.running.clear()
 
+    def take(self, answer: ray.ObjectRef, queue: Queue) -> Iterator[tuple[int, Any]]:
+        """What a worker answered: (number of its unit, result), nothing if it died or another was first. Raises what the
+        unit raised."""
+        actor, unit, since = self.running.pop(answer)
+        try:
+            result = ray.get(answer)
+        except ray.exceptions.RayActorError as error:
+            self.expect(actor)
+            queue.lose(unit, error, self.busy)
+            return
+        except ray.exceptions.RayTaskError as error:
+            self.idle.append(actor)
+            for kind in (InputError, DivergedError):
+                if isinstance(error.cause, kind):
+                    raise kind(str(error.cause)) from error  # one sentence, without a remote traceback
+            raise
+        self.idle.append(actor)
+        if queue.finish(unit, since):
+            yield unit, result
+
+    def check_fits(self) -> None:
+        """Connects to Ray. Raises InputError if the cluster has no room for the workers."""
+        _ = self.size
+
+    @property
+    def busy(self) -> list[tuple[int, float]]:
+        """(unit, since when) of each worker that is at one."""
+        return [(unit, since) for _, unit, since in self.running.values()]
+
     @cached_property
     def size(self) -> int:
-        """How many workers there shall be: those asked for, or as many as the cluster has room for, one a GPU where there
-        are GPUs. Ray is started where it is not. InputError where they do not fit."""
+        """How many workers there shall be: those asked for, or as many as the cluster has room for, one a GPU if there are
+        GPUs. Ray is started if it is not there. Raises InputError if they do not fit."""
         resources = connect()
         gpus = 1 if resources.gpus else 0
         room = resources.gpus if gpus else resources.cpus // self.cpus
@@ -164,34 +216,22 @@ class Pool:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None),
         }
 
-    def complain(self) -> None:
-        """Say so, now and then, where nobody has been there to work for long."""
+    def report_stall(self) -> None:
+        """Say so, now and then, if there has been nobody to work for long."""
         now = time.monotonic()
         if self.running or self.idle:
-            self.heard = now
-        elif now - self.heard > SILENCE:
-            self.heard = now
+            self.last_worker = now
+        elif now - self.last_worker > STALL:
+            self.last_worker = now
             gpus = " and a GPU" if self.options["num_gpus"] else ""
             self.say(
-                f"waiting: none of {len(self.actors)} workers has had its {self.cpus:g} CPUs{gpus} for {SILENCE:.0f} s; the "
+                f"waiting: none of {len(self.actors)} workers has had its {self.cpus:g} CPUs{gpus} for {STALL:.0f} s; the "
                 "cluster is taken by others or still growing"
             )
 
     def expect(self, actor: Any) -> None:
         """Wait for a sign of life of a new or lost actor, besides everything else."""
         self.returning[actor.__ray_ready__.remote()] = actor
-
-    def next_unit(self, waiting: deque[int], took: Sequence[float]) -> int | None:
-        """The next unit for an idle worker: one that waits, or one whose only worker is slow; None where there is none."""
-        if waiting:
-            return waiting.popleft()
-        if not took:
-            return None
-        limit = SLOW * sorted(took)[len(took) // 2]
-        count = Counter(number for _, number, _ in self.running.values())
-        now = time.monotonic()
-        slow = [(since, number) for _, number, since in self.running.values() if count[number] == 1]
-        return next((number for since, number in sorted(slow) if now - since > limit), None)
 
     def welcome(self, sign: ray.ObjectRef) -> None:
         """Take an actor in, or go on waiting for it."""
@@ -204,6 +244,63 @@ class Pool:
             self.idle.append(actor)
 
 
-def describe(error: ray.exceptions.RayActorError) -> str:
-    """How Ray saw an actor die, on one line."""
-    return " ".join(str(error).split())
+class ChunkUnit(Protocol):
+    """A unit that leaves one chunk, that of `indices`, in `folder`."""
+
+    @property
+    def indices(self) -> range: ...
+    @property
+    def folder(self) -> Path: ...
+
+
+Unit = TypeVar("Unit", bound=ChunkUnit)
+IsCurrent = Callable[[Unit, Mapping[str, Tensor], Mapping[str, Any]], bool]
+Outcome = Literal["kept", "made", "skipped"]
+
+
+def make_missing(
+    pool: Pool,
+    worker: Callable[..., UnitWorker],
+    arguments: Sequence[Any],
+    units: Sequence[Unit],
+    *,
+    is_current: IsCurrent[Unit],
+    stage: str,
+    counted: str,
+    note: Callable[[Unit], str],
+    say: Say,
+) -> Iterator[tuple[Unit, Outcome]]:
+    """Have the chunk of each unit: first come the units whose chunk was there already ("kept"), then the others, as workers
+    make or skip them.
+
+    worker: its run(unit) returns whether it made the chunk. is_current: whether a chunk's tensors and facts are those that
+    the unit would leave; a damaged or absent chunk is made again. stage, counted, note: for the progress lines, such as
+    "evaluate", "samples", "step 1,000".
+    """
+    missing = []
+    for folder in {unit.folder for unit in units}:
+        remove_leftovers(folder)
+    for unit in units:
+        if is_kept(unit, is_current, stage, say):
+            yield unit, "kept"
+        else:
+            missing.append(unit)
+    if not missing:
+        return
+    progress = Progress(stage, sum(len(unit.indices) for unit in missing), counted, say)
+    for number, made in pool.fan_out(worker, arguments, missing):
+        unit = missing[number]
+        if made:
+            progress.advance(len(unit.indices), note(unit))
+        yield unit, "made" if made else "skipped"
+
+
+def is_kept(unit: Unit, is_current: IsCurrent[Unit], stage: str, say: Say) -> bool:
+    """Whether a unit's chunk is there, undamaged and current."""
+    try:
+        return is_current(unit, *load_chunk(unit.folder, unit.indices))
+    except FileNotFoundError:
+        return False
+    except InputError:
+        say(f"{stage}: chunk {str(chunk_path(unit.folder, unit.indices))!r} is damaged: it is made again")
+        return False

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from upath import UPath
 
@@ -115,8 +114,3 @@ def forget_listings(place: Location) -> None:
     """Drop what fsspec remembers of a remote folder, before asking it what other processes have written."""
     if not isinstance(place, Path):
         place.fs.invalidate_cache()
-
-
-def nights_of(storage: Path, experiment: str) -> Path:
-    """Where the nightly evaluation of an experiment leaves its report and notes."""
-    return storage / "nightly" / quote(experiment, safe="")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ddpm_core.pixel_range import OFFSET, SCALE, scaled_values
 
 FORMAT = 2
-Storage = Literal["uint8", "float32"]
+PixelStorage = Literal["uint8", "float32"]
 GROUP_ROWS, GROUP_BYTES = 1024, 16 << 20  # a row group's limits
 # A header of a data page without statistics takes 17 to 33 bytes, so at least 34 of overhead are two pages.
 TWO_HEADERS = 34
@@ -63,7 +63,7 @@ def image_sha256(pixels: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
 
 
-def shard_facts(shape: Sequence[int], storage: Storage) -> dict[str, Any]:
+def shard_facts(shape: Sequence[int], storage: PixelStorage) -> dict[str, Any]:
     """What the schema's metadata says: pixel / divide_by + then_add is the value in [-1, 1]."""
     return {
         "format": FORMAT,
@@ -75,7 +75,7 @@ def shard_facts(shape: Sequence[int], storage: Storage) -> dict[str, Any]:
     }
 
 
-def shard_schema(shape: Sequence[int], storage: Storage) -> pa.Schema:
+def shard_schema(shape: Sequence[int], storage: PixelStorage) -> pa.Schema:
     """The schema of a shard of images [height, width, channels]."""
     tensor = pa.fixed_shape_tensor(pa.float32(), list(shape))
     return pa.schema(
@@ -91,9 +91,9 @@ def shard_schema(shape: Sequence[int], storage: Storage) -> pa.Schema:
 class ShardWriter:
     """Writes a shard image by image; its memory is a row group. The bytes depend on the content alone."""
 
-    def __init__(self, path: Path, shape: Sequence[int], storage: Storage = "uint8") -> None:
-        if storage not in get_args(Storage):
-            raise ValueError(f"storage is {storage!r}: it must be one of {', '.join(get_args(Storage))}")
+    def __init__(self, path: Path, shape: Sequence[int], storage: PixelStorage = "uint8") -> None:
+        if storage not in get_args(PixelStorage):
+            raise ValueError(f"storage is {storage!r}: it must be one of {', '.join(get_args(PixelStorage))}")
         self._shape, self._storage = tuple(shape), storage
         self._schema = shard_schema(shape, storage)
         self._keys: list[str] = []

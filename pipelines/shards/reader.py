@@ -23,7 +23,7 @@ import torch
 from ddpm_core import images
 from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, is_local
-from pipelines.shards.format import Storage, group_sizes, image_offsets, rows_per_group, shard_schema
+from pipelines.shards.format import PixelStorage, group_sizes, image_offsets, rows_per_group, shard_schema
 
 CACHE_BYTES = 2 << 30  # pixels of row groups that a process keeps
 # Below this size of an image threads take turns: a call of a microsecond that lets go of the interpreter costs more in
@@ -210,7 +210,7 @@ class ShardReader:
         return self.decode(shard, table.column("image"))
 
 
-def decode_images(column: pa.ChunkedArray, shape: Sequence[int], storage: Storage) -> np.ndarray:
+def decode_images(column: pa.ChunkedArray, shape: Sequence[int], storage: PixelStorage) -> np.ndarray:
     """An `image` column -> uint8 [n,H,W,C]. ValueError where its type is another."""
     if column.type != shard_schema(shape, storage).field("image").type:
         raise ValueError(f"its images are {column.type}")

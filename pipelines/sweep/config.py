@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ddpm_core.errors import InputError
+from ddpm_core.ranges import Positive
 from ddpm_core.schedules import Schedule
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.evaluation import MIN_CHUNKS
+from pipelines.evaluate.measure import MIN_CHUNKS
+from pipelines.runtime.options import Checked
 from pipelines.sweep.points import Point, ablation_points, command_line, schedule_points, space_values
 from pipelines.train.config import TrainConfig
 
@@ -15,24 +17,23 @@ Typed = Callable[[Sequence[str], TrainConfig], TrainConfig]  # a configuration w
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(ABC):
+class SweepConfig(Checked, ABC):
     """What all points of a sweep share."""
 
     train: TrainConfig
     """The training that the points vary."""
     evaluate: EvaluateConfig
     """How each is evaluated at the end; its run is filled in for every trial."""
-    seeds: int = 1
+    seeds: Positive[int] = 1
     """Trainings of each point: --train.seed and the numbers after it. Two or more give a spread."""
-    rungs: tuple[int, ...] = ()
+    rungs: tuple[Positive[int], ...] = ()
     """Steps at which the points are compared, and those of the worse half that are worse beyond their intervals stopped."""
     rung_samples: int = 1000
     """Samples of each trial at a rung."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise InputError(f"--seeds is {self.seeds}: give a positive number")
-        if list(self.rungs) != sorted(set(self.rungs)) or (self.rungs and not self.rungs[0] > 0):
+        super().__post_init__()
+        if list(self.rungs) != sorted(set(self.rungs)):
             raise InputError(f"--rungs is {' '.join(map(str, self.rungs))}: give steps in ascending order")
         if self.rungs and self.rungs[-1] >= self.train.steps:
             raise InputError(
@@ -91,7 +92,7 @@ class SpaceSweep(SweepConfig):
     """Options with their values, OPTION=VALUE,VALUE,...: every combination is a point."""
     draw: tuple[str, ...] = ()
     """Options with a distribution, OPTION=uniform:LOW:HIGH, loguniform:LOW:HIGH or integers:LOW:HIGH."""
-    draws: int = 8
+    draws: Positive[int] = 8
     """Points to draw, for each combination of the grid."""
 
     def points(self, typed: Typed) -> dict[str, Point]:

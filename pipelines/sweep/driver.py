@@ -23,18 +23,20 @@ from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.errors import DivergedError
 from ddpm_core.priors import PriorCheck, check_prior
 from ddpm_core.protocol import fingerprint
-from pipelines.evaluate.driver import EvaluateConfig, evaluate
-from pipelines.evaluate.reference import extractor_spec, reference_statistics
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.driver import evaluate
+from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.runtime.cluster import check_fits, connect
-from pipelines.runtime.locations import absolute, location
+from pipelines.runtime.layout import Storage, local_storage
+from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, Standing, halve, spread, standings, summary
-from pipelines.tracking.tracker import TrackedRun, Tracker, default_uri, flatten
+from pipelines.tracking.tracker import TrackedRun, flatten, open_tracker
 from pipelines.train.config import TrainConfig
-from pipelines.train.driver import check_dataset, run_name, train
+from pipelines.train.driver import TrainResult, check_dataset, run_name, train
 
 CURVE = 200  # timesteps of each schedule's curve
 
@@ -72,7 +74,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
 
     InputError for anything train() or evaluate() would refuse, before a trial starts.
     """
-    storage = absolute(config.train.storage, option="--storage")
+    storage = local_storage(config.train.storage)
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     seeds = range(config.train.seed, config.train.seed + config.seeds)
     for point in points.values():
@@ -87,7 +89,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
         "evaluate": [protocol_of(config.measurement(steps)) for steps in (*config.rungs, config.train.steps)],
     }
     name = f"sweep-{config.train.preset}-{fingerprint(identity)}"
-    folder = storage / "sweep" / name
+    folder = storage.sweep(name)
     done = read_result(folder)
     if done is not None:
         say(f"sweep: {name} is done, {len(done.outcomes)} trials")
@@ -95,8 +97,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     resources = connect()
     cpus = config.train.workers * config.train.cpus_per_worker
     check_fits(resources, workers=1, cpus=cpus, gpus=config.train.workers if resources.gpus else 0, what="a trial")
-    tracker = Tracker(config.train.tracking_uri or default_uri(storage), config.train.experiment, storage)
-    run = tracker.run(
+    run = open_tracker(config.train, storage).run(
         "sweep",
         name,
         fingerprint(identity),
@@ -112,7 +113,8 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     log_schedules(run, points)
     priors = check_priors(points, float(dataset.manifest["second_moment"]), say)
     # Once, here: two trials would make it at the same time.
-    reference_statistics(dataset, extractor_spec(config.evaluate.extractor), config.evaluate.cpus_per_worker, say)
+    extractor = describe_extractor(config.evaluate.extractor, dataset)
+    reference_statistics(dataset, extractor, config.evaluate.cpus_per_worker, say)
     # Each trial's workers are placed by Train and evaluate, not by Tune: Tune must not start more trials than there is
     # room for, or they take each other's places and wait for ever (ray#54305).
     room = resources.cpus // cpus
@@ -226,7 +228,7 @@ class Tune:
     points: Mapping[str, Point]
     parent_run_id: str
     folder: Path
-    storage: Path
+    storage: Storage[Path]
     room: int
     say: Say
 
@@ -250,7 +252,7 @@ class Tune:
                 param_space={"trial": ray.tune.grid_search(missing)},
                 tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent),
                 run_config=ray.tune.RunConfig(
-                    name=f"{self.folder.name}-{steps}", storage_path=str(self.storage / "ray"), verbose=0
+                    name=f"{self.folder.name}-{steps}", storage_path=str(self.storage.ray), verbose=0
                 ),
             )
             for result in tuner.fit():
@@ -293,14 +295,13 @@ def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: i
     low, high = result.interval or (None, None)
     metric = result.protocol.distance
     if steps == config.train.steps:
-        log_result(trial, trained.name, {metric: result.distance, f"{metric}_ci_low": low, f"{metric}_ci_high": high})
+        log_result(trial, trained, {metric: result.distance, f"{metric}_ci_low": low, f"{metric}_ci_high": high})
     return Outcome(label, seed, "finished", steps, run_id, evaluated.run_id, metric, result.distance, low, high)
 
 
-def log_result(trial: TrainConfig, name: str, values: Mapping[str, float | None]) -> None:
+def log_result(trial: TrainConfig, trained: TrainResult, values: Mapping[str, float | None]) -> None:
     """A trial's result into its training run as well, whose parameters MLflow's parallel coordinates set it beside."""
-    storage = absolute(trial.storage, option="--storage")
-    run = Tracker(trial.tracking_uri or default_uri(storage), trial.experiment, storage).find("train", name)
+    run = open_tracker(trial, trained.storage).find("train", trained.run.name)
     if run is not None:
         known = {key: value for key, value in values.items() if value is not None}
         new = {key: value for key, value in known.items() if trial.steps not in run.logged_steps(key)}

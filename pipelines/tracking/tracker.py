@@ -21,12 +21,12 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
+from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location
+from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.retry import persist
 from pipelines.tracking.sqlite_lease import claim
-from pipelines.tracking.uri import check_answers, check_no_password, default_uri
-
-__all__ = ["Kind", "TrackedRun", "Tracker", "default_uri", "flatten"]
+from pipelines.tracking.uri import check_answers, check_no_password, tracking_uri
 
 Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
 STEPS_TAG = "ddpm.steps"  # of a training, up to which it was last asked to go
@@ -253,7 +253,8 @@ class Tracker:
     several processes that make an SQLite database at once break it. InputError for a URI with a password, a server that
     cannot be reached, or an SQLite database that another machine writes to."""
 
-    def __init__(self, uri: str, experiment: str, storage: Location) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: Location) -> None:
+        """artifacts: the folder of the experiment's artifacts, where no server places them."""
         check_no_password(uri)
         if uri.startswith("file:") or "://" not in uri:
             raise InputError(
@@ -266,15 +267,15 @@ class Tracker:
             claim(Path(uri.removeprefix("sqlite:///")))
         self.uri = uri
         self.client = persist(lambda: MlflowClient(tracking_uri=uri), passes, f"tracking server {uri!r}")
-        self.experiment_id = self._experiment(experiment, storage)
+        self.experiment_id = self._experiment(experiment, artifacts)
 
     @patiently
-    def _experiment(self, name: str, storage: Location) -> str:
+    def _experiment(self, name: str, artifacts: Location) -> str:
         """The id of the experiment of this name, found or made."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             # A server places artifacts itself; for a database on disk they go beside it, whatever the current folder.
-            location = None if self.uri.startswith("http") else (storage / "mlartifacts" / name).as_uri()
+            location = None if self.uri.startswith("http") else artifacts.as_uri()
             kind = {"mlflow.experimentKind": "custom_model_development"}  # the view the UI opens with
             try:
                 return str(self.client.create_experiment(name, location, kind))
@@ -338,3 +339,8 @@ class Tracker:
 def now() -> int:
     """In ms, as MLflow counts."""
     return int(time.time() * 1000)
+
+
+def open_tracker(options: StorageOptions, storage: Storage[Any]) -> Tracker:
+    """The experiment that the options name."""
+    return Tracker(tracking_uri(options, storage), options.experiment, storage.artifacts(options.experiment))

@@ -4,20 +4,24 @@ import os
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, holds_password
+from pipelines.runtime.layout import Storage
+from pipelines.runtime.locations import holds_password
+from pipelines.runtime.options import StorageOptions
 
 
-def default_uri(storage: Location) -> str:
-    """MLFLOW_TRACKING_URI, or an SQLite file in the storage folder. InputError where that is a URL."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given is None and not isinstance(storage, Path):
+def tracking_uri(options: StorageOptions, storage: Storage[Any]) -> str:
+    """The URI that the options give, else MLFLOW_TRACKING_URI, else an SQLite file in the storage. Raises InputError if that
+    is a URL."""
+    given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None and not isinstance(storage.root, Path):
         raise InputError(
-            f"--storage is {str(storage)!r}, where no SQLite database can lie: give --tracking-uri http://host:port, or set "
-            "MLFLOW_TRACKING_URI"
+            f"--storage is {str(storage.root)!r}, where no SQLite database can lie: give --tracking-uri http://host:port, or "
+            "set MLFLOW_TRACKING_URI"
         )
-    return given or f"sqlite:///{storage}/mlflow.db"
+    return given or f"sqlite:///{storage.database}"
 
 
 def check_no_password(uri: str) -> None:

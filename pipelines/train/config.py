@@ -8,12 +8,14 @@ import tyro
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS, Preset
+from ddpm_core.ranges import Count, Positive
 from ddpm_core.training import Execution, OptimConfig
 from ddpm_core.unet import UNetConfig
+from pipelines.runtime.options import StorageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(StorageOptions):
     """A training run. What decides its result is in its name; how it is carried out is not."""
 
     preset: Annotated[str, tyro.conf.Suppress]
@@ -30,53 +32,35 @@ class TrainConfig:
     """How a step is carried out."""
     horizontal_flip: bool
     """Mirror each training image with probability 1/2."""
-    steps: int
+    steps: Positive[int]
     """How many updates to make; a finished run given more goes on."""
-    shuffle_window: int | None = None
+    shuffle_window: Positive[int] | None = None
     """Images among which each epoch's order is uniform, of row groups in random order; by default all. For data sets that
     are read by row groups (URLs, storage float32) and too large to be kept."""
-    seed: int = 0
+    seed: Count[int] = 0
     """Of weights, batches, timesteps, noise, flips and dropout."""
-    workers: int = 1
+    workers: Positive[int] = 1
     """Data-parallel processes, one a GPU where there are GPUs; they share the batch."""
-    cpus_per_worker: float = 0.9
+    cpus_per_worker: Positive[float] = 0.9
     """CPUs of each; a little under a whole one leaves room for drivers on a small machine."""
-    min_workers: int | None = None
+    min_workers: Positive[int] | None = None
     """With it, the run starts with as many workers as the cluster has room for, from this number up to --workers, and
     follows when nodes come and go."""
-    checkpoint_every: int = 5000
+    checkpoint_every: Positive[int] = 5000
     """Updates between checkpoints; a killed run loses at most these."""
-    keep_last: int = 5
+    keep_last: Positive[int] = 5
     """How many of the newest checkpoints stay; the one marked as the best stays besides."""
-    keep_every: int | None = 50_000
+    keep_every: Positive[int] | None = 50_000
     """Checkpoints at multiples of so many updates stay for ever."""
-    log_every: int = 100
+    log_every: Positive[int] = 100
     """Updates between log records."""
-    sample_every: int | None = 10_000
+    sample_every: Positive[int] | None = 10_000
     """Updates between grids of samples from the EMA weights, which MLflow shows while the run goes on."""
-    max_failures: int = 3
+    max_failures: Count[int] = 3
     """How often a lost worker is replaced before the run fails."""
-    storage: str = "runs"
-    """The folder for checkpoints and results, reachable from every worker."""
-    tracking_uri: str | None = None
-    """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
-    experiment: str = "ddpm"
-    """The MLflow experiment."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "workers",
-            "min_workers",
-            "checkpoint_every",
-            "keep_last",
-            "keep_every",
-            "log_every",
-            "sample_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}: give a positive number")
+        super().__post_init__()
         if self.min_workers is not None and self.min_workers > self.workers:
             raise InputError(
                 f"--min-workers is {self.min_workers}, above --workers {self.workers}: give at most as many"
@@ -86,10 +70,6 @@ class TrainConfig:
             raise InputError(
                 f"--workers is {self.workers} and --optim.clip-replicas {replicas}: give a number of workers that divides it, "
                 "without --min-workers"
-            )
-        if self.shuffle_window is not None and self.shuffle_window < 1:
-            raise InputError(
-                f"--shuffle-window is {self.shuffle_window}: give a positive number of images, or leave it out"
             )
         if self.workers > self.optim.batch_size:
             raise InputError(

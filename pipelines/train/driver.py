@@ -1,14 +1,14 @@
-"""Ray Train: shards -> checkpoints, by data-parallel training that resumes where it was stopped.
+"""Ray Train: shards -> checkpoints, by data-parallel training that resumes from its newest checkpoint.
 
 The driver is the only writer to MLflow; worker 0 sends it records through a queue. What a resumed run needs, the records
-included, lies in its checkpoints. Where MLflow does not answer, the training goes on, and what is for MLflow waits on disk.
+included, lies in its checkpoints. While MLflow does not answer, the training goes on, and what is for MLflow waits on disk.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import ray
 import ray.train
@@ -21,14 +21,15 @@ from ddpm_core.commit import remove_leftovers
 from ddpm_core.diffusion import LEARNED
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.protocol import fingerprint
-from pipelines.checkpoints.saver import saved_checkpoints
+from pipelines.checkpoints.store import saved_checkpoints
 from pipelines.runtime.cluster import Resources, check_fits, connect
+from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.outbox import Unsent
 from pipelines.tracking.retry import at_once, reason
-from pipelines.tracking.tracker import STEPS_TAG, TrackedRun, Tracker, default_uri, flatten
+from pipelines.tracking.tracker import STEPS_TAG, TrackedRun, flatten, open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.follower import Follower, synchronise, unsent_entries
 from pipelines.train.loader import check_shuffle
@@ -40,11 +41,11 @@ LAST_WAIT, BRIEF_WAIT = 60.0, 10.0  # seconds for an MLflow that does not answer
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training run."""
+    """A finished training. run_id: MLflow's. checkpoints: by ascending step, at least one."""
 
-    name: str
+    storage: Storage[Location]
+    run: Run[Location]
     run_id: str
-    folder: Location
     checkpoints: tuple[Checkpoint, ...]
 
     @property
@@ -53,139 +54,186 @@ class TrainResult:
 
 
 def run_name(config: TrainConfig, dataset: ShardedDataset) -> str:
+    """The preset and the fingerprint of everything that decides the result of a step."""
     return f"{config.preset}-{fingerprint(config.identity(dataset.sha256))}"
 
 
 def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: str | None = None) -> TrainResult:
     """Train, or resume, or find it done.
 
-    InputError for shards, storage or a tracking server that cannot be reached, shards that do not fit the network, more
-    workers than the cluster has, or a disk that filled up; DivergedError when loss, gradient or weights stop being
+    Raises InputError for shards, storage or a tracking server that cannot be reached, shards that do not fit the network,
+    more workers than the cluster has, or a disk that filled up; DivergedError if loss, gradient or weights stop being
     finite, with the last good checkpoint kept; KeyboardInterrupt after a request to stop, with the newest step saved.
     """
-    storage = location(config.storage, option="--storage")
+    storage = open_storage(config.storage)
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
     check_dataset(config, dataset)
-    name = run_name(config, dataset)
-    folder = storage / "train" / name
-    done = checkpoints_until(folder, config.steps)
-    finished = bool(done) and done[-1].step == config.steps
-    if not finished:  # before anything is written: a refusal leaves no run behind
-        resources = connect()
-        use_gpu = resources.gpus > 0
-        check_fits(
-            resources,
-            workers=config.min_workers or config.workers,
-            cpus=config.cpus_per_worker,
-            gpus=1 if use_gpu else 0,
-            what="--min-workers" if config.min_workers else "--workers",
-        )
-    tracker = Tracker(config.tracking_uri or default_uri(storage), config.experiment, storage)
-    run = tracker.run(
+    run = storage.run(run_name(config, dataset))
+    done = checkpoints_until(run, config.steps)
+    resources = None
+    if not is_finished(done, config):  # before anything is written: a refusal leaves no run behind
+        resources = check_resources(config)
+    tracked = open_tracker(config, storage).run(
         "train",
-        name,
+        run.name,
         fingerprint(config.identity(dataset.sha256)),
         params=flatten(config),
         tags={"ddpm.preset": config.preset, "ddpm.data": dataset.name},
         parent=parent_run_id,
     )
-    unsent = unsent_entries(run, folder, say)
-    if finished:
-        synchronise(run, name, done)
-        run.finish()
-        say(f"train: {name} is done, {config.steps:,} steps")
-        return TrainResult(name, run.run_id, folder, done)
-
-    if isinstance(folder, Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    resolved = {**asdict(config), "dataset_sha256": dataset.sha256}
-    commit_json(folder / "config.json", resolved)
-    run.log_json("config.json", resolved)
-    log_data_card(run, dataset)
-    run.set_tags(
-        {
-            STEPS_TAG: str(config.steps),
-            "ddpm.workers": str(config.workers),
-            "ddpm.device": device_name(resources, config.workers),
-        }
-    )
-    synchronise(run, name, done)
-
-    # Beside the driver, which they cannot outlive anyway: on another node they would die with that.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    outbox, stop = (ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
-    task = WorkerTask(config=config, dataset=dataset, folder=folder, outbox=outbox, stop=stop)
-    trainer = ray.train.torch.TorchTrainer(
-        run_worker,
-        train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    logged = run.logged_steps("loss")
-    unsent.start()
-    try:
-        with (
-            StopRequest() as request,
-            Follower(name, config, outbox, stop, request, unsent, logged, say) as follower,
-        ):
-            interruptible(trainer.fit)
-    except BaseException as error:
-        conclude(run, unsent, name, (), "FAILED", say)
-        cause = input_error(error)
-        if cause is not None:
-            raise cause from None
-        raise
-    finally:
-        outbox.shutdown()
-        stop.shutdown()
-    done = checkpoints_until(folder, config.steps)
+    training = Training(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
+    if resources is None:
+        return training.already_done(done)
+    training.begin(done, resources)
+    with training.queues() as (outbox, stop):
+        trainer = training.trainer(WorkerTask(config, dataset, run.folder, outbox, stop), use_gpu=resources.gpus > 0)
+        follower = training.follow(trainer, outbox, stop)
     if follower.diverged is not None:
-        conclude(run, unsent, name, done, "FAILED", say)
-        raise DivergedError(follower.diverged["text"], run.run_id)
-    if follower.stopped_at is not None and not (done and done[-1].step == config.steps):
-        conclude(run, unsent, name, done, "KILLED", say)
-        say(f"train: {name} is saved at step {follower.stopped_at:,}")
+        training.diverged(follower.diverged["text"])
+    if follower.stopped_at is not None and not is_finished(checkpoints_until(run, config.steps), config):
+        training.stopped(follower.stopped_at)
+    return training.finished()
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training and where it is recorded, from its begin to each of its endings. unsent: what MLflow has yet to get."""
+
+    config: TrainConfig
+    dataset: ShardedDataset
+    storage: Storage[Location]
+    run: Run[Location]
+    tracked: TrackedRun
+    unsent: Unsent
+    say: Say
+
+    def already_done(self, done: tuple[Checkpoint, ...]) -> TrainResult:
+        """Nothing is left to train; MLflow gets what it lacks."""
+        synchronise(self.tracked, self.run.name, done)
+        self.tracked.finish()
+        self.say(f"train: {self.run.name} is done, {self.config.steps:,} steps")
+        return TrainResult(self.storage, self.run, self.tracked.run_id, done)
+
+    def begin(self, done: Sequence[Checkpoint], resources: Resources) -> None:
+        """Make the run's folder, and record how it is trained."""
+        folder, config = self.run.folder, self.config
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+        resolved = {**asdict(config), "dataset_sha256": self.dataset.sha256}
+        commit_json(folder / "config.json", resolved)
+        self.tracked.log_json("config.json", resolved)
+        log_data_card(self.tracked, self.dataset)
+        self.tracked.set_tags(
+            {
+                STEPS_TAG: str(config.steps),
+                "ddpm.workers": str(config.workers),
+                "ddpm.device": device_name(resources, config.workers),
+            }
+        )
+        synchronise(self.tracked, self.run.name, done)
+
+    @contextlib.contextmanager
+    def queues(self) -> Iterator[tuple[ray.util.queue.Queue, ray.util.queue.Queue]]:
+        """(worker 0's messages to the driver, the driver's request to stop)."""
+        # Beside the driver, which they cannot outlive anyway: on another node they would die with that.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        outbox, stop = (ray.util.queue.Queue(actor_options=options) for _ in range(2))
+        try:
+            yield outbox, stop
+        finally:
+            outbox.shutdown()
+            stop.shutdown()
+
+    def trainer(self, task: WorkerTask, *, use_gpu: bool) -> ray.train.torch.TorchTrainer:
+        """Ray Train's trainer of the workers."""
+        config = self.config
+        return ray.train.torch.TorchTrainer(
+            run_worker,
+            train_loop_config={"task": task},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(
+                name=self.run.name,
+                storage_path=str(self.storage.ray),
+                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+    def follow(
+        self, trainer: ray.train.torch.TorchTrainer, outbox: ray.util.queue.Queue, stop: ray.util.queue.Queue
+    ) -> Follower:
+        """Train to an end, whichever it is, with the records passed on. Raises what ended the workers."""
+        logged = self.tracked.logged_steps("loss")
+        self.unsent.start()
+        try:
+            with (
+                StopRequest() as request,
+                Follower(self.run.name, self.config, outbox, stop, request, self.unsent, logged, self.say) as follower,
+            ):
+                interruptible(trainer.fit)
+        except BaseException as error:
+            self.conclude("FAILED", ())
+            cause = input_error(error)
+            if cause is not None:
+                raise cause from None
+            raise
+        return follower
+
+    def diverged(self, text: str) -> NoReturn:
+        """Loss, gradient or weights are not finite: raises DivergedError with the story that a worker told."""
+        self.conclude("FAILED", checkpoints_until(self.run, self.config.steps))
+        raise DivergedError(text, self.tracked.run_id)
+
+    def stopped(self, step: int) -> NoReturn:
+        """Somebody asked to stop, and the newest step is saved: raises KeyboardInterrupt."""
+        self.conclude("KILLED", checkpoints_until(self.run, self.config.steps))
+        self.say(f"train: {self.run.name} is saved at step {step:,}")
         raise KeyboardInterrupt
-    conclude(run, unsent, name, done, "FINISHED", say)
-    return TrainResult(name, run.run_id, folder, done)
+
+    def finished(self) -> TrainResult:
+        """All steps are made."""
+        done = checkpoints_until(self.run, self.config.steps)
+        self.conclude("FINISHED", done)
+        return TrainResult(self.storage, self.run, self.tracked.run_id, done)
+
+    def conclude(self, status: Literal["FINISHED", "FAILED", "KILLED"], done: Sequence[Checkpoint]) -> None:
+        """Bring MLflow up to the end of the training, whose outcome does not depend on whether that succeeds."""
+        finished = status == "FINISHED"
+        left = self.unsent.close(LAST_WAIT if finished else BRIEF_WAIT)
+        if left:
+            self.say(
+                f"train: {left:,} entries for MLflow wait in {str(self.unsent.folder)!r}: give the same command again when "
+                "it answers, and they are sent"
+            )
+            return
+        try:
+            with contextlib.nullcontext() if finished else at_once():
+                synchronise(self.tracked, self.run.name, done)
+                self.tracked.finish(status)
+        except Exception as error:
+            self.say(
+                f"train: MLflow lacks the end of {self.run.name} ({reason(error)}): give the same command again when it "
+                "answers, and it is sent"
+            )
 
 
-def conclude(
-    run: TrackedRun,
-    unsent: Unsent,
-    name: str,
-    done: Sequence[Checkpoint],
-    status: Literal["FINISHED", "FAILED", "KILLED"],
-    say: Say,
-) -> None:
-    """Bring MLflow up to the end of a training, whose outcome does not depend on whether that succeeds."""
-    finished = status == "FINISHED"
-    left = unsent.close(LAST_WAIT if finished else BRIEF_WAIT)
-    if left:
-        say(
-            f"train: {left:,} entries for MLflow wait in {str(unsent.folder)!r}: give the same command again when it answers, "
-            "and they are sent"
-        )
-        return
-    try:
-        with contextlib.nullcontext() if finished else at_once():
-            synchronise(run, name, done)
-            run.finish(status)
-    except Exception as error:
-        say(
-            f"train: MLflow lacks the end of {name} ({reason(error)}): give the same command again when it answers, and it "
-            "is sent"
-        )
+def check_resources(config: TrainConfig) -> Resources:
+    """Connects to the cluster. Raises InputError if the workers do not fit."""
+    resources = connect()
+    check_fits(
+        resources,
+        workers=config.min_workers or config.workers,
+        cpus=config.cpus_per_worker,
+        gpus=1 if resources.gpus else 0,
+        what="--min-workers" if config.min_workers else "--workers",
+    )
+    return resources
 
 
 def input_error(error: BaseException) -> InputError | None:
@@ -196,15 +244,20 @@ def input_error(error: BaseException) -> InputError | None:
     return next((failure for failure in failures if isinstance(failure, InputError)), None)
 
 
-def checkpoints_until(folder: Location, step: int) -> tuple[Checkpoint, ...]:
-    """The finished checkpoints of a run up to a step; a longer run of the same configuration may have made more.
-    InputError where only such a one's are left."""
-    found = saved_checkpoints(folder)
-    done = tuple(checkpoint for checkpoint in found if checkpoint.step <= step)
-    if found and found[-1].step > step and not (done and done[-1].step == step):
+def is_finished(done: Sequence[Checkpoint], config: TrainConfig) -> bool:
+    """Whether the last of a run's checkpoints is that of its last step."""
+    return bool(done) and done[-1].step == config.steps
+
+
+def checkpoints_until(run: Run[Any], step: int) -> tuple[Checkpoint, ...]:
+    """The finished checkpoints of a run up to a step; a longer run of the same configuration may have made more. Raises
+    InputError if only such a one's are left."""
+    saved = saved_checkpoints(run.folder)
+    done = tuple(checkpoint for checkpoint in saved if checkpoint.step <= step)
+    if saved and saved[-1].step > step and not (done and done[-1].step == step):
         raise InputError(
-            f"run {folder.name!r} has gone on to step {found[-1].step:,} and kept no checkpoint at --steps {step:,}: "
-            f"give --steps {found[-1].step}, or another --storage"
+            f"run {run.name!r} has gone on to step {saved[-1].step:,} and kept no checkpoint at --steps {step:,}: "
+            f"give --steps {saved[-1].step}, or another --storage"
         )
     return done
 

@@ -21,7 +21,8 @@ from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.samplers import sample
 from ddpm_core.training import StepMetrics, TrainState, train_step
 from ddpm_core.unet import UNet
-from pipelines.checkpoints.saver import Saver, newest_checkpoint
+from pipelines.checkpoints.saver import Saver
+from pipelines.checkpoints.store import newest_checkpoint
 from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import TrainConfig

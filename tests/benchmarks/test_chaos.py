@@ -21,13 +21,12 @@ import torch
 from mlflow import MlflowClient
 from support.evaluation import numbers
 from support.processes import ROOT, wait_for
-from support.training import contents, starts
+from support.training import contents, result_of, starts
 from torch import Tensor
 
 from ddpm_core.checkpoint import list_checkpoints, list_steps
 from pipelines.evaluate.evaluation import read_evaluation
 from pipelines.runtime.chunks import load_chunk
-from pipelines.train.driver import TrainResult
 
 pytestmark = pytest.mark.bench
 SEED = 2  # of what is killed when
@@ -216,7 +215,7 @@ def work_through(shards: Path, storage: Path, generator: random.Random | None) -
 def trained(storage: Path) -> dict[str, bytes]:
     """The last checkpoint, and every loss."""
     (run,) = (storage / "train").iterdir()
-    return contents(TrainResult(run.name, "", run, tuple(list_checkpoints(run))))
+    return contents(result_of(run, list_checkpoints(run)))
 
 
 def measured(storage: Path) -> list[dict[str, float]]:

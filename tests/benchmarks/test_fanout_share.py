@@ -47,7 +47,7 @@ def test_workers_sample_nearly_all_of_the_time(ray_session: None, tmp_path: Path
         made = sample_checkpoints(
             [checkpoint], chunks, tmp_path / "samples", settings, "pixels", pool, lambda line: None
         )
-        done = [len(so_far) for _, so_far in made]
+        done = [len(so_far) for _, so_far, _ in made]
     wall = time.monotonic() - started
     folder = tmp_path / "samples" / checkpoint.path.name
     seconds = [load_chunk(folder, indices)[1]["seconds"] for indices in chunks]

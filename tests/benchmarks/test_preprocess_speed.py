@@ -17,7 +17,8 @@ import pytest
 import ray
 from PIL import Image
 
-from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.driver import preprocess
 
 pytestmark = pytest.mark.bench
 CORES = 2

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_core.commit import sha256_file
 from pipelines.runtime.locations import Location, commit_json, committed
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.shards.format import ShardWriter, Storage
+from pipelines.shards.format import PixelStorage, ShardWriter
 
 
 def random_pixels(count: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
@@ -17,7 +17,7 @@ def random_pixels(count: int, shape: tuple[int, int, int], seed: int = 0) -> np.
 
 
 def write_dataset(
-    folder: Location, pixels: np.ndarray, per_shard: Sequence[int], storage: Storage = "uint8"
+    folder: Location, pixels: np.ndarray, per_shard: Sequence[int], storage: PixelStorage = "uint8"
 ) -> ShardedDataset:
     """Image i gets key i with ten digits; `per_shard` counts add up to all of them."""
     shards, files = [], {}

@@ -1,10 +1,14 @@
 """A training of some seconds, and what must be equal between two of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNetConfig
+from pipelines.runtime.layout import Storage
+from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import TrainConfig, config_for
 from pipelines.train.driver import TrainResult
@@ -34,6 +38,12 @@ def config(digits: ShardedDataset, storage: Path, **changes: Any) -> TrainConfig
 
 # Long enough to be killed on the way: some ten seconds.
 LONG: dict[str, Any] = {"steps": 200, "log_every": 40, "checkpoint_every": 100, "keep_last": 1, "keep_every": None}
+
+
+def result_of(folder: Path, checkpoints: Sequence[Checkpoint]) -> TrainResult:
+    """What a training in a folder left, as if train() had just returned."""
+    storage: Storage[Location] = Storage(folder.parent.parent)
+    return TrainResult(storage, storage.run(folder.name), "", tuple(checkpoints))
 
 
 def contents(result: TrainResult) -> dict[str, bytes]:

@@ -36,18 +36,14 @@ from ddpm_core.checkpoint import (
 from ddpm_core.errors import InputError
 from ddpm_core.training import TrainState
 from pipelines.checkpoints import saver
-from pipelines.checkpoints.saver import (
-    Saver,
+from pipelines.checkpoints.retention import mark_best, marked_steps, prune, to_delete, unmark
+from pipelines.checkpoints.saver import Saver
+from pipelines.checkpoints.store import (
     commit_snapshot,
     delete_checkpoint,
-    mark_best,
-    marked_steps,
     newest_checkpoint,
-    prune,
     saved_checkpoints,
     saved_steps,
-    to_delete,
-    unmark,
 )
 from pipelines.runtime.locations import Location, location
 

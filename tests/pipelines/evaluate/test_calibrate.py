@@ -12,8 +12,12 @@ from scipy.linalg import sqrtm
 from ddpm_core.errors import InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.rng import permutation
-from pipelines.evaluate.calibrate import CalibrateConfig, calibrate, check_calibrated, outcome_path
-from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.evaluate.calibrate import calibrate, check_calibrated, outcome_path
+from pipelines.evaluate.config import CalibrateConfig
+from pipelines.evaluate.reference import describe_extractor
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.driver import preprocess
+from pipelines.runtime.layout import local_storage
 from pipelines.shards.dataset import ShardedDataset
 
 RESNET = "features/cifar10-resnet56.torchscript.pt"
@@ -74,20 +78,20 @@ def test_distances_and_score_of_real_images_are_those_of_numpy_and_scipy(
     ]
     assert score == pytest.approx(np.mean(scores), rel=1e-5)
     assert sum(line.startswith("calibrate: ") for line in lines) == 4
-    check_calibrated(load_extractor(str(network), (3, 32, 32)), tmp_path)
+    check_calibrated(describe_extractor(str(network), cifar["train"]), local_storage(str(tmp_path)))
 
 
 def test_an_extractor_that_failed_is_not_used(digits: ShardedDataset, tmp_path: Path) -> None:
     calibrate(
         CalibrateConfig(data=str(digits.path), test_data=str(digits.path), extractor="pixels", storage=str(tmp_path))
     )
-    extractor = load_extractor("pixels", (1, 8, 8))
-    path = outcome_path(tmp_path, extractor)
+    extractor, storage = describe_extractor("pixels", digits), local_storage(str(tmp_path))
+    path = outcome_path(storage, extractor)
     facts = json.loads(path.read_text())
     assert facts["passed"]
     path.write_text(json.dumps({**facts, "passed": False}))
     with pytest.raises(InputError, match="extractor pixels failed its calibration"):
-        check_calibrated(extractor, tmp_path)
+        check_calibrated(extractor, storage)
 
 
 def test_parts_of_different_data_sets_are_refused(digits: ShardedDataset, cifar: dict[str, ShardedDataset]) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,22 @@ from ddpm_core.metrics.frechet import FeatureStatistics
 from ddpm_core.samplers import sample
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.checkpoints.network import NetworkHolder
-from pipelines.checkpoints.select import chosen_checkpoints, find_checkpoints
-from pipelines.evaluate.chain import measure_progress, stack_progress
-from pipelines.evaluate.driver import EvaluateConfig, EvaluateResult, evaluate
+from pipelines.checkpoints.select import find_checkpoints
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.driver import EvaluateResult, Evaluator, evaluate
 from pipelines.evaluate.evaluation import Evaluation, compare
-from pipelines.evaluate.evaluator import Evaluator
-from pipelines.evaluate.reference import extractor_for, reference_path, reference_statistics
-from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.evaluate.measure import chain_values, read_samples
+from pipelines.evaluate.records import Records
+from pipelines.evaluate.reference import describe_extractor, reference_path, reference_statistics
+from pipelines.evaluate.subject import choose_subject
+from pipelines.evaluate.worker import stack_chain
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.driver import preprocess
 from pipelines.runtime.chunks import chunk_path, chunk_ranges, load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool
+from pipelines.runtime.layout import local_storage
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import config_for
 from pipelines.train.driver import TrainResult, train
 from pipelines.train.worker import initial_state
@@ -61,7 +68,7 @@ def trained(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) ->
 
 def config(trained: TrainResult, storage: Path, **changes: Any) -> EvaluateConfig:
     values: dict[str, Any] = {
-        "run": str(trained.folder),
+        "run": str(trained.run.folder),
         "storage": str(storage),
         "extractor": "pixels",
         "samples": 130,
@@ -173,7 +180,7 @@ def test_only_missing_and_damaged_chunks_are_made_again(
     lines.clear()
     assert numbers(evaluate(config(trained, storage), lines.append).evaluations) == numbers(undisturbed.evaluations)
     assert lines == [
-        f"evaluate: {trained.name} is done, 2 checkpoints under protocol {again.best.protocol.fingerprint}"
+        f"evaluate: {trained.run.name} is done, 2 checkpoints under protocol {again.best.protocol.fingerprint}"
     ]
 
 
@@ -203,8 +210,8 @@ def test_another_protocol_is_another_evaluation(
 
 
 def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits: ShardedDataset) -> None:
-    extractor = extractor_for("pixels", digits)
-    first = reference_statistics(digits, "pixels", 0.5, lambda line: None)
+    extractor = describe_extractor("pixels", digits)
+    first = reference_statistics(digits, extractor, 0.5, lambda line: None)
     path = reference_path(digits, extractor)
     assert digits.sha256[:12] in path.name
     assert extractor.sha256[:12] in path.name
@@ -213,7 +220,7 @@ def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits:
     assert mean.numpy() == pytest.approx(real.mean(0), abs=1e-6)  # float32 features
     assert covariance.numpy() == pytest.approx(np.cov(real.T), abs=1e-6)
     stamp = path.stat().st_mtime_ns
-    reference_statistics(digits, "pixels", 0.5, lambda line: None)
+    reference_statistics(digits, extractor, 0.5, lambda line: None)
     assert path.stat().st_mtime_ns == stamp
 
 
@@ -249,8 +256,8 @@ def test_a_reference_of_another_size_is_refused(trained: TrainResult, tmp_path: 
 
 
 def test_damaged_weights_are_refused_not_sampled(trained: TrainResult, tmp_path: Path) -> None:
-    folder = tmp_path / trained.name
-    shutil.copytree(str(trained.folder), folder)
+    folder = tmp_path / trained.run.name
+    shutil.copytree(str(trained.run.folder), folder)
     victim = folder / "step-00000006" / "ema.safetensors"
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
@@ -357,10 +364,11 @@ def test_scores_along_the_chain_are_those_of_the_predictions_logits(tmp_path: Pa
             [(features[p, part][i : i + 3], logits[p, part][i : i + 3]) for p in range(points)]
             for i in range(0, len(indices), 3)
         ]
-        save_chunk(tmp_path, indices, stack_progress(batches), {})
+        others = {"features": torch.zeros(len(indices), 3), "images": torch.zeros(len(indices), 1, 1, 1)}
+        save_chunk(tmp_path, indices, {**stack_chain(batches), **others}, {"seconds": 1.0})
     reference = FeatureStatistics(3)
     reference.update(torch.randn(50, 3, generator=generator))
-    found = measure_progress(tmp_path, chunks, (9, 0), reference)
+    found = chain_values(read_samples(tmp_path, chunks, (9, 0)).chain, reference)
     for point, these in zip(found, logits.double().softmax(-1).numpy(), strict=True):
         splits = np.split(these, [12 * split // 10 for split in range(1, 10)])
         scores = [np.exp((p * np.log(p / p.mean(0))).sum(1).mean()) for p in splits]
@@ -370,8 +378,8 @@ def test_scores_along_the_chain_are_those_of_the_predictions_logits(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: TrainResult, tmp_path: Path) -> None:
-    run = tmp_path / trained.name
-    shutil.copytree(str(trained.folder), run)
+    run = tmp_path / trained.run.name
+    shutil.copytree(str(trained.run.folder), run)
     lines: list[str] = []
 
     def remove_the_last(line: str) -> None:
@@ -385,10 +393,12 @@ def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: T
     assert sum("step 6 is skipped: the training removed it" in line for line in lines) == 1
     with Pool(1, 0.9, print) as pool:
         asked = config(trained, tmp_path / "storage", run=str(run), seed=1)
-        evaluator = Evaluator(asked, *chosen_checkpoints(asked), pool, print)
+        storage = local_storage(asked.storage)
+        subject = choose_subject(asked, storage, print)
+        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, asked, storage)), pool, print)
         shutil.rmtree(run)
         with pytest.raises(InputError, match="has lost every checkpoint that was to be evaluated"):
-            evaluator.evaluate(evaluator.checkpoints, "selection")
+            evaluator.evaluate(subject.checkpoints, "selection")
 
 
 @pytest.mark.slow
@@ -418,7 +428,7 @@ def test_a_compiled_network_is_the_same(trained: TrainResult) -> None:
 def test_a_run_that_was_trained_anew_is_evaluated_anew(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
-    storage, run = tmp_path / "storage", tmp_path / trained.name
+    storage, run = tmp_path / "storage", tmp_path / trained.run.name
     shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
     state = initial_state(config_for("tiny", shards="", unet=trained.last.unet_config(), optim=OPTIM, seed=1))
     state.load_state_dict({**state.state_dict(), "step": 6})
@@ -449,15 +459,15 @@ def test_weights_in_the_diffusers_layout_are_evaluated_without_training(
 def test_a_checkpoint_is_found_by_its_model_in_mlflow(trained: TrainResult, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{trained.folder.parent.parent}/mlflow.db"
+    uri = f"sqlite:///{trained.storage.root}/mlflow.db"
     client = MlflowClient(uri)
     (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "ddpm"]
     models = client.search_logged_models([experiment])
     wanted = next(model for model in models if model.params["step"] == "3")
-    name, (checkpoint,) = find_checkpoints(wanted.model_id, "all", tmp_path, uri)
-    assert (name, checkpoint.step) == (trained.name, 3)
+    run, (checkpoint,) = find_checkpoints(wanted.model_id, "all", local_storage(str(tmp_path)), uri)
+    assert (run.name, checkpoint.step) == (trained.run.name, 3)
     with pytest.raises(InputError, match="run 'm-unknown' is not known"):
-        find_checkpoints("m-unknown", "all", tmp_path, uri)
+        find_checkpoints("m-unknown", "all", local_storage(str(tmp_path)), uri)
 
 
 def test_results_of_different_protocols_are_compared_only_on_request(undisturbed: EvaluateResult) -> None:
@@ -477,7 +487,8 @@ SCRIPT = """
 import json, sys
 import conftest
 from jobs.cli import run, say
-from pipelines.evaluate.driver import EvaluateConfig, evaluate
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.driver import evaluate
 if __name__ == "__main__":
     run(lambda: evaluate(EvaluateConfig(**json.loads(sys.argv[1])), say))
 """

@@ -19,11 +19,12 @@ from ddpm_core.latents import encode
 from ddpm_core.protocol import Protocol
 from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
-from pipelines.checkpoints.saver import saved_checkpoints
-from pipelines.evaluate.driver import EvaluateConfig, EvaluateResult, evaluate
-from pipelines.evaluate.neighbours import SPACES, look_up
+from pipelines.checkpoints.store import saved_checkpoints
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.driver import EvaluateResult, evaluate
+from pipelines.evaluate.neighbours import SPACES, find_neighbours
 from pipelines.evaluate.pictures import Painter, PictureProtocol
-from pipelines.evaluate.reference import extractor_for
+from pipelines.evaluate.reference import describe_extractor, load_for
 from pipelines.runtime.fan_out import Pool
 from pipelines.shards.dataset import ShardedDataset
 
@@ -229,10 +230,19 @@ def test_the_neighbours_are_those_of_brute_force_over_the_whole_training_set(
     strange = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8))
     samples = torch.cat([copies, strange])
     with Pool(2, 1.0, print) as pool:
-        found = look_up(samples, digits, digits, "pixels", tmp_path, seed=3, pool=pool, say=lambda line: None)
+        found = find_neighbours(
+            samples,
+            digits,
+            digits,
+            describe_extractor("pixels", digits),
+            tmp_path,
+            seed=3,
+            pool=pool,
+            say=lambda line: None,
+        )
     held = rng.permutation(3, "held-out", 0, len(digits))[:6].sort().values.numpy()
     queries = np.concatenate([samples.numpy(), everything[held]])
-    extractor = extractor_for("pixels", digits)
+    extractor = load_for("pixels", digits)
     for space in SPACES:
         a, b = (
             (

@@ -22,9 +22,9 @@ from ddpm_core.errors import InputError
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
+from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.driver import (
     Likelihood,
-    LikelihoodConfig,
     LikelihoodResult,
     chosen_images,
     measure_likelihood,
@@ -322,7 +322,8 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing_behind(
 def test_images_of_another_size_are_refused_before_an_mlflow_run_is_made(
     trained: Path, tmp_path: Path, digits_lmdb: Path
 ) -> None:
-    from pipelines.preprocess.driver import PreprocessConfig, preprocess
+    from pipelines.preprocess.config import PreprocessConfig
+    from pipelines.preprocess.driver import preprocess
 
     preprocess(PreprocessConfig(source=str(digits_lmdb), output=str(tmp_path / "16"), image_size=16, channels=1))
     with pytest.raises(InputError, match=r"holds images 16x16x1, but run '.*' codes 8x8x1: give images") as caught:

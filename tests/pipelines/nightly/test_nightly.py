@@ -25,7 +25,7 @@ from ddpm_core.checkpoint import open_checkpoint, write_checkpoint
 from ddpm_core.errors import InputError
 from jobs.cli import run
 from jobs.nightly_eval import main
-from pipelines.checkpoints.saver import marked_steps
+from pipelines.checkpoints.retention import marked_steps
 from pipelines.evaluate.driver import evaluate
 from pipelines.nightly import alarms
 from pipelines.nightly.conclude import Morning
@@ -44,10 +44,10 @@ class Season:
 
     def __init__(self, trained: TrainResult, storage: Path) -> None:
         self.run, self.run_id, self.storage, self.folder = (
-            trained.name,
+            trained.run.name,
             trained.run_id,
             storage,
-            Path(str(trained.folder)),
+            Path(str(trained.run.folder)),
         )
         self.hidden = storage / "hidden"
         self.client = MlflowClient(tracking_uri=f"sqlite:///{storage}/mlflow.db")
@@ -141,7 +141,7 @@ def season(summer: TrainResult, digits: ShardedDataset, tmp_path: Path, monkeypa
     wrong, and rightly so: here nobody is told."""
     monkeypatch.setattr(alarms, "NARROW", 0.0)
     monkeypatch.setattr(alarms, "SATURATED", 1.0)
-    shutil.copytree(Path(str(summer.folder)), tmp_path / "train" / summer.name)
+    shutil.copytree(Path(str(summer.run.folder)), tmp_path / "train" / summer.run.name)
     found = Season(train(training(digits, tmp_path)), tmp_path)  # finds it done, and makes its MLflow run
     found.hidden.mkdir()
     for path in found.folder.glob("step-*"):

@@ -24,7 +24,8 @@ from support.processes import ROOT
 
 from ddpm_core.commit import sha256_file
 from ddpm_core.errors import InputError
-from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.driver import preprocess
 from pipelines.shards.dataset import ShardedDataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -243,7 +244,8 @@ def test_a_bucket_holds_the_same_bytes_as_a_folder(messy: Path, s3_bucket: str, 
 
 KILLED = """
 import sys
-from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.driver import preprocess
 preprocess(PreprocessConfig(source=sys.argv[1], output=sys.argv[2], image_size=8, channels=1, images_per_shard=50))
 """
 

@@ -105,7 +105,7 @@ def test_nothing_to_do_starts_nothing() -> None:
 def test_waiting_for_a_cluster_that_others_have_taken_is_told(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.runtime.fan_out.SILENCE", 1.0)
+    monkeypatch.setattr("pipelines.runtime.fan_out.STALL", 1.0)
     release: list[Any] = []
 
     def hear(line: str) -> None:

@@ -25,11 +25,11 @@ from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, location
 from pipelines.shards import reader
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.shards.format import ShardWriter, Storage, image_offsets
+from pipelines.shards.format import PixelStorage, ShardWriter, image_offsets
 from pipelines.shards.reader import GroupCache
 
 SHAPE = (128, 128, 3)  # 341 images a row group
-STORAGES: tuple[Storage, ...] = ("uint8", "float32")
+STORAGES: tuple[PixelStorage, ...] = ("uint8", "float32")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def dataset(request: pytest.FixtureRequest, pixels: np.ndarray, tmp_path_factory
     return write_dataset(tmp_path_factory.mktemp("data") / "set", pixels, [400, 0, 398, 2], request.param)
 
 
-def write(path: Path, pixels: np.ndarray, storage: Storage = "uint8") -> None:
+def write(path: Path, pixels: np.ndarray, storage: PixelStorage = "uint8") -> None:
     with ShardWriter(path, pixels.shape[1:], storage) as writer:
         for number, image in enumerate(pixels):
             assert writer.append(f"{number:03d}", image) == hashlib.sha256(image.tobytes()).digest()
@@ -136,7 +136,7 @@ def test_a_shard_written_anew_in_another_encoding_is_still_read(
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_the_bytes_of_a_shard_depend_on_its_content_alone(tmp_path: Path, storage: Storage) -> None:
+def test_the_bytes_of_a_shard_depend_on_its_content_alone(tmp_path: Path, storage: PixelStorage) -> None:
     pixels = random_pixels(1030, (4, 4, 1))
     write(tmp_path / "a", pixels, storage)
     write(tmp_path / "b", np.asfortranarray(pixels), storage)
@@ -251,7 +251,7 @@ def test_a_failed_read_is_told_to_all_threads_and_tried_again() -> None:
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_an_object_store_is_read_by_row_groups_once_each(
-    pixels: np.ndarray, s3_bucket: str, tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    pixels: np.ndarray, s3_bucket: str, tmp_path: Path, storage: PixelStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = location(f"{s3_bucket}/{tmp_path.name}", option="--shards")
     dataset = write_dataset(place, pixels[:500], [400, 100], storage)
@@ -376,7 +376,7 @@ def overwrite(file: Path) -> None:
 @pytest.mark.parametrize("damage", [Path.unlink, empty, cut, overwrite])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_damaged_file_is_named_in_a_sentence(
-    tmp_path: Path, storage: Storage, damage: Callable[[Path], None]
+    tmp_path: Path, storage: PixelStorage, damage: Callable[[Path], None]
 ) -> None:
     dataset = write_dataset(tmp_path / "set", random_pixels(20, (8, 8, 3)), [10, 10], storage)
     damage(tmp_path / "set" / "shard-00001.parquet")

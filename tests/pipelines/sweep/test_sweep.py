@@ -54,8 +54,8 @@ def test_a_trial_is_the_plain_run_of_its_values(
     same = replace(config.train, diffusion=replace(config.train.diffusion, schedule="quad"))
     lines: list[str] = []
     plain = train(same, lines.append)
-    assert lines == [f"train: {plain.name} is done, 4 steps"]
-    assert (plain.run_id, plain.name) == (outcome.run_id, run_name(same, digits))
+    assert lines == [f"train: {plain.run.name} is done, 4 steps"]
+    assert (plain.run_id, plain.run.name) == (outcome.run_id, run_name(same, digits))
     lines.clear()
     measured = replace(MEASURED, noise="report", run=str(plain.last.path), storage=str(storage))
     assert evaluate(measured, lines.append).best.distance == outcome.distance

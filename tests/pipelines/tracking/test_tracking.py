@@ -17,7 +17,8 @@ from support.states import new_state
 
 from ddpm_core.checkpoint import Checkpoint, save_checkpoint
 from ddpm_core.errors import InputError
-from pipelines.evaluate.driver import EvaluateConfig, evaluate
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.driver import evaluate
 from pipelines.runtime.locations import location
 from pipelines.tracking import retry, sqlite_lease
 from pipelines.tracking.queries import name_of_run
@@ -244,7 +245,7 @@ def test_a_uri_without_a_password_is_none_with_one(uri: str) -> None:
 ELSEWHERE = """
 import sys
 from pathlib import Path
-from pipelines import writers
+from pipelines.tracking import sqlite_lease
 sqlite_lease.machine = lambda: "elsewhere"
 sqlite_lease.claim(Path(sys.argv[1]))
 print("writing", flush=True)

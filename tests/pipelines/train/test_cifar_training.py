@@ -25,7 +25,8 @@ from ddpm_core.dropout import addressed_dropout
 from ddpm_core.interop import WEIGHTS, to_diffusers
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNetConfig
-from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.driver import preprocess
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import config_for
 from pipelines.train.driver import train

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 from support.processes import IMPORTED, ROOT, wait_for, workers_of
-from support.training import LONG, config, contents, losses, starts
+from support.training import LONG, config, contents, losses, result_of, starts
 
 from ddpm_core.checkpoint import open_checkpoint
 from ddpm_core.diffusion import DiffusionConfig
@@ -48,7 +48,7 @@ def logged(result: TrainResult, storage: Path) -> list[tuple[int, float]]:
 def test_a_run_leaves_checkpoints_records_and_models(undisturbed: TrainResult) -> None:
     assert [checkpoint.step for checkpoint in undisturbed.checkpoints] == [4, 8, 12]
     assert [step for step, _, _ in losses(undisturbed)] == [2, 4, 6, 8, 10, 12]
-    storage = Path(str(undisturbed.folder.parent.parent))
+    storage = Path(str(undisturbed.storage.root))
     assert logged(undisturbed, storage) == [(step, loss) for step, loss, _ in losses(undisturbed)]
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     run = client.get_run(undisturbed.run_id)
@@ -61,17 +61,17 @@ def test_a_run_leaves_checkpoints_records_and_models(undisturbed: TrainResult) -
 def test_the_same_command_again_does_nothing(undisturbed: TrainResult, digits: ShardedDataset) -> None:
     before = undisturbed.last.path.stat().st_mtime_ns
     lines: list[str] = []
-    again = train(config(digits, Path(str(undisturbed.folder.parent.parent))), lines.append)
+    again = train(config(digits, Path(str(undisturbed.storage.root))), lines.append)
     assert again == undisturbed
     assert again.last.path.stat().st_mtime_ns == before
-    assert lines == [f"train: {again.name} is done, 12 steps"]
+    assert lines == [f"train: {again.run.name} is done, 12 steps"]
 
 
 def test_one_worker_takes_the_same_steps_as_two(
     undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
     one = train(config(digits, tmp_path, workers=1))
-    assert one.name == undisturbed.name
+    assert one.run.name == undisturbed.run.name
     for ours, theirs in zip(losses(one), losses(undisturbed), strict=True):
         # Sums of eight float32 losses in another order; twelve steps do not amplify that beyond 1e-5.
         assert ours == pytest.approx(theirs, rel=1e-5)
@@ -107,7 +107,7 @@ import ray
 from jobs.cli import run, say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.driver import train
-from support.training import config
+from support.training import config, result_of
 if __name__ == "__main__":
     ray.init("local", num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False)
     settings = config(ShardedDataset.open({shards!r}), Path({storage!r}), **json.loads({changes!r}))
@@ -127,7 +127,7 @@ def driver_of(digits: ShardedDataset, storage: Path, **changes: Any) -> subproce
 def test_old_checkpoints_make_room_and_samples_are_shown_on_the_way(long_run: TrainResult) -> None:
     assert [checkpoint.step for checkpoint in long_run.checkpoints] == [200]
     assert [step for step, _, _ in losses(long_run)] == [40, 80, 120, 160, 200]  # no record went with them
-    storage = Path(str(long_run.folder.parent.parent))
+    storage = Path(str(long_run.storage.root))
     grids = sorted(storage.glob("mlartifacts/*/*/artifacts/training/*.png"))
     assert [path.name for path in grids] == ["samples-00000100.png", "samples-00000200.png"]
     assert Image.open(grids[0]).size == (8 * 8, 8 * 8)
@@ -198,7 +198,7 @@ def train_while(
     assert done.returncode == 0, lines
     path = Path(lines[-1])
     assert path.is_relative_to(folder / "driver" / "runs")  # a relative --storage is the driver's
-    return TrainResult("", "", path.parent, (open_checkpoint(path),)), lines
+    return result_of(path.parent, [open_checkpoint(path)]), lines
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_a_run_in_an_object_store_is_the_same_run(
     assert [checkpoint.step for checkpoint in train(settings).checkpoints] == [4, 8]
     resumed = train(replace(settings, steps=12))
     assert contents(resumed) == contents(undisturbed)
-    assert resumed.name == undisturbed.name
+    assert resumed.run.name == undisturbed.run.name
 
 
 def test_a_tracking_server_that_does_not_answer_is_named_at_once(digits: ShardedDataset, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""A run's checkpoints in its folder, local or in an object store: listed, committed, deleted.
+
+Locally a checkpoint appears by a rename and disappears by one. In an object store its manifest is uploaded last and
+deleted first. Either way a manifest under a final name means that the whole is there.
+"""
+
+import contextlib
+import errno
+import hashlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpm_core.checkpoint import (
+    NAME,
+    Checkpoint,
+    checkpoint_name,
+    list_checkpoints,
+    list_steps,
+    open_checkpoint,
+    write_checkpoint,
+)
+from ddpm_core.commit import MANIFEST
+from ddpm_core.errors import InputError
+from pipelines.runtime.locations import Location, forget_listings
+
+Record = Mapping[str, Any]
+
+
+def saved_steps(folder: Location) -> list[int]:
+    """The steps of a run's finished checkpoints, ascending."""
+    forget_listings(folder)
+    return list_steps(folder)
+
+
+def saved_checkpoints(folder: Location) -> list[Checkpoint]:
+    """A run's finished checkpoints, by ascending step."""
+    forget_listings(folder)
+    return list_checkpoints(folder)
+
+
+def made_at(checkpoint: Location) -> float:
+    """When a checkpoint was finished, in seconds; 0 where it has been deleted meanwhile."""
+    try:
+        return float((checkpoint / MANIFEST).stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0
+
+
+def newest_checkpoint(folder: Location, until: int) -> Checkpoint | None:
+    """The last checkpoint up to step `until`; a longer run of the same configuration may have made later ones."""
+    steps = [step for step in saved_steps(folder) if step <= until]
+    return open_checkpoint(folder / checkpoint_name(steps[-1])) if steps else None
+
+
+def commit_snapshot(
+    folder: Location, saved: Mapping[str, Any], config: Mapping[str, Any], history: Sequence[Record]
+) -> None:
+    """Commit a snapshot as folder/step-00001234. OSError where that fails, with every other checkpoint left intact."""
+    if isinstance(folder, Path):
+        if not folder.is_dir():  # an unmounted disk, for instance: a folder made anew would hide that
+            raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(folder))
+        write_checkpoint(folder, saved, config, history)
+        return
+    with tempfile.TemporaryDirectory(prefix=staging_prefix(folder)) as temporary, store_errors():
+        local = write_checkpoint(Path(temporary), saved, config, history)
+        target = folder / local.path.name
+        _take_manifest_away(target)  # of an earlier one of this step, before its files are replaced
+        for name in [*local.files, MANIFEST]:
+            target.fs.put_file(str(local.path / name), (target / name).path)
+
+
+def delete_checkpoint(folder: Location, step: int) -> None:
+    """Delete a checkpoint. Whatever stops this, a reader finds it whole or not at all. OSError where that fails."""
+    target = folder / checkpoint_name(step)
+    if isinstance(target, Path):
+        discarded = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.del")
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(discarded)
+        shutil.rmtree(discarded, ignore_errors=True)  # prune() tries again
+        return
+    with store_errors(), contextlib.suppress(FileNotFoundError):
+        forget_listings(target)
+        _take_manifest_away(target)
+        for path in target.fs.find(target.path):  # fs.rm would take a name with brackets for a pattern
+            target.fs.rm_file(path)
+        with contextlib.suppress(OSError):  # most stores have no folders
+            target.fs.rmdir(target.path)
+
+
+def _take_manifest_away(target: Any) -> None:
+    """From here on an object store's checkpoint is not one, although its files are there."""
+    with contextlib.suppress(FileNotFoundError):
+        target.fs.rm_file((target / MANIFEST).path)
+
+
+def staging_prefix(folder: Location) -> str:
+    """What the temporary folders for uploads to `folder` are called, so that a later process knows a killed one's."""
+    return f"ddpm-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-"
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Every store raises its own errors: as OSError."""
+    try:
+        yield
+    except (OSError, InputError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def discard_torn(folder: Location, before: int, whole: Sequence[int]) -> None:
+    """Delete what interrupted deletions and uploads left of checkpoints before a step; `whole`: the steps to keep."""
+    if isinstance(folder, Path):
+        for discarded in folder.glob(".step-*.del"):
+            shutil.rmtree(discarded, ignore_errors=True)
+        return
+    named = [int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
+    for torn in {number for number in named if number < before} - set(whole):
+        delete_checkpoint(folder, torn)

@@ -1,0 +1,68 @@
+"""What is coded, decoded or measured, as values."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ddpm_core.codec import DEFAULT_STEPS
+from ddpm_core.ranges import Count, Positive, Range
+from pipelines.runtime.options import StorageOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(StorageOptions):
+    """Which checkpoint codes, and how many images at once."""
+
+    run: str
+    """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
+    checkpoint: str = "latest"
+    """Which of the run's: latest, or a step."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Averaged weights, or the last ones."""
+    batch_size: Positive[int] = 16
+    """Images the network sees at once; files do not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(ModelConfig):
+    """Images to coded files."""
+
+    images: tuple[str, ...]
+    """Image files of the network's size, grey or RGB, or folders of them."""
+    output: str
+    """The folder for the coded files, which are called as the images are, with the ending .x0."""
+    steps: Positive[int] = DEFAULT_STEPS
+    """How many of the model's timesteps to visit: more make smaller files up to a point, each is a network pass."""
+    seed: Annotated[int, Range("a number from 0 to 2^32 - 1", low=0.0, high=2.0**32 - 1)] = 0
+    """Of the shared noise; it is written into the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig(ModelConfig):
+    """Coded files to images."""
+
+    files: tuple[str, ...]
+    """Coded files, or folders of them."""
+    output: str
+    """The folder for the images, PNG."""
+    partial: bool = False
+    """Decode files that were cut to the image that was predicted there; otherwise they are refused."""
+    frames: bool = False
+    """Write besides how each image sharpened: NAME-BYTES.png, what the first so many bytes are worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveConfig(ModelConfig):
+    """Files of a data set's images, their rate and distortion, and what others do with the same images."""
+
+    data: str
+    """The shards whose images are coded: the first so many of a permutation that the seed decides."""
+    output: str
+    """The folder for curve.json and curve.svg."""
+    images: Positive[int] = 16
+    """How many images."""
+    steps: Positive[int] = DEFAULT_STEPS
+    """How many of the model's timesteps the files visit."""
+    theory_steps: Positive[int] | None = None
+    """Timesteps of the theory's chain: all by default, as in the paper; fewer are quicker and a looser bound."""
+    seed: Count[int] = 0
+    """Of the choice of images, the shared noise and the theory's noise."""

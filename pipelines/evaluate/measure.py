@@ -1,0 +1,204 @@
+"""From the chunks of a checkpoint's samples to its numbers: the chunks are read once, whatever is measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from ddpm_core import rng
+from ddpm_core.metrics import (
+    ExtrapolatedFrechetDistance,
+    FeatureStatistics,
+    FrechetDistance,
+    InceptionScore,
+    KernelDistance,
+    PrecisionRecall,
+    frechet_interval,
+)
+from ddpm_core.protocol import Protocol
+from pipelines.evaluate.reference import SPLITS, Reference
+from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
+from pipelines.runtime.chunks import load_chunk
+from pipelines.shards.dataset import ShardedDataset
+
+GRID = 64  # samples shown: the first ones, whatever they look like
+MIN_CHUNKS = 5  # for an interval
+KID_SUBSETS, KID_SUBSET = 100, 1000  # of the kernel distance, as Binkowski et al. have them
+COLUMNS = 64  # of features in float64 at once
+PR_K = 3  # nearest neighbours, as Kynkaanniemi et al. have them
+
+
+@dataclass
+class ChainPoint:
+    """The x_0 predicted at one timestep of the chain: sums over all samples."""
+
+    t: int
+    statistics: FeatureStatistics
+    score: InceptionScore | None
+
+
+@dataclass
+class Samples:
+    """What the chunks of a checkpoint's samples hold.
+
+    features, logits: of each chunk, [n,d] and [n,k], the latter empty without logits. images: the first GRID samples, uint8
+    [n,h,w,c]. seconds: that workers took. chain: by descending t.
+    """
+
+    chunks: Sequence[range]
+    features: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+    seconds: float = 0.0
+    chain: list[ChainPoint] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return self.chunks[-1].stop
+
+    def score(self, num_logits: int) -> InceptionScore:
+        """An Inception score that waits for these samples' logits."""
+        return InceptionScore(self.count, min(SPLITS, self.count), num_logits)
+
+
+def read_samples(folder: Path, chunks: Sequence[range], timesteps: Sequence[int]) -> Samples:
+    """Read all chunks, in order; of the chain's predictions at `timesteps` only sums are kept, for they are many. Raises
+    InputError if a chunk is damaged."""
+    samples, shown = Samples(chunks), []
+    for indices in chunks:
+        tensors, facts = load_chunk(folder, indices)
+        samples.features.append(tensors["features"])
+        if "logits" in tensors:
+            samples.logits.append(tensors["logits"])
+        if indices.start < GRID:
+            shown.append(tensors["images"])
+        samples.seconds += facts["seconds"]
+        if timesteps:
+            add_chain(samples, indices, timesteps, tensors[CHAIN], tensors.get(CHAIN_LOGITS))
+    samples.images = torch.cat(shown)[:GRID]
+    return samples
+
+
+def add_chain(
+    samples: Samples, indices: range, timesteps: Sequence[int], features: Tensor, logits: Tensor | None
+) -> None:
+    """Add a chunk's predictions along the chain, [points,n,d] and [points,n,k]."""
+    if not samples.chain:
+        dim, classes = features.shape[-1], None if logits is None else logits.shape[-1]
+        samples.chain = [
+            ChainPoint(t, FeatureStatistics(dim), None if classes is None else samples.score(classes))
+            for t in timesteps
+        ]
+    for number, point in enumerate(samples.chain):
+        point.statistics.update(features[number])
+        if point.score is not None and logits is not None:
+            point.score.update(logits[number], torch.tensor(indices))
+
+
+class ChunkStatistics(Sequence[FeatureStatistics]):
+    """The statistics of each chunk's features, made when they are asked for: 33 MB each at 2048 dimensions."""
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @overload
+    def __getitem__(self, number: int) -> FeatureStatistics: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[FeatureStatistics]: ...
+    def __getitem__(self, number: int | slice) -> FeatureStatistics | Sequence[FeatureStatistics]:
+        if isinstance(number, slice):
+            return ChunkStatistics(self.features[number])
+        statistics = FeatureStatistics(self.features[number].shape[1])
+        statistics.update(self.features[number])
+        return statistics
+
+
+def distance_and_interval(
+    features: Sequence[Tensor], reference: FeatureStatistics
+) -> tuple[float, tuple[float, float] | None]:
+    """(Frechet distance, its 95 % interval) of the features [n,d] of chunks; None if they are too few for one."""
+    parts, distance = ChunkStatistics(features), FrechetDistance(reference)
+    for part in parts:
+        distance.merge_state(part.statistics())
+    return float(distance.compute()), frechet_interval(parts, reference) if len(parts) >= MIN_CHUNKS else None
+
+
+def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset: ShardedDataset) -> dict[str, float]:
+    """The metrics of samples against a reference, whose images are the data set's."""
+    every, statistics = torch.cat(samples.features), reference.statistics
+    values = distance_values(samples.features, every, statistics, protocol)
+    values |= neighbour_values(every[: protocol.neighbours], reference.features[: protocol.neighbours], protocol)
+    if samples.logits:
+        score = samples.score(samples.logits[0].shape[1])
+        for indices, logits in zip(samples.chunks, samples.logits, strict=True):
+            score.update(logits, torch.tensor(indices))
+        mean, std = score.compute()
+        values |= {protocol.score: float(mean), f"{protocol.score}_std": float(std)}
+    variance = sum(float(columns.double().var(0).sum()) for columns in every.split(COLUMNS, dim=1))
+    if (real := float(statistics.moments()[1].trace())) > 0:
+        values[protocol.metric("spread")] = math.sqrt(variance / real)
+    values["samples_per_second"] = protocol.num_samples / samples.seconds  # of one worker
+    return values | saturation_values(samples.images, dataset)
+
+
+def distance_values(
+    features: Sequence[Tensor], every: Tensor, statistics: FeatureStatistics, protocol: Protocol
+) -> dict[str, float]:
+    """The Frechet distance with its interval and its extrapolation to infinitely many samples, if there are enough."""
+    name = protocol.distance
+    distance, interval = distance_and_interval(features, statistics)
+    values = {name: distance}
+    if interval is not None:
+        values |= {f"{name}_ci_low": interval[0], f"{name}_ci_high": interval[1]}
+    if len(every) // 10 > every.shape[1]:  # below, covariances are singular and the line in 1/n is none
+        extrapolated = ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
+        extrapolated.update(every, torch.arange(len(every)))
+        values[f"{name}_infinity"] = float(extrapolated.compute())
+    return values
+
+
+def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[str, float]:
+    """What looks at single features rather than at moments: KID, precision and recall."""
+    numbers, smaller = torch.arange(len(samples)), min(len(samples), len(real))
+    kernel = KernelDistance(real, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET, smaller))
+    kernel.update(samples, numbers)
+    kid, kid_std = kernel.compute()
+    values = {protocol.metric("kid"): float(kid), f"{protocol.metric('kid')}_std": float(kid_std)}
+    if smaller > PR_K:
+        neighbourhoods = PrecisionRecall(real, PR_K)
+        neighbourhoods.update(samples, numbers)
+        precision, recall = neighbourhoods.compute()
+        values |= {protocol.metric("precision"): float(precision), protocol.metric("recall"): float(recall)}
+    return values
+
+
+def saturation_values(shown: Tensor, dataset: ShardedDataset) -> dict[str, float]:
+    """The share of values that are black or white to the last level, of samples uint8 [n,h,w,c] and of as many images."""
+    chosen = rng.permutation(0, "saturation", 0, len(dataset))[: len(shown)].sort().values.numpy()
+    pixels = {"saturation": shown, "saturation_data": torch.from_numpy(dataset.pixels(chosen))}
+    return {name: float(((each == 0) | (each == 255)).double().mean()) for name, each in pixels.items()}
+
+
+def chain_values(chain: Sequence[ChainPoint], reference: FeatureStatistics) -> list[dict[str, float]]:
+    """{"t", "distance", "score"} of the x_0 predicted at each timestep (Fig. 10 of the paper); no score without logits."""
+    values = []
+    for point in chain:
+        distance = FrechetDistance(reference)
+        distance.merge_state(point.statistics)
+        value = {"t": point.t, "distance": float(distance.compute())}
+        if point.score is not None:
+            value["score"] = float(point.score.compute()[0])
+        values.append(value)
+    return values
+
+
+def first_images(folder: Path, chunks: Sequence[range]) -> Tensor:
+    """The samples that are shown, uint8 [n,h,w,c]."""
+    return torch.cat([load_chunk(folder, indices)[0]["images"] for indices in chunks if indices.start < GRID])[:GRID]

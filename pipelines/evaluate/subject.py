@@ -1,0 +1,159 @@
+"""What is evaluated, what it is compared with, and under which protocols."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.commit import MANIFEST
+from ddpm_core.errors import InputError
+from ddpm_core.protocol import Protocol
+from pipelines.checkpoints.foreign import import_weights
+from pipelines.checkpoints.select import find_checkpoints
+from pipelines.evaluate.calibrate import check_calibrated
+from pipelines.evaluate.config import EvaluateConfig, Purpose
+from pipelines.evaluate.measure import GRID
+from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
+from pipelines.evaluate.worker import SampleSettings, progress_timesteps
+from pipelines.runtime.chunks import chunk_ranges
+from pipelines.runtime.layout import Run, Storage
+from pipelines.runtime.progress import Say
+from pipelines.shards.dataset import ShardedDataset
+from pipelines.tracking.uri import tracking_uri
+
+Role = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Checkpoints of one run, all of one configuration, and what they are compared with.
+
+    chunks: of the sample numbers. timesteps: of the chain, at which predictions of x_0 are measured too.
+    """
+
+    config: EvaluateConfig
+    run: Run[Path]
+    checkpoints: tuple[Checkpoint, ...]
+    references: Mapping[Role, ShardedDataset]
+    extractor: Extractor
+    chunks: Sequence[range]
+    timesteps: tuple[int, ...]
+
+    def protocol(self, role: Role, purpose: Purpose) -> Protocol:
+        """What the numbers will depend on. Raises InputError for a sampler that cannot be."""
+        config, dataset, extractor = self.config, self.references[role], self.extractor
+        T = self.checkpoints[0].diffusion_config().num_timesteps
+        steps = sampler_steps(config, T)
+        return Protocol(
+            num_samples=config.samples,
+            seed=config.seed,
+            purpose=purpose,
+            sampler=config.sampler,
+            sampler_steps=steps,
+            spacing=config.spacing if steps < T else "uniform",
+            clip_denoised=True,
+            weights="raw" if config.weights == "raw" else "ema",
+            batch_size=min(config.batch_size, config.chunk_size),
+            precision=config.precision,
+            extractor=extractor.name,
+            extractor_sha256=extractor.sha256,
+            resize=extractor.resize,
+            reference=dataset.name,
+            reference_sha256=dataset.sha256,
+            reference_images=len(dataset),
+            against=role,
+            neighbours=NEIGHBOURS,
+        )
+
+    def protocols(self, purpose: Purpose) -> dict[Role, Protocol]:
+        """That against each reference."""
+        return {role: self.protocol(role, purpose) for role in self.references}
+
+    def results(self, protocol: Protocol) -> Path:
+        """The folder of a protocol's results, one in it for each checkpoint."""
+        return self.run.results(protocol.fingerprint)
+
+    def samples(self, purpose: Purpose) -> Path:
+        """The folder of the samples of one noise, one in it for each checkpoint."""
+        return self.run.samples(self.protocol("train", purpose).samples_fingerprint)
+
+    def is_measured(self, checkpoint: Checkpoint, purpose: Purpose) -> bool:
+        """Whether finished evaluations of these very weights are there, against every reference."""
+        return all(
+            is_finished(self.results(protocol) / checkpoint.path.name, checkpoint, protocol, self.timesteps)
+            for protocol in self.protocols(purpose).values()
+        )
+
+    def settings(self, purpose: Purpose) -> SampleSettings:
+        """What workers need to know to draw the samples of one noise."""
+        protocol = self.protocol("train", purpose)
+        height, width, channels = self.references["train"].shape
+        return SampleSettings(
+            shape=(channels, height, width),
+            method=protocol.sampler,
+            steps=protocol.sampler_steps,
+            spacing=protocol.spacing,
+            weights=protocol.weights,
+            seed=protocol.seed,
+            purpose=protocol.purpose,
+            batch_size=protocol.batch_size,
+            precision=self.config.precision,
+            compile=self.config.compile,
+            images_to_keep=max(GRID, self.config.nearest),
+            progress=self.timesteps,
+        )
+
+
+def sampler_steps(config: EvaluateConfig, num_timesteps: int) -> int:
+    """How many timesteps the sampler visits. Raises InputError for more than there are."""
+    steps = config.sampler_steps or num_timesteps
+    if steps > num_timesteps:
+        raise InputError(f"--sampler-steps is {steps}: the run's schedule has {num_timesteps} timesteps")
+    return steps
+
+
+def choose_subject(config: EvaluateConfig, storage: Storage[Path], say: Say) -> Subject:
+    """The checkpoints that a configuration asks for. Raises InputError if there are none, or they cannot be evaluated."""
+    if config.foreign:
+        chosen = import_weights(config.weights, config.reference, storage)
+    else:
+        chosen = find_checkpoints(config.run or "", config.checkpoints, storage, tracking_uri(config, storage))
+    return open_subject(config, *chosen, storage, say)
+
+
+def open_subject(
+    config: EvaluateConfig, run: Run[Path], checkpoints: tuple[Checkpoint, ...], storage: Storage[Path], say: Say
+) -> Subject:
+    """Checkpoints of a run, at least one, with their references and extractor. Raises InputError if a reference does not
+    fit, or the extractor cannot be had or failed its calibration."""
+    first = checkpoints[0]
+    given = config.reference or first.config["shards"]
+    references: dict[Role, ShardedDataset] = {"train": open_reference(given, "--reference", first, run.name)}
+    if config.test_reference is not None:
+        references["test"] = open_reference(config.test_reference, "--test-reference", first, run.name)
+    extractor = describe_extractor(config.extractor, references["train"])
+    check_calibrated(extractor, storage)
+    if config.samples <= extractor.dim:
+        say(
+            f"evaluate: {config.samples:,} samples for {extractor.dim:,} features: the covariance is singular and "
+            "the distance far above its value at large n"
+        )
+    T = first.diffusion_config().num_timesteps
+    steps = sampler_steps(config, T)
+    spacing = config.spacing if steps < T else "uniform"
+    timesteps = progress_timesteps(T, steps, spacing, config.progress)
+    chunks = chunk_ranges(config.samples, config.chunk_size)
+    return Subject(config, run, checkpoints, references, extractor, chunks, timesteps)
+
+
+def is_finished(folder: Path, checkpoint: Checkpoint, protocol: Protocol, timesteps: Sequence[int]) -> bool:
+    """Whether a finished evaluation of these very weights is there, with the points of the chain that are asked for."""
+    try:
+        facts = json.loads((folder / MANIFEST).read_text())
+        measured = [point["t"] for point in facts["progress"]]
+        same = facts["weights_sha256"] == checkpoint.weights_sha256(protocol.weights)
+        return bool(same and (not timesteps or measured == list(timesteps)))
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,105 @@
+"""Where things lie in a storage: the folder or URL that holds trainings, evaluations, sweeps and nights.
+
+    train/RUN/step-00001000/        checkpoints, with config.json and best.json beside them
+    evaluate/RUN/PROTOCOL/step-.../ numbers of one checkpoint under one protocol
+    evaluate/RUN/samples-.../       chunks of samples and their features; pictures-.., likelihood-.. likewise
+    sweep/NAME/                     outcomes of a sweep's trials
+    nightly/EXPERIMENT/             the night's report and ledger
+    calibration/                    which extractors gave known answers
+    ray/                            what Ray Train and Ray Tune keep of runs
+    mlflow.db, mlartifacts/         MLflow's records, unless a tracking server keeps them
+
+Every such path is made here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+from pipelines.runtime.locations import Location, absolute, location
+
+Root = TypeVar("Root", Path, Location, covariant=True)
+
+
+@dataclass(frozen=True)
+class Run(Generic[Root]):
+    """A training's place: its checkpoints, and the results that belong to them.
+
+    folder: of its checkpoints. evaluations: of its results, in the storage of whoever evaluates.
+    """
+
+    name: str
+    folder: Location
+    evaluations: Root
+
+    def results(self, protocol: str) -> Root:
+        """The numbers under a protocol, given by its fingerprint; in it, a folder for each checkpoint."""
+        return self.evaluations / protocol
+
+    def samples(self, fingerprint: str) -> Root:
+        """The chunks of samples, by the fingerprint of what decides them."""
+        return self.evaluations / f"samples-{fingerprint}"
+
+    def pictures(self, fingerprint: str) -> Root:
+        """The parts of pictures, by the fingerprint of what decides them."""
+        return self.evaluations / f"pictures-{fingerprint}"
+
+    def likelihood(self, protocol: str) -> Root:
+        """The likelihoods under a protocol, given by its fingerprint."""
+        return self.evaluations / f"likelihood-{protocol}"
+
+
+@dataclass(frozen=True)
+class Storage(Generic[Root]):
+    """A storage, by its absolute path or URL."""
+
+    root: Root
+
+    def run(self, name: str, folder: Location | None = None) -> Run[Root]:
+        """The training of a name. folder: of its checkpoints, if they lie outside this storage."""
+        return Run(name, self.trainings / name if folder is None else folder, self.root / "evaluate" / name)
+
+    @property
+    def trainings(self) -> Root:
+        """The folder of all trainings, one in it for each."""
+        return self.root / "train"
+
+    @property
+    def ray(self) -> Root:
+        """What Ray Train and Ray Tune keep."""
+        return self.root / "ray"
+
+    def sweep(self, name: str) -> Root:
+        """The outcomes of a sweep."""
+        return self.root / "sweep" / name
+
+    def nights(self, experiment: str) -> Root:
+        """The report and ledger of an experiment's nightly evaluation."""
+        return self.root / "nightly" / quote(experiment, safe="")
+
+    def calibration(self, extractor: str) -> Root:
+        """The outcome of an extractor's calibration; `extractor` holds its name and sha256."""
+        return self.root / "calibration" / f"{extractor}.json"
+
+    @property
+    def database(self) -> Root:
+        """MLflow's SQLite database."""
+        return self.root / "mlflow.db"
+
+    def artifacts(self, experiment: str) -> Root:
+        """MLflow's artifacts of an experiment."""
+        return self.root / "mlartifacts" / experiment
+
+
+LocalStorage = Storage[Path]
+
+
+def open_storage(path: str) -> Storage[Location]:
+    """A storage at a path or URL. Raises InputError if it cannot be reached."""
+    return Storage(location(path, option="--storage"))
+
+
+def local_storage(path: str) -> Storage[Path]:
+    """A storage on a local or mounted disk. Raises InputError for a URL."""
+    return Storage(absolute(path, option="--storage"))
