@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 from ddpm_core.diffusion import DiffusionConfig, LossType, MeanType
 from ddpm_core.errors import InputError
-from ddpm_core.priors import matching_beta_end
 from ddpm_core.rng import derive_seed
-from ddpm_core.schedules import Schedule
+from ddpm_core.schedules import Schedule, matching_beta_end
 from pipelines.train.config import TrainConfig
 
 MATCHED: tuple[Schedule, ...] = ("quad", "const")  # solved besides for the end point that meets linear's L_T
