@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 from numpy.typing import NDArray
+from support.gaussian_case import centred_statistics
 from torch import Tensor
 
 from ddpm_core.metrics.frechet import FeatureStatistics, frechet_distance
@@ -33,7 +34,7 @@ def statistics_of(features: Tensor) -> FeatureStatistics:
 
 def reference_of(d: int) -> FeatureStatistics:
     """N(0, diag(exp(-4 i / d))): a spectrum that decays, as that of features does."""
-    return FeatureStatistics.from_moments(10_000, np.zeros(d), np.diag(np.exp(-4 * np.arange(d) / d)))
+    return centred_statistics(10_000, torch.diag(torch.exp(-4 * torch.arange(d, dtype=torch.float64) / d)))
 
 
 def explicit_replicates(parts: list[Tensor], reference: FeatureStatistics) -> NDArray[np.float64]:
