@@ -98,15 +98,6 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     assert not {path.stem for path in python_files} & {"utils", "helpers", "common"}
 
 
-def test_jobs_are_thin() -> None:
-    long = {
-        path.name: lines
-        for path in (ROOT / "jobs").glob("*.py")
-        if (lines := len(path.read_text().splitlines())) > (90 if path.name == "cli.py" else 60)
-    }
-    assert not long
-
-
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_print_stays_in_jobs(path: Path) -> None:
     calls = [
@@ -114,8 +105,7 @@ def test_print_stays_in_jobs(path: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
-    # A trial's process has no caller to give its lines to.
-    if path.parts[-2] != "jobs" and named(path) != "pipelines/sweep/driver.py":
+    if path.parts[-2] != "jobs" and named(path) != "pipelines/runtime/console.py":
         assert "print" not in calls
 
 

@@ -69,7 +69,11 @@ class EvaluateResult:
             lines.append(
                 f"the best, on samples it was not chosen by, has {describe_values(again.values, again.protocol)}"
             )
-        return [*lines, f"best is step {best.step:,} with {describe_values(best.values, best.protocol)}"]
+        return [*lines, f"best is {self.describe_best()}"]
+
+    def describe_best(self) -> str:
+        """The best checkpoint and its numbers."""
+        return f"step {self.best.step:,} with {describe_values(self.best.values, self.best.protocol)}"
 
 
 def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateResult:
