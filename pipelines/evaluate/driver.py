@@ -16,10 +16,11 @@ from pathlib import Path
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from pipelines.checkpoints.retention import mark_best
 from pipelines.checkpoints.store import saved_steps
-from pipelines.evaluate.config import EvaluateConfig, Purpose
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.measure import MIN_CHUNKS, chain_values, distance_and_interval, measure, read_samples
