@@ -18,8 +18,8 @@ from ddpm_core.codec.chain import spread_timesteps
 from ddpm_core.commit import committed_file, write_json
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.errors import InputError
-from ddpm_core.inception import full_float32
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
+from ddpm_core.precision import full_float32
 from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
 from pipelines.compress.config import CurveConfig

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from ddpm_core.commit import MANIFEST, write_json
-from ddpm_core.priors import PriorCheck, check_prior
 from ddpm_core.protocol import fingerprint
+from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.runtime.cluster import check_fits, connect

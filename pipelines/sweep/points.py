@@ -27,7 +27,7 @@ class Point:
 def schedule_points(train: TrainConfig, schedules: Sequence[Schedule], matched: bool) -> dict[str, Point]:
     """Beta schedules at the given end points (the paper's 1e-4 and 0.02), and, if `matched`, those of MATCHED once more
     with the beta_T at which they leave as little of x_0 in x_T as linear: the paper compared only such."""
-    from ddpm_core.priors import matching_beta_end  # torch, which a command line must not wait for
+    from ddpm_core.schedules import matching_beta_end  # torch, which a command line must not wait for
 
     if len(schedules) < 1 or len(set(schedules)) < len(schedules):
         raise InputError(f"--schedules is {' '.join(schedules)!r}: name one or more, each once")
