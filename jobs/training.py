@@ -9,9 +9,9 @@ import tyro
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, say
+from pipelines import train
+from pipelines.runtime.console import emit_result
 from pipelines.train.config import TrainConfig, config_for
-from pipelines.train.driver import train
-from pipelines.train.plan import describe_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,11 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
     default = TrainCommand(config=config_for(recipes[name], shards=tyro.MISSING))
     command = parse(TrainCommand, arguments, description=f"{description} {choice}", default=default, first=first)
     if command.dry_run:
+        from pipelines.train.plan import describe_plan
+
         print(describe_plan(command.config, command.gpu, command.utilisation))
         return
-    result = train(command.config, say)
+    result = train.train(command.config, say)
     say(f"train: checkpoints in {result.run.folder}; MLflow run {result.run_id}")
+    emit_result(run=result.run.name)
     say(f"train: evaluate with python jobs/evaluate.py --run {result.run.name} --storage {result.storage.root}")

@@ -123,7 +123,7 @@ def _theory(
     }
 
 
-def describe(curve: dict[str, Any]) -> list[str]:
+def describe_curve(curve: dict[str, Any]) -> list[str]:
     """The table in words."""
     lossless, theory, account, overhead = (curve[name] for name in ("lossless", "theory", "account", "overhead"))
     speed = curve["images_per_second"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.configs import Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.gaussian import Cdf
 from ddpm_core.likelihood import Bound, bound_term, estimate_bound, rate_distortion, variational_bound
@@ -29,7 +30,7 @@ class LikelihoodProtocol:
     images: int
     strata: int | None  # None: the full bound
     seed: int
-    weights: Literal["ema", "raw"]
+    weights: Weights
     cdf: Cdf
     batch_size: int
     data: str
