@@ -43,7 +43,7 @@ def saved_checkpoints(folder: Location) -> list[Checkpoint]:
 
 
 def made_at(checkpoint: Location) -> float:
-    """When a checkpoint was finished, in seconds; 0 where it has been deleted meanwhile."""
+    """When a checkpoint was finished, in seconds; 0 if it has been deleted meanwhile."""
     try:
         return float((checkpoint / MANIFEST).stat().st_mtime)
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def newest_checkpoint(folder: Location, until: int) -> Checkpoint | None:
 def commit_snapshot(
     folder: Location, saved: Mapping[str, Any], config: Mapping[str, Any], history: Sequence[Record]
 ) -> None:
-    """Commit a snapshot as folder/step-00001234. OSError where that fails, with every other checkpoint left intact."""
+    """Commit a snapshot as folder/step-00001234. Raises OSError if that fails, with every other checkpoint left intact."""
     if isinstance(folder, Path):
         if not folder.is_dir():  # an unmounted disk, for instance: a folder made anew would hide that
             raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(folder))
@@ -74,7 +74,7 @@ def commit_snapshot(
 
 
 def delete_checkpoint(folder: Location, step: int) -> None:
-    """Delete a checkpoint. Whatever stops this, a reader finds it whole or not at all. OSError where that fails."""
+    """Delete a checkpoint. Whatever stops this, a reader finds it whole or not at all. Raises OSError if that fails."""
     target = folder / checkpoint_name(step)
     if isinstance(target, Path):
         discarded = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.del")

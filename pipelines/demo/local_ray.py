@@ -32,11 +32,11 @@ def ray_cluster(variables: Mapping[str, str]) -> Iterator[dict[str, str]]:
         del os.environ[name]
     try:
         # Commands and drivers find the cluster by its GCS address, `ray job submit` by the dashboard's.
-        found = {
+        addresses = {
             "RAY_ADDRESS": str(context.address_info["gcs_address"]),
             "RAY_API_SERVER_ADDRESS": f"http://{context.dashboard_url}",
         }
-        yield {**os.environ, **variables, **found, "PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        yield {**os.environ, **variables, **addresses, "PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     finally:
         ray.shutdown()
 

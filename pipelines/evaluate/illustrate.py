@@ -30,8 +30,8 @@ def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool:
         if config.pictures:
             pictures += pictures_of(subject, checkpoint, protocol, pool, say)
         if config.nearest:
-            memorization, found = memorization_of(subject, checkpoint, protocol, pool, say)
-            pictures += found
+            memorization, nearest = memorization_of(subject, checkpoint, protocol, pool, say)
+            pictures += nearest
             records.log(runs["train"], checkpoint, protocol, memorization.values(protocol))
             runs["train"].log_json(f"neighbours/{checkpoint.path.name}.json", memorization.facts())
         log_pictures(runs["train"], checkpoint, pictures)

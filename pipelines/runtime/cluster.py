@@ -6,7 +6,7 @@ import signal
 import threading
 from dataclasses import dataclass
 
-# Ray reads these when it is imported or started; each only takes effect where the user has not chosen.
+# Ray reads these when it is imported or started; each only takes effect if the user has not chosen.
 for name, value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s: how long a worker's end goes unseen
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which no verbosity silences
@@ -45,7 +45,7 @@ def connect() -> Resources:
 
 
 def check_fits(resources: Resources, *, workers: int, cpus: float, gpus: float, what: str) -> None:
-    """InputError where Ray would wait for ever for resources that the cluster does not have."""
+    """Raises InputError if Ray would wait for ever for resources that the cluster does not have."""
     for kind, each, total in [("CPU", cpus, resources.cpus), ("GPU", gpus, resources.gpus)]:
         if workers * each > total:
             raise InputError(

@@ -263,7 +263,7 @@ def checkpoints_until(run: Run[Any], step: int) -> tuple[Checkpoint, ...]:
 
 
 def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
-    """InputError where the shards' images are not the network's."""
+    """Raises InputError if the shards' images are not the network's."""
     wanted = (config.unet.image_size, config.unet.image_size, config.unet.in_channels)
     if dataset.shape != wanted:
         raise InputError(
