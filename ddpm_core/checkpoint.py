@@ -143,21 +143,14 @@ def _copied(value: Any, into: Any) -> Any:
     return value
 
 
-def save_checkpoint(
-    folder: Path, state: TrainState, config: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()
-) -> Checkpoint:
-    """Write `state` to folder/step-00001234, with all records of the run so far. It appears whole, under its final name,
-    or not at all. OSError where the disk is full or gone."""
-    return write_checkpoint(folder, snapshot(state), config, history)
-
-
 def write_checkpoint(
     folder: Path,
     saved: Mapping[str, Any],
     config: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> Checkpoint:
-    """save_checkpoint() of a snapshot. Its calls let other threads run all the while."""
+    """Write a snapshot() to folder/step-00001234, with all records of the run so far. It appears whole, under its final
+    name, or not at all. OSError if the disk is full or gone. Its calls let other threads run all the while."""
     path = folder / checkpoint_name(saved["step"])
     with committed_folder(path, {"step": saved["step"], "config": config}) as temporary:
         for kind in ("model", "ema"):

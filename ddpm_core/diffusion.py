@@ -281,8 +281,9 @@ class GaussianDiffusion(nn.Module):
         """One step of Algorithm 2: (x_{t-1}, predicted x_0). No noise is added at t = 0."""
         check_images("noise", noise, like=x_t)
         p = self.p_mean_variance(denoise_fn, x_t, t, clip_denoised)
-        masked = torch.where((t > 0).reshape(-1, 1, 1, 1), noise, 0.0)
-        return p.mean + (0.5 * p.log_variance).exp() * masked, p.pred_xstart
+        # Algorithm 2: x_{t-1} = mu_theta + sigma_t z, z = 0 in the last step.
+        noised = p.mean + (0.5 * p.log_variance).exp() * noise
+        return torch.where((t > 0).reshape(-1, 1, 1, 1), noised, p.mean), p.pred_xstart
 
     # -- losses ----------------------------------------------------------------------------------------------------
 

@@ -1,24 +1,21 @@
-"""Experiments with the latents x_t: interpolation, shared latents, reconstruction, progressive generation (section 4.3,
-4.4 and appendix D), each on top of the samplers.
+"""Experiments with the latents x_t: interpolation, shared latents, progressive generation (section 4.3, 4.4 and appendix
+D), each on top of the samplers.
 
 `depth` says how many diffusion steps an image has behind it: the paper's t, 0..T, as its figures are labelled. Depth 0 is
 the image itself; depth d > 0 is x_t at the code's timestep t = d - 1. Every noise is an argument. Sampler options
 (method, steps, spacing, eta, clip_denoised) are those of `ddpm_core.samplers.sample`.
 """
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpm_core.configs import Method, Spacing, check_choice
+from ddpm_core.configs import Method, Spacing
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.samplers import Noise, Step, sample, sample_steps, select_timesteps
-
-Mix = Literal["linear", "variance_preserving"]
 
 
 class SamplerOptions(TypedDict, total=False):
@@ -64,20 +61,6 @@ def decode(
     return sample(diffusion, denoise_fn, tuple(x_t.shape), noise=noise, start=(x_t, depth - 1), **options)
 
 
-def reconstruct(
-    diffusion: GaussianDiffusion,
-    denoise_fn: DenoiseFn,
-    x_start: Float[Tensor, "b c h w"],
-    depth: int,
-    *,
-    encoder_noise: Float[Tensor, "b c h w"],
-    noise: Noise,
-    **options: Unpack[SamplerOptions],
-) -> Float[Tensor, "b c h w"]:
-    """Stochastic reconstruction: noise the images to `depth`, then sample back (the columns "Rec." of Fig. 8 and 9)."""
-    return decode(diffusion, denoise_fn, encode(diffusion, x_start, depth, encoder_noise), depth, noise, **options)
-
-
 def mix_latents(
     diffusion: GaussianDiffusion,
     sources: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
@@ -85,23 +68,18 @@ def mix_latents(
     depth: int,
     *,
     encoder_noise: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
-    mix: Mix = "linear",
 ) -> Float[Tensor, "b c h w"]:
-    """Between two noised images: weight 0 is the first, 1 the second.
+    """(1 - weight) x_t + weight x'_t of two noised images: weight 0 is the first, 1 the second.
 
-    linear: (1 - weight) x_t + weight x'_t of the noised latents, as the released code and the text's intent (the
-    formula of section 4.4 prints x_0). Its noise variance is (1-abar_t) ((1 - weight)^2 + weight^2), half the nominal at
-    weight 1/2, which the network takes for a less noisy image. variance_preserving: the same with the mixed noise scaled
-    back to variance 1-abar_t, that is, a draw of q(x_t | (1 - weight) x_0 + weight x'_0).
+    It mixes the noised latents, as the released code does; the formula of section 4.4 prints x_0. The mix's noise has
+    variance (1-abar_t) ((1 - weight)^2 + weight^2), half the nominal at weight 1/2: the network takes it for a less noisy
+    image. Raises ValueError if the weight is outside [0, 1].
     """
-    check_choice("mix", mix, Mix)
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"weight is {weight}: it must lie in [0, 1], from the first image to the second")
     keep = 1.0 - weight
     # x_t is linear in (x_0, eps): mixing both before Eq. 4 mixes the noised latents.
     noise = keep * encoder_noise[0] + weight * encoder_noise[1]
-    if mix == "variance_preserving":
-        noise = noise / math.hypot(keep, weight)
     return encode(diffusion, keep * sources[0] + weight * sources[1], depth, noise)
 
 
@@ -114,7 +92,6 @@ def interpolate(
     *,
     encoder_noise: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
     noise: Noise,
-    mix: Mix = "linear",
     **options: Unpack[SamplerOptions],
 ) -> Float[Tensor, "weights b c h w"]:
     """Images [len(weights),B,C,H,W] between `sources`, mixed at `depth` and sampled back (section 4.4, Fig. 8).
@@ -122,7 +99,7 @@ def interpolate(
     All weights share the encoder's two noises ("we fixed the noise for different values of lambda") and the reverse
     process's, so that weight 0 and 1 are the sources' reconstructions. noise: address -> [B,C,H,W], as for one weight.
     """
-    mixed = [mix_latents(diffusion, sources, weight, depth, encoder_noise=encoder_noise, mix=mix) for weight in weights]
+    mixed = [mix_latents(diffusion, sources, weight, depth, encoder_noise=encoder_noise) for weight in weights]
     count = len(weights)
     # One chain for the whole row: a batch of len(weights) * B, its noise repeated for each weight.
     row = decode(
@@ -131,35 +108,10 @@ def interpolate(
     return row.unflatten(0, (count, -1))
 
 
-def interpolate_coarse_to_fine(
-    diffusion: GaussianDiffusion,
-    denoise_fn: DenoiseFn,
-    sources: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
-    weights: Sequence[float],
-    depths: Sequence[int],
-    *,
-    encoder_noise: tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]],
-    noise: Noise,
-    mix: Mix = "linear",
-    **options: Unpack[SamplerOptions],
-) -> Iterator[tuple[int, Tensor]]:
-    """Yields (depth, images [len(weights),B,C,H,W]), one row after the other, with the same noises (Fig. 9: depths 1000,
-    875, .., 125, 0). Depth 0 mixes pixels; at depth T nothing is left of the sources."""
-    for depth in depths:
-        yield (
-            depth,
-            interpolate(
-                diffusion,
-                denoise_fn,
-                sources,
-                weights,
-                depth,
-                encoder_noise=encoder_noise,
-                noise=noise,
-                mix=mix,
-                **options,
-            ),
-        )
+def coarse_to_fine_depths(num_timesteps: int) -> tuple[int, ...]:
+    """The depths of Fig. 9's rows of `interpolate`: eighths of T from T, which leaves nothing of the sources, to 0, which
+    mixes their pixels. For T = 1000: 1000, 875, .., 125, 0. Short processes have fewer rows."""
+    return tuple(sorted({num_timesteps * eighths // 8 for eighths in range(9)}, reverse=True))
 
 
 def draw_latent(
@@ -197,18 +149,20 @@ def share_latent(
     denoise_fn: DenoiseFn,
     shape: tuple[int, ...],
     depth: int,
+    count: int,
     *,
-    shared_noise: Noise,
+    latent_noise: Noise,
     noise: Noise,
     **options: Unpack[SamplerOptions],
-) -> tuple[Float[Tensor, "1 c h w"], Float[Tensor, "b c h w"]]:
-    """(x_t, samples from p_theta(x_0|x_t)): B images that share one x_t at `depth` (Fig. 7, appendix D).
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b count c h w"]]:
+    """(x_t, `count` samples from p_theta(x_0|x_t) for each): images that share their x_t at `depth` (Fig. 7, appendix D).
 
-    shape: [B,C,H,W]. shared_noise: address -> [1,C,H,W], of the one chain from the prior down to x_t. noise: address ->
-    [B,C,H,W], a stream of its own for each sample after it.
+    shape: [B,C,H,W] of the latents. latent_noise: address -> [B,C,H,W], of the chains from the prior down to x_t. noise:
+    address -> [B*count,C,H,W], a stream of its own for each sample after it; those of one latent stand together.
     """
-    x_t = draw_latent(diffusion, denoise_fn, (1, *shape[1:]), depth, noise=shared_noise, **options)
-    return x_t, decode(diffusion, denoise_fn, x_t.expand(shape), depth, noise, **options)
+    x_t = draw_latent(diffusion, denoise_fn, shape, depth, noise=latent_noise, **options)
+    samples = decode(diffusion, denoise_fn, x_t.repeat_interleave(count, 0), depth, noise, **options)
+    return x_t, samples.unflatten(0, (len(x_t), count))
 
 
 def capture(chain: Iterable[Step], timesteps: Collection[int]) -> Progression:

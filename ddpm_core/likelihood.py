@@ -7,22 +7,18 @@ passes an image; `estimate_bound` takes fewer and says how far off it may be.
 """
 
 import itertools
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ddpm_core import rng
-from ddpm_core.configs import Cdf, check_choice
+from ddpm_core.configs import Cdf
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.pixel_range import SCALE
 from ddpm_core.samplers import Noise
-
-RmseConvention = Literal["root_of_mean", "mean_of_roots"]
 
 
 @dataclass(frozen=True)
@@ -90,61 +86,26 @@ def variational_bound(
     return Bound(torch.stack(terms, dim=1), diffusion.prior_bpd(x_start), torch.stack(errors, dim=1))
 
 
-def rate_distortion(bound: Bound, rmse: RmseConvention = "root_of_mean") -> RateDistortion:
+def rate_distortion(bound: Bound) -> RateDistortion:
     """Rate and distortion over the images of `bound` (section 4.3, Algorithms 3 and 4).
 
-    Having x_t (paper's t) has cost rate = L_T + L_{T-1} + .. + L_t, and the image shown is the x_0 predicted from it.
-    rmse: the paper does not say how it averages over images. root_of_mean: the root of the mean MSE, the RMSE of the
-    whole set; mean_of_roots: the mean of each image's RMSE, never larger (Jensen).
+    Having x_t (paper's t) has cost rate = L_T + L_{T-1} + .. + L_t, and the image shown is the x_0 predicted from it. The
+    paper does not say how its RMSE averages over images; here it is the root of their mean MSE.
     """
-    check_choice("rmse", rmse, RmseConvention)
     later = bound.terms.flip(1).cumsum(1).flip(1) - bound.terms  # of column i: the terms i+1..T-1
-    root = bound.mse.mean(0).sqrt() if rmse == "root_of_mean" else bound.mse.sqrt().mean(0)
-    return RateDistortion((bound.prior[:, None] + later).mean(0), SCALE * root)
+    return RateDistortion((bound.prior[:, None] + later).mean(0), SCALE * bound.mse.mean(0).sqrt())
 
 
 @dataclass(frozen=True)
 class BoundEstimate:
     """An unbiased estimate of the bound of each of B images, float64 in bits/dim.
 
-    The images' draws of t and noise are independent, so estimates of any images may be merged.
+    The images' draws of t and noise are independent: the standard error of a mean over images is that of any sample.
     """
 
     total: Float64[Tensor, " b"]
     prior: Float64[Tensor, " b"]  # L_T, exact
     decoder: Float64[Tensor, " b"]  # L_0, evaluated for every image
-    sampling_variance: Float64[Tensor, " b"]  # of `total`, from the choice of t and its noise; NaN for a single draw
-
-    @property
-    def rate(self) -> Float64[Tensor, " b"]:
-        """L_1 + .. + L_T."""
-        return self.total - self.decoder
-
-    @property
-    def mean(self) -> float:
-        return float(self.total.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Of `mean` as the bound of the data these images are a sample of: it covers the choice of images, of t and
-        of all noise. NaN for one image."""
-        return float(self.total.std() / math.sqrt(len(self.total))) if len(self.total) > 1 else math.nan
-
-    @property
-    def sampling_error(self) -> float:
-        """Of `mean` as the expected full loop over these very images: it covers the choice of t and the noise of the
-        terms L_1..L_{T-1}, neither the choice of images nor L_0's noise. NaN with one draw a stratum."""
-        return float(self.sampling_variance.sum().sqrt() / len(self.total))
-
-
-def merge_estimates(parts: Sequence[BoundEstimate]) -> BoundEstimate:
-    """The estimate over all the images of `parts`, in their order."""
-    return BoundEstimate(
-        *(
-            torch.cat([getattr(part, name) for part in parts])
-            for name in ("total", "prior", "decoder", "sampling_variance")
-        )
-    )
 
 
 def stratify(num_timesteps: int, strata: int) -> list[range]:
@@ -171,39 +132,28 @@ def estimate_bound(
     seed: int,
     indices: Int[Tensor, " b"],
     strata: int = 32,
-    draws: int = 1,
     clip_denoised: bool = True,
     cdf: Cdf = "exact",
 ) -> BoundEstimate:
-    """The bound from 1 + strata * draws forward passes an image instead of T, without bias.
+    """The bound from 1 + strata forward passes an image instead of T, without bias.
 
-    L_0, half of the whole, is always evaluated. In each stratum of `stratify` every image draws `draws` timesteps of its
-    own, uniformly and with replacement; their mean times the stratum's length estimates its sum. The timesteps are a
-    function of (seed, image index, draw). indices: the images' numbers in the data set, on their device. noise: address
-    j -> [B,C,H,W], 0 for L_0 and 1, 2, .. for the draws in their order. With T-1 strata of one draw it is the full loop.
-    draws of 2 or more also give the sampling error. ValueError for images outside [-1, 1] and counts that do not fit.
+    L_0, half of the whole, is always evaluated. In each stratum of `stratify` every image draws a timestep of its own,
+    uniformly; its term times the stratum's length estimates the stratum's sum. The timesteps are a function of (seed,
+    image index, stratum). indices: the images' numbers in the data set, on their device. noise: address j -> [B,C,H,W], 0
+    for L_0 and 1, 2, .. for the strata in their order. With T-1 strata it is the full loop. Raises ValueError for images
+    outside [-1, 1] and a number of strata that does not fit.
     """
     _check_range(x_start)
-    if draws < 1:
-        raise ValueError(f"draws is {draws}: it must be 1 or more")
     ranges = stratify(diffusion.num_timesteps, strata)
     t = torch.zeros_like(indices)
     decoder, _ = bound_term(diffusion, denoise_fn, x_start, t, noise(0), clip_denoised=clip_denoised, cdf=cdf)
     prior = diffusion.prior_bpd(x_start)
-    total, variance = prior + decoder, torch.zeros_like(prior)
-    for number, stratum in enumerate(ranges):
-        values = []
-        for address in range(1 + number * draws, 1 + (number + 1) * draws):
-            t = stratum.start + rng.integers(seed, "bound", indices, address, len(stratum))
-            term, _ = bound_term(
-                diffusion, denoise_fn, x_start, t, noise(address), clip_denoised=clip_denoised, cdf=cdf
-            )
-            values.append(len(stratum) * term)
-        sums = torch.stack(values)
-        total = total + sums.mean(0)
-        # A single draw has no spread to measure: its variance is NaN, and stays so through the sum.
-        variance = variance + (sums.var(0) / draws if draws > 1 else math.nan)
-    return BoundEstimate(total, prior, decoder, variance)
+    total = prior + decoder
+    for address, stratum in enumerate(ranges, 1):
+        t = stratum.start + rng.integers(seed, "bound", indices, address, len(stratum))
+        term, _ = bound_term(diffusion, denoise_fn, x_start, t, noise(address), clip_denoised=clip_denoised, cdf=cdf)
+        total = total + len(stratum) * term
+    return BoundEstimate(total, prior, decoder)
 
 
 def _check_range(x_start: Tensor) -> None:

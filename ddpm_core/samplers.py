@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddpm_core.checks import check_images
 from ddpm_core.configs import Method, Spacing, check_choice
-from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion, Prediction
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 
 __all__ = ["Method", "Noise", "Spacing", "Step", "sample", "sample_steps", "select_timesteps"]
 
@@ -133,10 +133,15 @@ def sample(
     return last.x
 
 
+def _timestep(x: Tensor, i: int) -> Int[Tensor, " b"]:
+    """Step i of the chain for every image."""
+    return torch.full((len(x),), i, device=x.device)
+
+
 @torch.no_grad()
-def _predict(chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, i: int, clip: bool) -> Prediction:
-    """p_theta at step i of the chain, for all images."""
-    return chain.p_mean_variance(denoise_fn, x, torch.full((len(x),), i, device=x.device), clip)
+def _predict_xstart(chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, i: int, clip: bool) -> Tensor:
+    """The x_0 predicted at step i (Eq. 15)."""
+    return chain.p_mean_variance(denoise_fn, x, _timestep(x, i), clip).pred_xstart
 
 
 def _ancestral(
@@ -144,10 +149,11 @@ def _ancestral(
 ) -> Iterator[Step]:
     """x_{t-1} ~ p_theta(x_{t-1}|x_t), Algorithm 2, over the strided chain's own posterior."""
     for i, t in reversed(list(enumerate(timesteps))):
-        p = _predict(chain, denoise_fn, x, i, clip)
-        # "We display mu_theta(x_1, 1) noiselessly" (section 3.3).
-        x = p.mean if i == 0 else p.mean + (0.5 * p.log_variance).exp() * noise(t)
-        yield Step(t, x, p.pred_xstart)
+        # No noise at the last step: "we display mu_theta(x_1, 1) noiselessly" (section 3.3).
+        z = noise(t) if i > 0 else torch.zeros_like(x)
+        with torch.no_grad():
+            x, pred_xstart = chain.p_sample(denoise_fn, x, _timestep(x, i), z, clip)
+        yield Step(t, x, pred_xstart)
 
 
 def _ddim(
@@ -161,8 +167,8 @@ def _ddim(
 ) -> Iterator[Step]:
     """Song, Meng & Ermon 2021, Eq. 12, with sigma = eta sqrt(beta-tilde) of the strided chain (Eq. 16)."""
     for i, t in reversed(list(enumerate(timesteps))):
-        pred_xstart = _predict(chain, denoise_fn, x, i, clip).pred_xstart
-        eps = chain.predict_eps_from_xstart(x, torch.full((len(x),), i, device=x.device), pred_xstart)
+        pred_xstart = _predict_xstart(chain, denoise_fn, x, i, clip)
+        eps = chain.predict_eps_from_xstart(x, _timestep(x, i), pred_xstart)
         # In float64: 1 - abar_1 - sigma_1^2 is 5e-5, of which float32 would lose the third digit.
         abar_prev = chain.alphas_cumprod_prev[i]
         variance = eta**2 * chain.posterior_variance[i]
@@ -186,7 +192,7 @@ def _dpmpp_2m(
     lam = alpha.log() - sigma.log()
     previous: Tensor | None = None
     for i, t in reversed(list(enumerate(timesteps))):
-        pred_xstart = _predict(chain, denoise_fn, x, i, clip).pred_xstart
+        pred_xstart = _predict_xstart(chain, denoise_fn, x, i, clip)
         if i == 0:
             x = pred_xstart
         else:

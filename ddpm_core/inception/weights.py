@@ -1,6 +1,7 @@
 """Where the weights of the FID network are: a path, an environment variable, torch's cache, or a download."""
 
 import os
+import shutil
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
@@ -54,12 +55,9 @@ def find_inception_weights(path: Path | None = None) -> Path:
 def _download(target: Path) -> Path:
     try:
         with committed_file(target) as temporary:
-            with (
-                urllib.request.urlopen(WEIGHTS_URL, timeout=_TIMEOUT_S) as response,
-                temporary.open("wb") as file,
-            ):
-                while block := response.read(1 << 20):
-                    file.write(block)
+            # Not torch.hub's download, which has no timeout: behind a firewall it would wait for ever.
+            with urllib.request.urlopen(WEIGHTS_URL, timeout=_TIMEOUT_S) as response, temporary.open("wb") as file:
+                shutil.copyfileobj(response, file)
             digest = sha256_file(temporary)
             if not digest.startswith(WEIGHTS_SHA256_PREFIX):
                 raise OSError(f"what arrived has a sha256 of {digest[:8]}..., not {WEIGHTS_SHA256_PREFIX}...")

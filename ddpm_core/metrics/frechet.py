@@ -94,16 +94,6 @@ class FeatureStatistics(Mergeable):
         result.merge_state(statistics)
         return result
 
-    @classmethod
-    def from_moments(cls, n: int, mu: NDArray[Any] | Tensor, sigma: NDArray[Any] | Tensor) -> "FeatureStatistics":
-        """From the published moments of n images, sigma with ddof = 1. Errors as `frechet_distance`'s."""
-        if n < 2:
-            raise ValueError(f"n must be 2 or more; it is {n}")
-        mean, cov = _checked(mu, sigma, "")
-        outer = cov * (n - 1) + n * torch.outer(mean, mean)
-        count = torch.tensor(n, dtype=torch.float64)
-        return cls.from_statistics({"n": count, "sum": n * mean, "outer": outer})
-
     def update(self, features: Float[Tensor, "n d"]) -> None:
         """Add n features. ValueError where one is not finite or their dimension is another."""
         check_features(features, self.dim)

@@ -9,12 +9,11 @@ first-order term,
 Leaving samples out keeps S1 inside its range, so where M is singular its pseudo-inverse is the right one.
 """
 
-import functools
-import math
-from collections.abc import Sequence
-from statistics import NormalDist, fmean, stdev, variance
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
+import scipy.stats
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -47,8 +46,8 @@ def frechet_interval(
     if not 0 < level < 1:
         raise ValueError(f"level must be inside (0, 1); it is {level}")
     distance, replicates, counts = leave_one_out_distances(chunks, reference)
-    reach = student_t_quantile((1 + level) / 2, len(counts) - 1)
-    reach *= jackknife_error(distance, replicates, counts)
+    quantile = float(scipy.stats.t.ppf((1 + level) / 2, len(counts) - 1))
+    reach = quantile * jackknife_error(distance, replicates, counts)
     return max(0.0, distance - reach), distance + reach
 
 
@@ -101,49 +100,24 @@ def leave_one_out_distances(
 def proportion_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """(low, high): Wilson's interval for a probability of which `hits` in n > 0 independent trials were seen; honest at 0
     and n, where the naive one has no width."""
-    z = NormalDist().inv_cdf((1.0 + level) / 2.0)
-    rate, scale = hits / n, 1.0 + z * z / n
-    centre = (rate + z * z / (2 * n)) / scale
-    reach = z * math.sqrt(rate * (1.0 - rate) / n + (z / (2 * n)) ** 2) / scale
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    interval = scipy.stats.binomtest(hits, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """(low, high): Student's interval for the mean of a normal law of which two or more independent values were seen."""
-    reach = student_t_quantile((1.0 + level) / 2.0, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - reach, fmean(values) + reach
+    return _t_interval(lambda: scipy.stats.ttest_1samp(values, 0.0), level)
 
 
 def difference_interval(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """(low, high): Welch's interval for the mean of `one` less that of `other`, two or more independent values each, whose
     variances may differ; Satterthwaite's degrees of freedom."""
-    parts = [variance(values) / len(values) for values in (one, other)]
-    difference = fmean(one) - fmean(other)
-    if sum(parts) == 0.0:
-        return difference, difference
-    dof = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True))
-    reach = student_t_quantile((1.0 + level) / 2.0, dof) * math.sqrt(sum(parts))
-    return difference - reach, difference + reach
+    return _t_interval(lambda: scipy.stats.ttest_ind(one, other, equal_var=False), level)
 
 
-@functools.cache
-def student_t_quantile(p: float, dof: float | int) -> float:
-    """The p-quantile of Student's t, p in (0, 1), dof >= 1, to 1e-8 relative for p <= 0.9995.
-
-    With x = sqrt(dof) tan(a), the density's integral is that of cos(a)^(dof - 1), which Gauss and Legendre's rule takes
-    exactly enough; a bisection inverts it.
-    """
-    if p < 0.5:
-        return -student_t_quantile(1.0 - p, dof)
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    scale = math.exp(math.lgamma((dof + 1.0) / 2.0) - math.lgamma(dof / 2.0)) / math.sqrt(math.pi)
-
-    def above_half(angle: float) -> float:
-        """P(0 < t < sqrt(dof) tan(angle))."""
-        return float(scale * angle / 2.0 * (weights * np.cos(angle / 2.0 * (nodes + 1.0)) ** (dof - 1.0)).sum())
-
-    low, high = 0.0, min(math.pi / 2.0, 40.0 / math.sqrt(dof))  # 40 standard deviations, where there are so many
-    for _ in range(100):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if above_half(middle) < p - 0.5 else (low, middle)
-    return math.sqrt(dof) * math.tan(low)
+def _t_interval(test: Callable[[], Any], level: float) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        # Equal values have no variance: scipy doubts its test, but an interval without width is what they say.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = test().confidence_interval(level)
+    return float(interval.low), float(interval.high)

@@ -17,7 +17,7 @@ from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Method, Precision, Spacing, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.latents import SamplerOptions, capture, decode, draw_latent, interpolate
+from ddpm_core.latents import SamplerOptions, capture, coarse_to_fine_depths, interpolate, share_latent
 from ddpm_core.precision import full_float32
 from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
@@ -65,7 +65,7 @@ class PictureProtocol:
         if kind == "interpolation":
             return (T // 2,)
         if kind == "coarse_to_fine":
-            return tuple(sorted({T * eighths // 8 for eighths in range(9)}, reverse=True))
+            return coarse_to_fine_depths(T)
         stops = [t + 1 for t in select_timesteps(T, self.sampler_steps, self.spacing)[:-1]]
         near = {min(stops, key=lambda depth: abs(depth - T * quarters // 4)) for quarters in (1, 2, 3) if stops}
         return (T, *sorted(near, reverse=True))
@@ -169,19 +169,17 @@ class Painter:
         """Latents down; a tile is three samples and, at the bottom right, the latent they share."""
         protocol = self.protocol
         count = protocol.rows
-        latents = draw_latent(
+        latents, samples = share_latent(
             diffusion,
             network,
             (count, *self.shape),
             depth,
-            noise=self._noise("latents", range(count)),
+            SHARING,
+            latent_noise=self._noise("latents", range(count)),
+            noise=self._noise("sharing", range(count * SHARING)),
             **protocol.random_options,
         )
-        noise = self._noise("sharing", range(count * SHARING))
-        samples = decode(
-            diffusion, network, latents.repeat_interleave(SHARING, 0), depth, noise, **protocol.random_options
-        )
-        quarters = torch.cat([samples.unflatten(0, (count, SHARING)), latents[:, None]], dim=1)
+        quarters = torch.cat([samples, latents[:, None]], dim=1)
         return torch.stack([images.tile(images.to_uint8(four), 2) for four in quarters])[:, None]
 
     def _between(self, diffusion: GaussianDiffusion, network: DenoiseFn, pair: int, depth: int) -> Tensor:

@@ -15,7 +15,7 @@ from ddpm_core.configs import Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.gaussian import Cdf
 from ddpm_core.likelihood import Bound, bound_term, estimate_bound, rate_distortion, variational_bound
-from ddpm_core.metrics.intervals import student_t_quantile
+from ddpm_core.metrics.intervals import mean_interval
 from ddpm_core.pixel_range import SCALE
 from ddpm_core.precision import full_float32
 from pipelines.checkpoints.network import NetworkHolder
@@ -100,13 +100,12 @@ def merge(folder: Path, chunks: Sequence[range]) -> tuple[dict[str, float], dict
             column.append(stored[name])
     total, prior, decoder, mse = (torch.cat(column) for column in columns.values())
     n, mean = len(total), float(total.mean())
-    error = float(total.std()) / math.sqrt(n)
-    reach = student_t_quantile(0.975, n - 1) * error
+    low, high = mean_interval(total.tolist())
     values = {
         "bpd": mean,
-        "bpd_se": error,
-        "bpd_ci_low": mean - reach,
-        "bpd_ci_high": mean + reach,
+        "bpd_se": float(total.std()) / math.sqrt(n),
+        "bpd_ci_low": low,
+        "bpd_ci_high": high,
         "rate_bpd": float((total - decoder).mean()),
         "distortion_bpd": float(decoder.mean()),
         "prior_bpd": float(prior.mean()),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_core.checkpoint import Checkpoint, save_checkpoint
+from ddpm_core.checkpoint import Checkpoint, snapshot, write_checkpoint
 from ddpm_core.training import Execution, OptimConfig, TrainState
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.evaluate.worker import SampleSettings, sample_checkpoints
@@ -23,7 +23,7 @@ def random_checkpoint(folder: Path) -> Checkpoint:
     torch.manual_seed(0)
     state = TrainState(UNet(network), OptimConfig(batch_size=8), Execution())
     config = {"unet": network.__dict__, "diffusion": {"num_timesteps": 1000}}
-    return save_checkpoint(folder, state, config)
+    return write_checkpoint(folder, snapshot(state), config)
 
 
 def test_workers_sample_nearly_all_of_the_time(ray_session: None, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_core.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, save_checkpoint, snapshot
+from ddpm_core.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, snapshot, write_checkpoint
 from ddpm_core.commit import remove_leftovers, sha256_file, verify_files
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import InputError
@@ -69,7 +69,7 @@ def trained() -> TrainState:
 
 
 def test_model_average_and_optimizer_come_back_exactly(tmp_path: Path, trained: TrainState) -> None:
-    saved = save_checkpoint(tmp_path, trained, CONFIG, [{"step": 1, "loss": 0.5}])
+    saved = write_checkpoint(tmp_path, snapshot(trained), CONFIG, [{"step": 1, "loss": 0.5}])
     assert saved.path.name == "step-00000002"
     resumed = state_after(0, seed=9)
     open_checkpoint(saved.path).restore(resumed)
@@ -80,7 +80,7 @@ def test_model_average_and_optimizer_come_back_exactly(tmp_path: Path, trained: 
 
 
 def test_a_checkpoint_knows_its_step_history_and_configuration(tmp_path: Path, trained: TrainState) -> None:
-    save_checkpoint(tmp_path, trained, CONFIG, [{"step": 1, "loss": 0.5}])
+    write_checkpoint(tmp_path, snapshot(trained), CONFIG, [{"step": 1, "loss": 0.5}])
     (found,) = list_checkpoints(tmp_path)
     assert found.step == 2
     assert found.history == [{"step": 1, "loss": 0.5}]
@@ -93,7 +93,7 @@ def test_the_whole_history_of_a_long_run_comes_back_exactly(tmp_path: Path, trai
         {"step": 100 * n, "loss": 0.1 / n, "grad_norm": 1e300 / n, "lr": 2e-4, "images_per_second": 812.25 + n}
         for n in range(1, 13_001)
     ]
-    saved = save_checkpoint(tmp_path, trained, CONFIG, history)
+    saved = write_checkpoint(tmp_path, snapshot(trained), CONFIG, history)
     assert saved.history == history
     assert (saved.path / "history.jsonl").stat().st_size < 2_000_000
     assert (saved.path / "manifest.json").stat().st_size < 10_000  # a list of many checkpoints stays cheap
@@ -152,7 +152,7 @@ def test_a_reader_of_a_checkpoint_that_is_replaced_all_the_time_never_gets_the_o
     def write(value: float = 0.0) -> None:
         for tensor in [*state.model.parameters(), *state.ema.shadow.values()]:
             tensor.data.fill_(value)
-        save_checkpoint(tmp_path, state, {"value": value})
+        write_checkpoint(tmp_path, snapshot(state), {"value": value})
 
     def read() -> int:
         good = 0
@@ -177,7 +177,7 @@ def test_a_reader_of_a_checkpoint_that_is_replaced_all_the_time_never_gets_the_o
 
 def test_a_list_is_made_beside_a_deletion(tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
     for trained.step in (1, 2):
-        save_checkpoint(tmp_path, trained, CONFIG)
+        write_checkpoint(tmp_path, snapshot(trained), CONFIG)
 
     def open_late(path: Path) -> Checkpoint:
         if path.name == "step-00000001":
@@ -192,7 +192,7 @@ def test_a_list_is_made_beside_a_deletion(tmp_path: Path, trained: TrainState, m
 
 
 def test_weights_are_the_named_ones(tmp_path: Path, trained: TrainState) -> None:
-    saved = save_checkpoint(tmp_path, trained, CONFIG)
+    saved = write_checkpoint(tmp_path, snapshot(trained), CONFIG)
     raw, ema = saved.weights("raw"), saved.weights()
     assert all(torch.equal(raw[name], p.detach()) for name, p in trained.model.named_parameters())
     assert all(torch.equal(ema[name], tensor) for name, tensor in trained.ema.shadow.items())
@@ -204,7 +204,7 @@ def test_weights_are_the_named_ones(tmp_path: Path, trained: TrainState) -> None
 def test_checkpoints_are_listed_by_step_and_unfinished_ones_are_not(tmp_path: Path, trained: TrainState) -> None:
     step = trained.step
     for trained.step in (100, 20, 123_456_789):
-        save_checkpoint(tmp_path, trained, CONFIG)
+        write_checkpoint(tmp_path, snapshot(trained), CONFIG)
     trained.step = step
     (tmp_path / "step-00000050").mkdir()
     (tmp_path / ".step-00000060.0123abcd.tmp").mkdir()
@@ -221,7 +221,7 @@ FILES = ["model.safetensors", "ema.safetensors", "optimizer.pt"]
 def test_a_damaged_file_is_refused_by_name_and_changes_nothing(
     tmp_path: Path, trained: TrainState, name: str, damage: str
 ) -> None:
-    saved = save_checkpoint(tmp_path, trained, CONFIG)
+    saved = write_checkpoint(tmp_path, snapshot(trained), CONFIG)
     file = saved.path / name
     content = bytearray(file.read_bytes())
     if damage == "missing":
@@ -252,7 +252,7 @@ class Bomb:
 @pytest.mark.parametrize("form", ["torch.save", "pickle"])
 def test_nothing_runs_when_a_forged_optimizer_is_loaded(tmp_path: Path, trained: TrainState, form: str) -> None:
     """The manifest is forged too, so that every checksum agrees."""
-    saved = save_checkpoint(tmp_path, trained, CONFIG)
+    saved = write_checkpoint(tmp_path, snapshot(trained), CONFIG)
     file, sprung = saved.path / "optimizer.pt", tmp_path / "sprung"
     payload = {"state": Bomb(str(sprung)), "param_groups": []}
     if form == "torch.save":
@@ -289,7 +289,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_writer_stopped_at_any_file_leaves_the_checkpoints_before(
     tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    save_checkpoint(tmp_path, trained, CONFIG)
+    write_checkpoint(tmp_path, snapshot(trained), CONFIG)
 
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
@@ -310,7 +310,7 @@ def test_a_writer_stopped_at_any_file_leaves_the_checkpoints_before(
     for later in (2, 3):  # over the one that stands there, and beside it
         trained.step = later
         with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(tmp_path, trained, CONFIG)
+            write_checkpoint(tmp_path, snapshot(trained), CONFIG)
     trained.step = 2
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
     resumed = state_after(0, seed=9)
@@ -322,7 +322,7 @@ WRITER = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from ddpm_core.checkpoint import save_checkpoint
+from ddpm_core.checkpoint import snapshot, write_checkpoint
 from ddpm_core.training import OptimConfig, TrainState
 torch.set_num_threads(1)
 state = TrainState(nn.Linear(300, 300), OptimConfig())
@@ -331,7 +331,7 @@ while True:
     state.step += 1
     for tensor in [*state.model.parameters(), *state.ema.shadow.values()]:
         tensor.data.fill_(state.step)
-    save_checkpoint(folder, state, {"step": state.step})
+    write_checkpoint(folder, snapshot(state), {"step": state.step})
 """
 
 

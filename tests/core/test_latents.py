@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from support.gaussian_case import GaussianData, unchecked
+from support.gaussian_case import GaussianData
 from torch import Tensor
 
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.latents import (
     SamplerOptions,
     capture,
+    coarse_to_fine_depths,
     decode,
     draw_latent,
     encode,
     interpolate,
-    interpolate_coarse_to_fine,
     mix_latents,
-    reconstruct,
     share_latent,
 )
 from ddpm_core.rng import SampleNoise
@@ -36,6 +35,11 @@ ITEM = SHAPE[1:]
 def network(x: Tensor, t: Tensor) -> Tensor:
     """Nonlinear, and different at every t, so that nothing agrees by linearity."""
     return torch.tanh(1.5 * x + 0.02 * t.reshape(-1, 1, 1, 1))
+
+
+def reconstruct(x_start: Tensor, depth: int, encoder_noise: Tensor, noise: SampleNoise, **options: Any) -> Tensor:
+    """What an interpolation's ends are: an image noised to `depth` and sampled back ("Rec." of Fig. 8 and 9)."""
+    return decode(DIFFUSION, network, encode(DIFFUSION, x_start, depth, encoder_noise), depth, noise, **options)
 
 
 def stream(purpose: str, count: int = 2) -> SampleNoise:
@@ -59,7 +63,7 @@ METHODS: list[SamplerOptions] = [
 ]
 
 
-# -- encode, decode, reconstruct ---------------------------------------------------------------------------------------
+# -- encode and decode ---------------------------------------------------------------------------------------
 
 
 def test_depth_is_the_papers_t() -> None:
@@ -71,8 +75,7 @@ def test_depth_is_the_papers_t() -> None:
 
 def test_depth_0_is_the_image_itself() -> None:
     assert torch.equal(encode(DIFFUSION, SOURCES[0], 0, ENCODER[0]), SOURCES[0])
-    result = reconstruct(DIFFUSION, network, SOURCES[0], 0, encoder_noise=ENCODER[0], noise=NOISE)
-    assert torch.equal(result, SOURCES[0])
+    assert torch.equal(reconstruct(SOURCES[0], 0, ENCODER[0], NOISE), SOURCES[0])
 
 
 def test_depth_beyond_the_process_is_refused() -> None:
@@ -82,17 +85,18 @@ def test_depth_beyond_the_process_is_refused() -> None:
         decode(DIFFUSION, network, SOURCES[0], -1, NOISE)
 
 
-def test_reconstruction_passes_through_the_noised_image_and_the_chain_from_its_depth() -> None:
-    told: list[int] = []
+def test_decoding_is_the_chain_from_its_depth_on_the_noised_image() -> None:
+    visited: list[int] = []
+    x_t = encode(DIFFUSION, SOURCES[0], 9, ENCODER[0])
 
     def listening(x: Tensor, t: Tensor) -> Tensor:
-        if not told:
-            assert torch.equal(x, encode(DIFFUSION, SOURCES[0], 9, ENCODER[0]))
-        told.append(int(t[0]))
+        if not visited:
+            assert torch.equal(x, x_t)
+        visited.append(int(t[0]))
         return network(x, t)
 
-    reconstruct(DIFFUSION, listening, SOURCES[0], 9, encoder_noise=ENCODER[0], noise=NOISE)
-    assert told == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    decode(DIFFUSION, listening, x_t, 9, NOISE)
+    assert visited == [8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_reconstruction_of_gaussian_data_has_its_posterior_moments() -> None:
@@ -105,15 +109,9 @@ def test_reconstruction_of_gaussian_data_has_its_posterior_moments() -> None:
     predictor = data.predictor("eps", lambda t: math.log(data.xprev_variance(t)))
     indices = torch.arange(count)
     x_start = math.sqrt(s2) * SampleNoise(1, indices, (1, 1, 1), "data")(0)
-    result = reconstruct(
-        diffusion,
-        predictor,
-        x_start,
-        depth,
-        encoder_noise=SampleNoise(1, indices, (1, 1, 1), "encoder")(0),
-        noise=SampleNoise(1, indices, (1, 1, 1), "reverse"),
-        clip_denoised=False,
-    )
+    x_t = encode(diffusion, x_start, depth, SampleNoise(1, indices, (1, 1, 1), "encoder")(0))
+    reverse = SampleNoise(1, indices, (1, 1, 1), "reverse")
+    result = decode(diffusion, predictor, x_t, depth, reverse, clip_denoised=False)
     abar, v = data.abar[depth - 1], data.marginal(depth - 1)
     # Four standard errors of a covariance and a variance from 20,000 draws.
     covariance = float((result * x_start).mean())
@@ -124,32 +122,24 @@ def test_reconstruction_of_gaussian_data_has_its_posterior_moments() -> None:
 # -- interpolation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mix", ["linear", "variance_preserving"])
 @pytest.mark.parametrize("options", METHODS)
 @pytest.mark.parametrize("depth", [0, 1, 20, T])
-def test_ends_of_an_interpolation_are_the_sources_reconstructions(
-    mix: Any, options: SamplerOptions, depth: int
-) -> None:
+def test_ends_of_an_interpolation_are_the_sources_reconstructions(options: SamplerOptions, depth: int) -> None:
     row = interpolate(
-        DIFFUSION, network, SOURCES, [0.0, 0.5, 1.0], depth, encoder_noise=ENCODER, noise=NOISE, mix=mix, **options
+        DIFFUSION, network, SOURCES, [0.0, 0.5, 1.0], depth, encoder_noise=ENCODER, noise=NOISE, **options
     )
     assert row.shape == (3, *SHAPE)
     for end, which in (0, 0), (2, 1):
-        expected = reconstruct(
-            DIFFUSION, network, SOURCES[which], depth, encoder_noise=ENCODER[which], noise=NOISE, **options
-        )
+        expected = reconstruct(SOURCES[which], depth, ENCODER[which], NOISE, **options)
         # Elementwise arithmetic: the batch around an image may only change vectorised tanh by rounding.
         torch.testing.assert_close(row[end], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("mix", ["linear", "variance_preserving"])
 @pytest.mark.parametrize("depth", [0, 20])
-def test_swapping_the_sources_mirrors_the_weights(mix: Any, depth: int) -> None:
+def test_swapping_the_sources_mirrors_the_weights(depth: int) -> None:
     weights = [0.0, 0.25, 0.5, 0.75, 1.0]
-    row = interpolate(DIFFUSION, network, SOURCES, weights, depth, encoder_noise=ENCODER, noise=NOISE, mix=mix)
-    mirrored = interpolate(
-        DIFFUSION, network, SOURCES[::-1], weights, depth, encoder_noise=ENCODER[::-1], noise=NOISE, mix=mix
-    )
+    row = interpolate(DIFFUSION, network, SOURCES, weights, depth, encoder_noise=ENCODER, noise=NOISE)
+    mirrored = interpolate(DIFFUSION, network, SOURCES[::-1], weights, depth, encoder_noise=ENCODER[::-1], noise=NOISE)
     torch.testing.assert_close(mirrored.flip(0), row, rtol=0, atol=1e-5)
 
 
@@ -161,18 +151,14 @@ def test_linear_mix_is_of_the_noised_latents() -> None:
     torch.testing.assert_close(mixed, 0.7 * x_t[0] + 0.3 * x_t[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("weight", [0.1, 0.5, 0.8])
-@pytest.mark.parametrize(("mix", "half"), [("linear", 0.5), ("variance_preserving", 1.0)])
-def test_noise_variance_of_the_mix(mix: Any, half: float, weight: float) -> None:
+@pytest.mark.parametrize(("weight", "share"), [(0.1, 0.82), (0.5, 0.5), (0.8, 0.68)])
+def test_noise_variance_of_the_mix_is_the_sum_of_squared_weights(weight: float, share: float) -> None:
     count, depth = 2000, 20
     indices = torch.arange(count)
     noises = tuple(SampleNoise(2, indices, ITEM, name)(0) for name in ("a", "b"))
     sources = (torch.full_like(noises[0], 0.4), torch.full_like(noises[0], -0.8))
-    mixed = mix_latents(DIFFUSION, sources, weight, depth, encoder_noise=(noises[0], noises[1]), mix=mix)
+    mixed = mix_latents(DIFFUSION, sources, weight, depth, encoder_noise=(noises[0], noises[1]))
     abar = math.prod(1 - beta for beta in DIFFUSION.betas.tolist()[:depth])
-    share = weight**2 + (1 - weight) ** 2 if mix == "linear" else 1.0
-    if weight == 0.5:
-        assert share == half
     # 32,000 normals: four standard errors are 4 sqrt(2/32000) = 3.2 % of a variance, and 0.022 of a mean.
     assert float(mixed.var()) == pytest.approx((1 - abar) * share, rel=0.032)
     assert float(mixed.mean()) == pytest.approx(math.sqrt(abar) * ((1 - weight) * 0.4 - weight * 0.8), abs=0.022)
@@ -191,32 +177,23 @@ def test_all_weights_share_every_noise() -> None:
     assert torch.equal(row[0], row[2])
 
 
-def test_coarse_to_fine_rows_are_interpolations_from_pixels_to_nothing_shared() -> None:
-    weights, depths = [0.0, 0.5, 1.0], [T, 20, 0]
-    rows = interpolate_coarse_to_fine(
-        DIFFUSION, network, SOURCES, weights, depths, encoder_noise=ENCODER, noise=NOISE, method="ddim"
-    )
-    assert isinstance(rows, Iterator)  # a row at a time
-    for (depth, row), wanted in zip(rows, depths, strict=True):
-        assert depth == wanted
-        alone = interpolate(
-            DIFFUSION, network, SOURCES, weights, depth, encoder_noise=ENCODER, noise=NOISE, method="ddim"
-        )
-        assert torch.equal(row, alone)
-    # The last row is depth 0: a mix of pixels.
-    torch.testing.assert_close(row[1], 0.5 * SOURCES[0] + 0.5 * SOURCES[1])
+def test_coarse_to_fine_goes_from_nothing_of_the_sources_to_their_pixels() -> None:
+    depths = coarse_to_fine_depths(T)
+    assert coarse_to_fine_depths(1000) == (1000, 875, 750, 625, 500, 375, 250, 125, 0)  # as Fig. 9 is labelled
+    assert coarse_to_fine_depths(2) == (2, 1, 0)
+    latents = [mix_latents(DIFFUSION, SOURCES, 0.5, depth, encoder_noise=ENCODER) for depth in depths]
+    mean, noise = 0.5 * SOURCES[0] + 0.5 * SOURCES[1], 0.5 * ENCODER[0] + 0.5 * ENCODER[1]
+    shares = [float((x * mean).mean() / mean.square().mean()) for x in latents]
+    torch.testing.assert_close(latents[-1], mean)
+    assert shares[-1] == pytest.approx(1.0)
+    # abar_T is 0.0016: 4 % of the sources' amplitude is left.
+    torch.testing.assert_close(latents[0], noise, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
 def test_weights_beyond_the_sources_are_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="weight"):
         mix_latents(DIFFUSION, SOURCES, weight, 20, encoder_noise=ENCODER)
-
-
-@unchecked()
-def test_unknown_mix_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="mix is 'spherical': it must be one of"):
-        mix_latents(DIFFUSION, SOURCES, 0.5, 20, encoder_noise=ENCODER, mix="spherical")  # type: ignore[arg-type]
 
 
 # -- shared latents ----------------------------------------------------------------------------------------------------
@@ -236,8 +213,7 @@ def test_at_full_depth_only_the_prior_draw_is_shared() -> None:
 
 
 def test_samples_that_share_a_latent_differ_only_after_it() -> None:
-    shape = (64, *ITEM)
-    shared, own = SampleNoise(1, torch.arange(1), ITEM, "shared"), SampleNoise(1, torch.arange(64), ITEM, "own")
+    latent_noise, own = stream("shared"), stream("own", 2 * 32)
     spread = {}
     for depth in (T, 20, 5, 1):
         entered: list[Tensor] = []
@@ -247,12 +223,13 @@ def test_samples_that_share_a_latent_differ_only_after_it() -> None:
                 entered.append(x)
             return network(x, t)
 
-        x_t, samples = share_latent(DIFFUSION, listening, shape, depth, shared_noise=shared, noise=own)
-        assert x_t.shape == (1, *ITEM)
-        assert samples.shape == shape
-        assert torch.equal(entered[0], x_t.expand(shape))
-        spread[depth] = float(samples.var(0).mean())
-        again = share_latent(DIFFUSION, network, shape, depth, shared_noise=shared, noise=stream("other", 64))
+        x_t, samples = share_latent(DIFFUSION, listening, SHAPE, depth, 32, latent_noise=latent_noise, noise=own)
+        assert x_t.shape == SHAPE
+        assert samples.shape == (2, 32, *ITEM)
+        assert torch.equal(entered[0].unflatten(0, (2, 32)), x_t[:, None].expand(2, 32, *ITEM))
+        spread[depth] = float(samples.var(1).mean())
+        other = stream("other", 64)
+        again = share_latent(DIFFUSION, network, SHAPE, depth, 32, latent_noise=latent_noise, noise=other)
         assert torch.equal(again[0], x_t)
         assert depth == 1 or not torch.equal(again[1], samples)
     # Less noise follows a later split; at depth 1 none does, and all samples are one.

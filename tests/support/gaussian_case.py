@@ -15,6 +15,7 @@ import jaxtyping
 import torch
 from torch import Tensor
 
+from ddpm_core.metrics import FeatureStatistics
 from ddpm_core.schedules import Schedule
 
 ANCHORS: dict[str, Any] = json.loads((Path(__file__).parent / "anchors.json").read_text())
@@ -44,6 +45,12 @@ def cumulative(betas: Tensor) -> list[float]:
         abar *= 1.0 - beta
         values.append(abar)
     return values
+
+
+def centred_statistics(n: int, cov: Tensor) -> FeatureStatistics:
+    """Those of n features whose mean is 0 and whose covariance (ddof = 1) is `cov`, float64 [d, d]."""
+    count, zero = torch.tensor(n, dtype=torch.float64), torch.zeros(len(cov), dtype=torch.float64)
+    return FeatureStatistics.from_statistics({"n": count, "sum": zero, "outer": (n - 1) * cov})
 
 
 class GaussianData:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from support.training import NETWORK, OPTIM
 
-from ddpm_core.checkpoint import save_checkpoint
+from ddpm_core.checkpoint import snapshot, write_checkpoint
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.training import train_step
 from pipelines.shards.dataset import ShardedDataset
@@ -30,5 +30,5 @@ def short_run(digits: ShardedDataset, folder: Path, num_timesteps: int) -> Path:
         values = {name: getattr(batch, name) for name in ("x_start", "t", "noise")}
         train_step(state, diffusion, state.model, settings.optim, **values)
         if state.step in (3, 6):
-            save_checkpoint(folder, state, asdict(settings))
+            write_checkpoint(folder, snapshot(state), asdict(settings))
     return folder

@@ -1,13 +1,16 @@
 """The confidence interval of the Frechet distance: its derivative, its jackknife, its coverage."""
 
+import math
 from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from numpy.typing import NDArray
+from support.gaussian_case import centred_statistics
 from torch import Tensor
 
 from ddpm_core.metrics.frechet import FeatureStatistics, frechet_distance
@@ -17,7 +20,7 @@ from ddpm_core.metrics.intervals import (
     jackknife_error,
     leave_one_out_distances,
     mean_interval,
-    student_t_quantile,
+    proportion_interval,
 )
 
 
@@ -33,7 +36,7 @@ def statistics_of(features: Tensor) -> FeatureStatistics:
 
 def reference_of(d: int) -> FeatureStatistics:
     """N(0, diag(exp(-4 i / d))): a spectrum that decays, as that of features does."""
-    return FeatureStatistics.from_moments(10_000, np.zeros(d), np.diag(np.exp(-4 * np.arange(d) / d)))
+    return centred_statistics(10_000, torch.diag(torch.exp(-4 * torch.arange(d, dtype=torch.float64) / d)))
 
 
 def explicit_replicates(parts: list[Tensor], reference: FeatureStatistics) -> NDArray[np.float64]:
@@ -108,21 +111,45 @@ def test_jackknife_error_of_a_mean_is_the_scatter_of_its_chunks() -> None:
     assert got == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-12)
 
 
-def test_students_quantile_equals_scipys() -> None:
-    for dof in (1, 1.37, 2, 3, 4, 9, 49, 499, 49_999):
-        for p in (0.025, 0.5, 0.6, 0.9, 0.95, 0.975, 0.995, 0.9995):
-            assert student_t_quantile(p, dof) == pytest.approx(scipy.stats.t.ppf(p, dof), rel=1e-8, abs=1e-9), (dof, p)
+def test_intervals_of_few_means_have_students_closed_forms() -> None:
+    """At one degree of freedom the 97.5 % quantile is tan(0.475 pi), at two 0.95 / sqrt(2 * 0.975 * 0.025)."""
+    one, two = math.tan(0.475 * math.pi), 0.95 / math.sqrt(2 * 0.975 * 0.025)
+    # Two values a distance 2 h apart: a deviation of sqrt(2) h, of their mean h.
+    assert mean_interval([3.0, 5.0]) == pytest.approx((4.0 - one, 4.0 + one), rel=1e-12)
+    deviation = 1.0 / math.sqrt(3)  # of the mean of 1, 2, 3
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0 - two * deviation, 2.0 + two * deviation), rel=1e-12)
+    # Welch of equal variances and counts has 2 (n - 1) degrees of freedom.
+    reach = two * math.sqrt(1.0 + 1.0)
+    assert difference_interval([3.0, 5.0], [0.0, 2.0]) == pytest.approx((3.0 - reach, 3.0 + reach), rel=1e-12)
 
 
-def test_intervals_of_means_and_their_difference_are_scipys() -> None:
-    for seed, (n, m) in enumerate([(2, 2), (2, 5), (3, 3), (12, 4)]):
-        rng = np.random.default_rng(seed)
-        one, other = rng.normal(3.0, 0.5, n), rng.normal(2.0, 2.0, m)
-        wanted = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
-        assert difference_interval(one.tolist(), other.tolist()) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
-        mean = scipy.stats.t.interval(0.95, n - 1, one.mean(), one.std(ddof=1) / np.sqrt(n))
-        assert mean_interval(one.tolist()) == pytest.approx(mean, rel=1e-9)
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 5), (3, 3), (12, 4)])
+def test_the_interval_of_a_difference_is_welchs_with_satterthwaites_freedom(n: int, m: int) -> None:
+    rng = np.random.default_rng(n + m)
+    one, other = rng.normal(3.0, 0.5, n), rng.normal(2.0, 2.0, m)
+    a, b = one.var(ddof=1) / n, other.var(ddof=1) / m
+    dof = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))
+    reach = scipy.special.stdtrit(dof, 0.975) * np.sqrt(a + b)
+    difference = one.mean() - other.mean()
+    wanted = (difference - reach, difference + reach)
+    assert difference_interval(one.tolist(), other.tolist()) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_equal_values_have_an_interval_without_width_and_no_warning() -> None:
     assert difference_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)
+    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 64), (1, 1000), (7, 50), (50, 50), (0, 1)])
+def test_the_ends_of_a_proportions_interval_solve_wilsons_equation(hits: int, n: int) -> None:
+    """Those probabilities p from which hits / n is just 1.96 of p's own standard deviations away."""
+    low, high = proportion_interval(hits, n)
+    assert 0.0 <= low <= hits / n <= high <= 1.0
+    assert (low == 0.0) == (hits == 0)
+    assert (high == 1.0) == (hits == n)
+    for end in {low, high} - {0.0, 1.0}:
+        away = (hits / n - end) ** 2
+        assert away == pytest.approx(1.959963984540054**2 * end * (1 - end) / n, rel=1e-10)
 
 
 def coverage(scale: float, shift: float, d: int, n: int, cuts: list[int], trials: int) -> tuple[float, float]:

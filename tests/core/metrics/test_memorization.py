@@ -5,9 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
-from ddpm_core.metrics.intervals import proportion_interval
 from ddpm_core.metrics.memorization import NEAREST, Neighbours, memorized, merge_neighbours, nearest, nearness
 
 
@@ -64,9 +62,3 @@ def test_neighbours_of_fewer_items_than_asked_for_are_all_of_them() -> None:
     found = nearest(torch.zeros(1, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64), 5)
     assert isinstance(found, Neighbours)
     assert found.numbers.tolist() == [[5, 6, 7]]
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 64), (1, 1000), (7, 50), (50, 50), (0, 1)])
-def test_the_interval_of_a_proportion_is_wilsons(hits: int, n: int) -> None:
-    wanted = binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    assert proportion_interval(hits, n) == pytest.approx((wanted.low, wanted.high), abs=1e-12)

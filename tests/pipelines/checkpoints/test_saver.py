@@ -2,7 +2,6 @@
 other checkpoints stay whole."""
 
 import contextlib
-import copy
 import multiprocessing
 import os
 import random
@@ -29,7 +28,6 @@ from upath import UPath
 from ddpm_core.checkpoint import (
     Checkpoint,
     list_checkpoints,
-    save_checkpoint,
     snapshot,
     write_checkpoint,
 )
@@ -163,7 +161,7 @@ def test_the_state_of_that_moment_is_saved_while_the_training_goes_on(
         for number in (1, 2):
             advance(state)
             history.append({"step": number, "loss": 0.1 * number})
-            save_checkpoint(tmp_path / "stopped", copy.deepcopy(state), CONFIG, list(history))
+            write_checkpoint(tmp_path / "stopped", snapshot(state), CONFIG, list(history))
             saver.save(state, CONFIG, history)
             assert gate.begun.acquire(timeout=60)
             # save() has returned and nothing is written; the training goes on, in place.

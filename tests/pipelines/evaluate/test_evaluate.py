@@ -22,7 +22,7 @@ from support.processes import IMPORTED, wait_for, workers_of
 from support.training import NETWORK, OPTIM
 
 from ddpm_core import images, rng
-from ddpm_core.checkpoint import save_checkpoint
+from ddpm_core.checkpoint import snapshot, write_checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.interop import to_diffusers
 from ddpm_core.metrics.frechet import FeatureStatistics
@@ -432,7 +432,7 @@ def test_a_run_that_was_trained_anew_is_evaluated_anew(
     shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
     state = initial_state(config_for("tiny", shards="", unet=trained.last.unet_config(), optim=OPTIM, seed=1))
     state.load_state_dict({**state.state_dict(), "step": 6})
-    save_checkpoint(run, state, trained.last.config)
+    write_checkpoint(run, snapshot(state), trained.last.config)
     other = evaluate(config(trained, storage, run=str(run / "step-00000006")))
     assert other.best.folder.parts[-3:] == undisturbed.evaluations[-1].folder.parts[-3:]
     assert other.best.distance != undisturbed.evaluations[-1].distance

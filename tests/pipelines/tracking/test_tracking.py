@@ -15,7 +15,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from support.states import new_state
 
-from ddpm_core.checkpoint import Checkpoint, save_checkpoint
+from ddpm_core.checkpoint import Checkpoint, snapshot, write_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import evaluate
@@ -175,7 +175,7 @@ def test_records_are_logged_once_and_never_in_part(tmp_path: Path, monkeypatch: 
 
 
 def two_checkpoints(folder: Path) -> list[Checkpoint]:
-    return [save_checkpoint(folder, new_state(step), {"w": step}) for step in (1, 2)]
+    return [write_checkpoint(folder, snapshot(new_state(step)), {"w": step}) for step in (1, 2)]
 
 
 def test_models_are_ranked_under_one_protocol(tmp_path: Path) -> None:

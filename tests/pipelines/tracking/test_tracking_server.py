@@ -22,7 +22,7 @@ from support.processes import IMPORTED
 from support.states import new_state
 from support.training import NETWORK, OPTIM
 
-from ddpm_core.checkpoint import save_checkpoint
+from ddpm_core.checkpoint import snapshot, write_checkpoint
 from pipelines.nightly import alarms
 from pipelines.nightly.config import NightlyConfig
 from pipelines.nightly.night import nightly
@@ -125,7 +125,7 @@ def test_a_training_goes_on_and_stops_when_asked_while_the_server_is_away(
 ) -> None:
     server, _ = servers
     run = Tracker(server.uri, "training", tmp_path).run("train", tmp_path.name, "f", params={"a": "1"}, tags={})
-    checkpoint = save_checkpoint(tmp_path, new_state(4), {})
+    checkpoint = write_checkpoint(tmp_path, snapshot(new_state(4)), {})
     outbox, stop = queue.Queue[Any](), queue.Queue[Any]()
     lines: list[str] = []
     unsent = unsent_entries(run, tmp_path, lines.append)
