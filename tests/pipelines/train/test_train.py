@@ -224,7 +224,7 @@ def test_an_elastic_run_takes_a_new_node_in(long_run: TrainResult, digits: Shard
 
 
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
+def test_a_run_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
     long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
     """SIGTERM in the middle of everything: of a logging interval, and between checkpoints."""
