@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -26,10 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
-from ddpm_core.diffusion import DiffusionConfig
+from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
 from ddpm_core.errors import InputError
 from ddpm_core.training import TrainState
-from ddpm_core.unet import UNetConfig
 
 WHAT = "checkpoint"
 HISTORY = "history.jsonl"
@@ -53,11 +52,11 @@ class Checkpoint:
         """The process that the network was trained for."""
         return DiffusionConfig(**self.config["diffusion"])
 
-    def weights(self, kind: Literal["ema", "raw"] = "ema") -> dict[str, Tensor]:
+    def weights(self, kind: Weights = "ema") -> dict[str, Tensor]:
         """The network's weights, on the CPU. InputError where the file is damaged or gone."""
         return safetensors.torch.load(self._read(_weights_file(kind)))
 
-    def weights_sha256(self, kind: Literal["ema", "raw"] = "ema") -> str:
+    def weights_sha256(self, kind: Weights = "ema") -> str:
         return str(self._facts(_weights_file(kind))["sha256"])
 
     @property
@@ -105,7 +104,7 @@ class Checkpoint:
         return content
 
 
-def _weights_file(kind: Literal["ema", "raw"]) -> str:
+def _weights_file(kind: Weights) -> str:
     return "ema.safetensors" if kind == "ema" else "model.safetensors"
 
 

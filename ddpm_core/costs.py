@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm_core.configs import Execution, OptimConfig, UNetConfig
 from ddpm_core.dropout import dropout_keys
-from ddpm_core.training import Execution, OptimConfig
-from ddpm_core.unet import UNet, UNetConfig
+from ddpm_core.unet import UNet
 
 # Dense tensor-core FLOP/s by the makers' data sheets: (part of the device's name, TF32, bfloat16). The longer name first.
 _PEAKS = (

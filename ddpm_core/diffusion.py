@@ -6,23 +6,29 @@ Coefficients are float64 [T] buffers on the module's device; they are cast to th
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ddpm_core.checks import check_images, check_timesteps
-from ddpm_core.gaussian import Cdf, discretized_gaussian_log_likelihood, normal_kl
-from ddpm_core.schedules import Schedule, make_betas
+from ddpm_core.configs import LEARNED, Cdf, DiffusionConfig, LossType, MeanType, VarType, check_objective
+from ddpm_core.gaussian import discretized_gaussian_log_likelihood, normal_kl
 
-MeanType = Literal["eps", "xstart", "xprev", "v"]
-VarType = Literal["fixedlarge", "fixedsmall", "learned", "learned_range"]
-LossType = Literal["mse", "kl", "hybrid"]
+__all__ = [
+    "LEARNED",
+    "DenoiseFn",
+    "DiffusionConfig",
+    "Gaussian",
+    "GaussianDiffusion",
+    "LossType",
+    "MeanType",
+    "Prediction",
+    "VarType",
+]
+
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x_t [B,C,H,W], t [B]) -> [B,C or 2C,H,W]
-
-LEARNED: tuple[VarType, ...] = ("learned", "learned_range")
 
 
 class Gaussian(NamedTuple):
@@ -40,37 +46,6 @@ class Prediction(NamedTuple):
     variance: Tensor
     log_variance: Tensor
     pred_xstart: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionConfig:
-    """A diffusion process by its values."""
-
-    schedule: Schedule = "linear"
-    """How beta_1..beta_T run."""
-    num_timesteps: int = 1000
-    """T."""
-    beta_start: float = 1e-4
-    """beta_1, for the schedules that have one."""
-    beta_end: float = 0.02
-    """beta_T, for the schedules that have one."""
-    mean_type: MeanType = "eps"
-    """What the network predicts."""
-    var_type: VarType = "fixedlarge"
-    """The reverse process's variance."""
-    loss_type: LossType = "mse"
-    """L_simple, a term of the bound, or both."""
-
-    def __post_init__(self) -> None:
-        self.build()  # refuses what does not fit together
-
-    def betas(self) -> Tensor:
-        return make_betas(self.schedule, self.num_timesteps, self.beta_start, self.beta_end)
-
-    def build(self) -> "GaussianDiffusion":
-        return GaussianDiffusion(
-            self.betas(), mean_type=self.mean_type, var_type=self.var_type, loss_type=self.loss_type
-        )
 
 
 class GaussianDiffusion(nn.Module):
@@ -105,23 +80,7 @@ class GaussianDiffusion(nn.Module):
         timesteps: Int[Tensor, " T"] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, choices in [
-            ("mean_type", mean_type, MeanType),
-            ("var_type", var_type, VarType),
-            ("loss_type", loss_type, LossType),
-        ]:
-            if value not in get_args(choices):
-                raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(get_args(choices))}")
-        if loss_type == "mse" and var_type in LEARNED:
-            raise ValueError(
-                f"loss_type is 'mse' and var_type is {var_type!r}: the mean squared error does not train a variance; "
-                "take loss_type 'kl' or 'hybrid', or a fixed variance"
-            )
-        if loss_type == "hybrid" and var_type not in LEARNED:
-            raise ValueError(
-                f"loss_type is 'hybrid' and var_type is {var_type!r}: the hybrid loss adds a term for a learned variance; "
-                "take var_type 'learned' or 'learned_range', or loss_type 'mse'"
-            )
+        check_objective(mean_type, var_type, loss_type)
         betas = torch.as_tensor(betas)
         if betas.dtype != torch.float64 or betas.ndim != 1 or len(betas) < 1:
             raise ValueError(f"betas are {betas.dtype} {list(betas.shape)}: a float64 vector [T] is wanted")

@@ -1,12 +1,11 @@
 """Exponential moving average of the weights (paper, appendix B: decay 0.9999)."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-EmaStart = Literal["copy", "initial", "warmup"]
+from ddpm_core.configs import EmaStart
 
 
 class Ema:

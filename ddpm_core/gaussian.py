@@ -1,13 +1,14 @@
 """Gaussians as the bound needs them: their KL divergence, and the discretised decoder (paper, Eq. 13)."""
 
 import math
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Cdf = Literal["exact", "tanh"]
+from ddpm_core.configs import Cdf, check_choice
+
+__all__ = ["Cdf", "discretized_gaussian_log_likelihood", "normal_kl"]
 
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
@@ -36,8 +37,7 @@ def discretized_gaussian_log_likelihood(
 
     Computed in float64 and returned in the dtype of `mean`. x holds 8-bit pixels scaled to [-1, 1].
     """
-    if cdf not in get_args(Cdf):
-        raise ValueError(f"cdf is {cdf!r}: it must be one of {', '.join(get_args(Cdf))}")
+    check_choice("cdf", cdf, Cdf)
     phi = _normal_cdf if cdf == "exact" else _normal_cdf_tanh
     centred = x.to(torch.float64) - mean.to(torch.float64)
     inv_scale = torch.exp(-log_scale.to(torch.float64))

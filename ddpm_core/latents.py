@@ -8,14 +8,15 @@ the image itself; depth d > 0 is x_t at the code's timestep t = d - 1. Every noi
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddpm_core.configs import Method, Spacing, check_choice
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.samplers import Method, Noise, Spacing, Step, sample, sample_steps, select_timesteps
+from ddpm_core.samplers import Noise, Step, sample, sample_steps, select_timesteps
 
 Mix = Literal["linear", "variance_preserving"]
 
@@ -93,8 +94,7 @@ def mix_latents(
     weight 1/2, which the network takes for a less noisy image. variance_preserving: the same with the mixed noise scaled
     back to variance 1-abar_t, that is, a draw of q(x_t | (1 - weight) x_0 + weight x'_0).
     """
-    if mix not in get_args(Mix):
-        raise ValueError(f"mix is {mix!r}: it must be one of {', '.join(get_args(Mix))}")
+    check_choice("mix", mix, Mix)
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"weight is {weight}: it must lie in [0, 1], from the first image to the second")
     keep = 1.0 - weight

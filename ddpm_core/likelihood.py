@@ -10,15 +10,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ddpm_core import rng
+from ddpm_core.configs import Cdf, check_choice
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.gaussian import Cdf
 from ddpm_core.pixel_range import SCALE
 from ddpm_core.samplers import Noise
 
@@ -97,8 +97,7 @@ def rate_distortion(bound: Bound, rmse: RmseConvention = "root_of_mean") -> Rate
     rmse: the paper does not say how it averages over images. root_of_mean: the root of the mean MSE, the RMSE of the
     whole set; mean_of_roots: the mean of each image's RMSE, never larger (Jensen).
     """
-    if rmse not in get_args(RmseConvention):
-        raise ValueError(f"rmse is {rmse!r}: it must be one of {', '.join(get_args(RmseConvention))}")
+    check_choice("rmse", rmse, RmseConvention)
     later = bound.terms.flip(1).cumsum(1).flip(1) - bound.terms  # of column i: the terms i+1..T-1
     root = bound.mse.mean(0).sqrt() if rmse == "root_of_mean" else bound.mse.sqrt().mean(0)
     return RateDistortion((bound.prior[:, None] + later).mean(0), SCALE * root)

@@ -22,9 +22,7 @@ gives those of other hardware. Scores are FIDs of 50,000 samples with EMA weight
 
 from dataclasses import dataclass, replace
 
-from ddpm_core.diffusion import DiffusionConfig
-from ddpm_core.training import OptimConfig
-from ddpm_core.unet import UNetConfig
+from ddpm_core.configs import DiffusionConfig, OptimConfig, UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

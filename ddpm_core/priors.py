@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ddpm_core.schedules import Schedule, make_betas, prior_bits_per_dim
+from ddpm_core.configs import WITHOUT_ENDS, Schedule
+from ddpm_core.schedules import make_betas, prior_bits_per_dim
 
 # Two schedules solved to the same level differ by rounding; this is far above it and far below any real difference.
 _ROUNDING = 1e-9
@@ -65,7 +66,7 @@ def matching_beta_end(
     reference: other betas to match. ValueError for a schedule without an end point (jsd, cosine) and where no end point
     in (0, 1] reaches the level.
     """
-    if schedule in ("jsd", "cosine"):
+    if schedule in WITHOUT_ENDS:
         raise ValueError(
             f"schedule is {schedule!r}: it has no end point to solve for, its num_timesteps alone fixes abar_T; "
             "take linear, quad, const, warmup10 or warmup50"

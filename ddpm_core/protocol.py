@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
+from ddpm_core.configs import Method, Precision, Purpose, Spacing, Split, Weights
+
 INCEPTION = "inception-2015-12-05"
 
 # MLflow tags that the pipelines write and the reports read.
@@ -34,14 +36,14 @@ class Protocol:
 
     num_samples: int
     seed: int
-    purpose: Literal["selection", "report"] = "selection"  # noise to choose a checkpoint by, or to report its numbers
-    sampler: Literal["ancestral", "ddim", "dpmpp_2m"]
+    purpose: Purpose = "selection"  # noise to choose a checkpoint by, or to report its numbers
+    sampler: Method
     sampler_steps: int
-    spacing: Literal["uniform", "quadratic"]
+    spacing: Spacing
     clip_denoised: bool
-    weights: Literal["ema", "raw"]
+    weights: Weights
     batch_size: int  # float32 features depend on it in the last digits
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     rounding: Literal["half-up"] = "half-up"
     extractor: str
     extractor_sha256: str
@@ -49,7 +51,7 @@ class Protocol:
     reference: str
     reference_sha256: str
     reference_images: int
-    against: Literal["train", "test"] = "train"  # what the reference is to the run
+    against: Split = "train"  # what the reference is to the run
     neighbours: int = 10_000  # how many samples and reference images kernels and neighbourhoods look at, at most
 
     @property

@@ -1,17 +1,18 @@
 """From noise to images: ancestral sampling (Algorithm 2), DDIM, and DPM-Solver++(2M), behind one signature."""
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ddpm_core.checks import check_images
+from ddpm_core.configs import Method, Spacing, check_choice
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion, Prediction
 
-Method = Literal["ancestral", "ddim", "dpmpp_2m"]
-Spacing = Literal["uniform", "quadratic"]
+__all__ = ["Method", "Noise", "Spacing", "Step", "sample", "sample_steps", "select_timesteps"]
+
 Noise = Callable[[int], Tensor]  # address -> [B,C,H,W]: T gives x_T, a timestep the noise drawn there
 
 
@@ -32,8 +33,7 @@ def select_timesteps(num_timesteps: int, steps: int, spacing: Spacing = "uniform
     """
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps is {steps}: it must lie in 1..{num_timesteps}, the schedule's num_timesteps")
-    if spacing not in get_args(Spacing):
-        raise ValueError(f"spacing is {spacing!r}: it must be one of {', '.join(get_args(Spacing))}")
+    check_choice("spacing", spacing, Spacing)
     if steps == num_timesteps:
         return list(range(num_timesteps))
     if steps == 1:
@@ -70,8 +70,7 @@ def sample_steps(
 
     The last state is not clipped. Runs without gradients. ValueError for arguments that do not fit together.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method is {method!r}: it must be one of {', '.join(get_args(Method))}")
+    check_choice("method", method, Method)
     if eta != 0.0 and (method != "ddim" or not 0.0 <= eta <= 1.0):
         raise ValueError(f"eta is {eta} with method {method!r}: it belongs to method 'ddim' and lies in [0, 1]")
     if isinstance(noise, Tensor):

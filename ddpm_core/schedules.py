@@ -1,14 +1,15 @@
 """Variance schedules beta_1..beta_T of the forward process (paper, section 2 and 4), in float64."""
 
 import math
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-Schedule = Literal["linear", "quad", "const", "warmup10", "warmup50", "jsd", "cosine"]
+from ddpm_core.configs import Schedule, check_schedule
+
+__all__ = ["Schedule", "make_betas", "prior_bits_per_dim"]
 
 
 def make_betas(
@@ -20,12 +21,7 @@ def make_betas(
     Eq. 17, clipped at 0.999. const uses only beta_end; jsd and cosine use neither end. What Stable Diffusion calls
     linear is `quad` here. ValueError for an unknown name or values that are no variances.
     """
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule is {schedule!r}: it must be one of {', '.join(get_args(Schedule))}")
-    if num_timesteps < 1:
-        raise ValueError(f"num_timesteps is {num_timesteps}: it must be 1 or more")
-    if not 0.0 < beta_end <= 1.0 or not 0.0 < beta_start <= 1.0:
-        raise ValueError(f"beta_start, beta_end are {beta_start}, {beta_end}: both must lie in (0, 1]")
+    check_schedule(schedule, num_timesteps, beta_start, beta_end)
     T = num_timesteps
     if schedule == "linear":
         betas = np.linspace(beta_start, beta_end, T)

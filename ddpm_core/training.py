@@ -2,103 +2,20 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from ddpm_core.configs import Execution, OptimConfig
 from ddpm_core.diffusion import GaussianDiffusion
-from ddpm_core.ema import Ema, EmaStart
+from ddpm_core.ema import Ema
 from ddpm_core.unet import UNet
 
+__all__ = ["QUARTERS", "Execution", "OptimConfig", "StepMetrics", "TrainState", "train_step"]
+
 QUARTERS = 4  # of 0..T-1, whose losses are recorded apart
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The optimiser: Adam without weight decay, linear warm-up from 0, a clip of the gradient's norm, EMA."""
-
-    batch_size: int = 128
-    """Images a step over all workers."""
-    lr: float = 2e-4
-    """Learning rate after the warm-up."""
-    warmup_steps: int = 5000
-    """Steps over which the learning rate rises from 0."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay of the first and second moment."""
-    adam_eps: float = 1e-8
-    """Adam's epsilon."""
-    adam_eps_hat: bool = False
-    """Add epsilon before the bias correction ("epsilon hat"), as TensorFlow's Adam and so the paper's code, not after it,
-    as Adam's Algorithm 1 and PyTorch; with 1e-8 they differ in the first steps alone."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient."""
-    clip_replicas: int = 1
-    """In how many equal parts the batch's gradient is clipped before they are averaged. 1 clips the gradient of the whole
-    batch; the paper's code clips on each TPU core before the all-reduce, which is 8."""
-    ema_decay: float = 0.9999
-    """Of the averaged weights."""
-    ema_start: EmaStart = "copy"
-    """EMA's first update copies the weights (the paper's code), or averages from the initial ones at once, or warms the
-    decay up."""
-
-    def __post_init__(self) -> None:
-        for name, value in [("batch_size", self.batch_size), ("lr", self.lr), ("grad_clip", self.grad_clip)]:
-            if not value > 0:
-                raise ValueError(f"{name} is {value}: it must be positive")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}: it must be 0 or more")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
-        if self.clip_replicas < 1 or self.batch_size % self.clip_replicas:
-            raise ValueError(
-                f"clip_replicas is {self.clip_replicas} for a batch of {self.batch_size}: it must divide the batch"
-            )
-
-    def learning_rate(self, step: int) -> float:
-        """The rate of update number `step`, counted from 0: as in Ho's code, the first of a warm-up is 0."""
-        return self.lr * min(step / self.warmup_steps, 1.0) if self.warmup_steps else self.lr
-
-    def epsilon(self, step: int) -> float:
-        """What PyTorch's Adam is to add in update number `step`: epsilon-hat over the root of the bias correction."""
-        return self.adam_eps / (1.0 - self.adam_betas[1] ** (step + 1)) ** 0.5 if self.adam_eps_hat else self.adam_eps
-
-    def identity(self) -> dict[str, Any]:
-        """The values that name a run, without named alternatives that are not taken: what they were added to keeps its
-        name."""
-        alternatives = {"adam_eps_hat": False, "clip_replicas": 1, "ema_start": "copy"}
-        return {name: value for name, value in asdict(self).items() if alternatives.get(name) != value}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How a step is carried out. `precision` changes what is computed and belongs to a run's identity; the other values
-    change the order and the rounding of sums alone."""
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's convolutions and products. Weights, norms, loss, gradients, Adam and EMA are float32 with both; on
-    a GPU, float32 convolutions multiply in TF32, as PyTorch's default is."""
-    micro_batch: int | None = None
-    """Most images at once: a worker's share is cut into parts of so many, whose gradients add up; by default it is whole.
-    Best a divisor of the share."""
-    activation_checkpointing: bool = False
-    """Keep each layer's input alone for the backward pass: far less memory for a third more work."""
-    channels_last: bool = False
-    """NHWC storage, for tensor cores."""
-    compile: bool = False
-    """torch.compile the network: minutes at the start, fewer and larger kernels after."""
-    fused_adam: bool | None = None
-    """Adam as one kernel; by default on GPUs alone. On a CPU it takes a third of the time and rounds otherwise."""
-
-    def __post_init__(self) -> None:
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch is {self.micro_batch}: it must be 1 or more, or None for the whole share")
-
-    def identity(self) -> dict[str, Any]:
-        """What of it names a run: nothing where all is float32."""
-        return {} if self.precision == "float32" else {"precision": self.precision}
 
 
 class TrainState:

@@ -10,7 +10,6 @@ norms, the swish and the dropout behind them work in the weights' float32, softm
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -20,50 +19,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm_core.checks import check_images, check_timesteps
+from ddpm_core.configs import UNetConfig
 from ddpm_core.dropout import addressed_dropout
 
-
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """A U-Net by its values. Level l works at image_size / 2^l with ch * ch_mult[l] channels."""
-
-    image_size: int
-    """Height and width of the images."""
-    in_channels: int = 3
-    """Channels of the images."""
-    out_channels: int | None = None
-    """Channels of the output: as many as in_channels by default, twice that for a learned variance."""
-    ch: int = 128
-    """Channels at full resolution."""
-    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
-    """Each level's channels in units of ch; a level halves the resolution."""
-    num_res_blocks: int = 2
-    """Residual blocks a level on the way down; one more on the way up."""
-    attn_resolutions: tuple[int, ...] = (16,)
-    """Resolutions with self-attention."""
-    dropout: float = 0.0
-    """Inside each residual block."""
-
-    def __post_init__(self) -> None:
-        if self.ch < 1 or self.ch % 32:
-            raise ValueError(f"ch is {self.ch}: it must be a multiple of 32, for group norm's 32 groups")
-        if not self.ch_mult or min(self.ch_mult) < 1:
-            raise ValueError(f"ch_mult is {self.ch_mult}: it must hold one positive factor a level")
-        factor = 2 ** (len(self.ch_mult) - 1)
-        if self.image_size < factor or self.image_size % factor:
-            raise ValueError(
-                f"image_size is {self.image_size}: {len(self.ch_mult)} levels halve it {len(self.ch_mult) - 1} times, "
-                f"so it must be a multiple of {factor}"
-            )
-        if self.num_res_blocks < 1:
-            raise ValueError(f"num_res_blocks is {self.num_res_blocks}: it must be 1 or more")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1)")
-
-    @property
-    def dropout_layers(self) -> int:
-        """How many keys an image needs for its dropout: one a residual block, none where nothing is dropped."""
-        return len(self.ch_mult) * (2 * self.num_res_blocks + 1) + 2 if self.dropout else 0
+__all__ = [
+    "AttnBlock",
+    "Block",
+    "Downsample",
+    "Norm",
+    "ResBlock",
+    "UNet",
+    "UNetConfig",
+    "Upsample",
+    "timestep_embedding",
+]
 
 
 def timestep_embedding(t: Int[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:

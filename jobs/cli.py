@@ -3,8 +3,6 @@
 0 done, 1 failed or diverged, 2 wrong input, 3 done with an alarm, 130 interrupted.
 """
 
-import contextlib
-import io
 import signal
 import sys
 from collections.abc import Callable
@@ -12,19 +10,22 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+from tyro._errors import (  # its only way to say what is wrong as a value; pyproject.toml pins the version
+    BadValue,
+    InstantiationFailure,
+    InvalidChoice,
+    MissingArgs,
+    ParseErrorEvent,
+    UnrecognizedArgs,
+    on_parse_error,
+)
 
 from ddpm_core.errors import DivergedError, InputError
+from pipelines.runtime.console import say
+
+__all__ = ["parse", "run", "say"]
 
 Config = TypeVar("Config")
-
-
-def say(line: str) -> None:
-    """A line of progress. In a terminal, lines that count down write over each other; a log gets each at once."""
-    if not sys.stdout.isatty():
-        print(line, flush=True)
-    else:
-        end = "" if line.endswith(" left") and not line.endswith("0:00 left") else "\n"
-        print(f"\r\x1b[2K{line}", end=end, flush=True)
 
 
 def parse(
@@ -37,33 +38,37 @@ def parse(
 ) -> Config:
     """The options as a `config`; --help prints them all and exits. `first` is the word that stood before the options.
     InputError in one sentence for what is wrong."""
-    complaint = io.StringIO()
     prog = f"python jobs/{sys.argv[0].rsplit('/', 1)[-1]} {first}".strip()
+
+    def refuse(event: ParseErrorEvent) -> NoReturn:
+        raise InputError(f"{_sentence(event)}: see {prog} --help")
+
     try:
-        with contextlib.redirect_stderr(complaint):
+        with on_parse_error(refuse):
             return tyro.cli(config, args=arguments, description=description, prog=prog, default=default)
-    except SystemExit as stop:
-        if stop.code == 0:  # --help
-            raise
-        raise InputError(f"{_sentence(complaint.getvalue())}: see {prog} --help") from None
     except InputError:
         raise
     except ValueError as error:  # the rules of a configuration, such as a width that no group norm divides
         raise InputError(f"{error}: see {prog} --help") from None
 
 
-def _sentence(message: str) -> str:
-    """tyro's framed message (frame, title, paragraphs) as the start of a sentence: what is missing, unknown, or as it
-    says. Where the output is not UTF-8, the frame is made of spaces."""
-    lines = [line.strip("│╭╮╰╯─ \t") for line in message.splitlines()]
-    body = "\n".join([line for line in lines if line.strip("-")][1:])
-    complaint, _, unknown = body.partition("Unrecognized options:")
-    if unknown.split():
-        return f"option {unknown.split()[0].rstrip(',')} is unknown"
-    if complaint.startswith("Missing"):
-        required = [line.split()[0] for line in complaint.splitlines() if line.startswith("--")]
-        return f"{', '.join(required) or 'what it is about'} must be given"
-    return " ".join(complaint.split("For full helptext")[0].split("Argument helptext")[0].split()).rstrip(".")
+def _sentence(event: ParseErrorEvent) -> str:
+    """The start of a sentence on why the options are refused."""
+    match event:
+        case MissingArgs(unrecognized_tokens=[token, *_]) | UnrecognizedArgs(tokens=[token, *_]):
+            return f"option {token} is unknown"
+        case MissingArgs(missing_arguments=missing):
+            names = [each.arg.display_name() for each in missing if not each.arg.is_positional()]
+            return f"{', '.join(names) or 'what it is about'} must be given"
+        case InvalidChoice(argument=argument, value=value, choices=choices):
+            return f"{argument.display_name()} is {value!r}: give one of {', '.join(choices)}"
+        case BadValue(argument=argument):
+            return f"{argument.display_name()} has no value: give one after it"
+        case InstantiationFailure(argument=argument, message=message) if argument is not None:
+            return f"{argument.display_name()} cannot be understood ({message})"
+        case InstantiationFailure(message=message):
+            return message
+    return "the options cannot be understood"
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -19,6 +19,7 @@ from pipelines.evaluate.driver import evaluate
 from pipelines.evaluate.evaluation import compare, read_evaluation
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.driver import measure_likelihood
+from pipelines.runtime.console import emit_result
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ def main() -> None:
             say(f"compare: {compare(one, other, across_protocols=pair.across_protocols)}")
         case arguments:
             about = "Sample from checkpoints and measure the samples."
-            for line in evaluate(parse(EvaluateConfig, arguments, description=about), say).describe():
+            result = evaluate(parse(EvaluateConfig, arguments, description=about), say)
+            for line in result.describe():
                 say(f"evaluate: {line}")
+            emit_result(best=result.describe_best())
 
 
 if __name__ == "__main__":

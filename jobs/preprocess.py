@@ -12,7 +12,8 @@ import tyro
 
 from jobs.cli import parse, run, say
 from pipelines.preprocess.card import card
-from pipelines.preprocess.driver import PreprocessConfig, preprocess
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.driver import preprocess
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Progress
 from pipelines.shards.dataset import ShardedDataset

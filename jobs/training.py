@@ -9,6 +9,7 @@ import tyro
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, say
+from pipelines.runtime.console import emit_result
 from pipelines.train.config import TrainConfig, config_for
 from pipelines.train.driver import train
 from pipelines.train.plan import describe_plan
@@ -46,4 +47,5 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
         return
     result = train(command.config, say)
     say(f"train: checkpoints in {result.run.folder}; MLflow run {result.run_id}")
+    emit_result(run=result.run.name)
     say(f"train: evaluate with python jobs/evaluate.py --run {result.run.name} --storage {result.storage.root}")

@@ -56,7 +56,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits_lmdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scikit-learn's digits as an LSUN-layout LMDB: non-square WebP images."""
-    from pipelines.demo.driver import write_lmdb
+    from pipelines.demo.digits import write_lmdb
 
     path = tmp_path_factory.mktemp("source") / "digits_train_lmdb"
     write_lmdb(path)

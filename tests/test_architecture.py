@@ -2,6 +2,7 @@
 
 import ast
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def imported(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a module that run when it is loaded: not the bodies of functions, nor what only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef) or (
+            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        ):
+            continue
+        yield child
+        yield from executed(child)
+
+
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -50,8 +62,10 @@ def test_imports_go_only_down(path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["reports/", "pipelines/preprocess/worker.py"])
 def test_no_torch_is_reached_through_imports(start: str) -> None:
-    """A report is made without it; a preprocessing worker would spend 2 s and 200 MB on it."""
+    """A report is made without it; a preprocessing worker would spend 2 s and 200 MB on it. Of the packages that these
+    only use, a function may import it: DiffusionConfig.build() does."""
     seen: set[Path] = set()
+    torch: set[str] = set()
     queue = [path for path in FILES if named(path).startswith(start)]
     assert queue
     while queue:
@@ -59,19 +73,24 @@ def test_no_torch_is_reached_through_imports(start: str) -> None:
         if path in seen:
             continue
         seen.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
-                module = ROOT / (node.module or "").replace(".", "/")
+        module = ast.parse(path.read_text())
+        for node in ast.walk(module) if named(path).startswith(start) else executed(module):
+            if isinstance(node, ast.Import):
+                torch |= {named(path) for alias in node.names if alias.name.split(".")[0] == "torch"}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+                torch.add(named(path))
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+                target = ROOT / (node.module or "").replace(".", "/")
                 queue += [
                     place
                     for place in (
-                        module.with_suffix(".py"),
-                        module / "__init__.py",
-                        *(module / f"{alias.name}.py" for alias in node.names),
+                        target.with_suffix(".py"),
+                        target / "__init__.py",
+                        *(target / f"{alias.name}.py" for alias in node.names),
                     )
                     if place.is_file()
                 ]
-    assert [named(path) for path in sorted(seen) if "torch" in imported(path)] == []
+    assert not torch
 
 
 def test_only_tracking_writes_to_mlflow() -> None:
@@ -98,15 +117,6 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     assert not {path.stem for path in python_files} & {"utils", "helpers", "common"}
 
 
-def test_jobs_are_thin() -> None:
-    long = {
-        path.name: lines
-        for path in (ROOT / "jobs").glob("*.py")
-        if (lines := len(path.read_text().splitlines())) > (90 if path.name == "cli.py" else 60)
-    }
-    assert not long
-
-
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_print_stays_in_jobs(path: Path) -> None:
     calls = [
@@ -114,8 +124,7 @@ def test_print_stays_in_jobs(path: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
-    # A trial's process has no caller to give its lines to.
-    if path.parts[-2] != "jobs" and named(path) != "pipelines/sweep/driver.py":
+    if path.parts[-2] != "jobs" and named(path) != "pipelines/runtime/console.py":
         assert "print" not in calls
 
 

@@ -1,15 +1,12 @@
 """The network of a checkpoint, on the device where a worker runs it."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.configs import Precision, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.unet import UNet
-
-Precision = Literal["float32", "bfloat16"]
 
 
 class NetworkHolder:
@@ -19,9 +16,7 @@ class NetworkHolder:
     compile: torch.compile the network.
     """
 
-    def __init__(
-        self, weights: Literal["ema", "raw"], precision: Precision = "float32", *, compile: bool = False
-    ) -> None:
+    def __init__(self, weights: Weights, precision: Precision = "float32", *, compile: bool = False) -> None:
         self.weights, self.precision, self.compile = weights, precision, compile
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._held: tuple[object, GaussianDiffusion, DenoiseFn] | None = None

@@ -1,17 +1,14 @@
 """What an evaluation is, as a value."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from ddpm_core.configs import Method, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count, Positive
-from ddpm_core.samplers import Method, Spacing
-from pipelines.checkpoints.network import Precision
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
-
-Purpose = Literal["selection", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from pipelines.checkpoints.retention import mark_best
 from pipelines.checkpoints.store import saved_steps
-from pipelines.evaluate.config import EvaluateConfig, Purpose
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.measure import MIN_CHUNKS, chain_values, distance_and_interval, measure, read_samples
@@ -69,7 +70,11 @@ class EvaluateResult:
             lines.append(
                 f"the best, on samples it was not chosen by, has {describe_values(again.values, again.protocol)}"
             )
-        return [*lines, f"best is step {best.step:,} with {describe_values(best.values, best.protocol)}"]
+        return [*lines, f"best is {self.describe_best()}"]
+
+    def describe_best(self) -> str:
+        """The best checkpoint and its numbers."""
+        return f"step {self.best.step:,} with {describe_values(self.best.values, self.best.protocol)}"
 
 
 def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateResult:

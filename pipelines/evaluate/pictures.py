@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.configs import Method, Precision, Spacing, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.inception import full_float32
 from ddpm_core.latents import SamplerOptions, capture, decode, draw_latent, interpolate
-from ddpm_core.samplers import Method, Spacing, sample_steps, select_timesteps
-from pipelines.checkpoints.network import NetworkHolder, Precision
+from ddpm_core.samplers import sample_steps, select_timesteps
+from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps
 from pipelines.runtime.chunks import load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
@@ -41,7 +42,7 @@ class PictureProtocol:
     sampler: Method
     sampler_steps: int
     spacing: Spacing
-    weights: Literal["ema", "raw"]
+    weights: Weights
     precision: Precision
     data: str
     data_sha256: str

@@ -8,12 +8,13 @@ from typing import Literal
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
+from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from pipelines.checkpoints.foreign import import_weights
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.evaluate.calibrate import check_calibrated
-from pipelines.evaluate.config import EvaluateConfig, Purpose
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.measure import GRID
 from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps

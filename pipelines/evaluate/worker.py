@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from torch import Tensor
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
+from ddpm_core.configs import Method, Precision, Spacing, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.inception import full_float32
 from ddpm_core.latents import capture
-from ddpm_core.samplers import Method, Spacing, sample_steps, select_timesteps
-from pipelines.checkpoints.network import NetworkHolder, Precision
+from ddpm_core.samplers import sample_steps, select_timesteps
+from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import save_chunk
 from pipelines.runtime.fan_out import Outcome, Pool, make_missing
 from pipelines.runtime.progress import Say
@@ -35,7 +36,7 @@ class SampleSettings:
     method: Method
     steps: int
     spacing: Spacing
-    weights: Literal["ema", "raw"]
+    weights: Weights
     seed: int
     purpose: str  # of the noise: samples to choose a checkpoint by, or to report its numbers
     batch_size: int

@@ -5,10 +5,10 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from ddpm_core.configs import Method, Purpose, Spacing
 from ddpm_core.protocol import fingerprint
 from ddpm_core.ranges import Count, Positive
-from ddpm_core.samplers import Method, Spacing
-from pipelines.evaluate.config import EvaluateConfig, Purpose
+from pipelines.evaluate.config import EvaluateConfig
 
 T = TypeVar("T")
 Given = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]  # no option of the command line

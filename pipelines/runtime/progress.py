@@ -7,6 +7,17 @@ from collections.abc import Callable
 Say = Callable[[str], None]
 
 
+class ProgressLine(str):
+    """A line that says how far a stage is. A terminal may write the stage's next line over it, unless it is `final`."""
+
+    final: bool
+
+    def __new__(cls, text: str, *, final: bool) -> "ProgressLine":
+        line = super().__new__(cls, text)
+        line.final = final
+        return line
+
+
 def duration(seconds: float) -> str:
     """Seconds as 0:42, 12:05 or 3:20:00."""
     minutes, second = divmod(int(seconds + 0.5), 60)
@@ -34,10 +45,13 @@ class Progress:
         now = time.monotonic()
         if self.done >= self.total or now - self._said >= self.interval:
             self._said = now
-            rate = (self.done - self.first) / max(now - self.started, 1e-9)
-            left = duration((self.total - self.done) / max(rate, 1e-9))
-            speed = f"{rate:,.0f}" if rate >= 10.0 else f"{rate:.2g}"
-            middle = f" | {extra}" if extra else ""
-            self.say(
-                f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} | {speed} {self.unit}/s{middle} | {left} left"
-            )
+            self.say(ProgressLine(self._text(now, extra), final=self.done >= self.total))
+
+    def _text(self, now: float, extra: str) -> str:
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
+        left = duration((self.total - self.done) / max(rate, 1e-9))
+        speed = f"{rate:,.0f}" if rate >= 10.0 else f"{rate:.2g}"
+        middle = f" | {extra}" if extra else ""
+        return (
+            f"{self.stage}: {self.done:,} of {self.total:,} {self.unit} | {speed} {self.unit}/s{middle} | {left} left"
+        )

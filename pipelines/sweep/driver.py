@@ -26,6 +26,7 @@ from ddpm_core.protocol import fingerprint
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import evaluate
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
+from pipelines.runtime import console
 from pipelines.runtime.cluster import check_fits, connect
 from pipelines.runtime.layout import Storage, local_storage
 from pipelines.runtime.locations import location
@@ -271,7 +272,7 @@ def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: i
     trial = config.trial(point, seed, steps)
 
     def say(line: str) -> None:
-        print(f"sweep: {label}, seed {seed}: {line}", flush=True)
+        console.say(f"sweep: {label}, seed {seed}: {line}")
 
     run_id = ""
     try:

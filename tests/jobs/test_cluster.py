@@ -490,8 +490,9 @@ def test_every_example_of_the_readme_renders(command: str, render: Render) -> No
 
 REAL = """
 import subprocess, time
-from pipelines.demo.driver import ROOT, ray_cluster
-with ray_cluster() as environment:
+from pipelines.demo.driver import ROOT
+from pipelines.demo.local_ray import ray_cluster
+with ray_cluster({}) as environment:
     for code in (0, 3):
         for _ in range(12):  # Ray gives its agent ten seconds to start, and then asks to try again
             command = ["sh", "jobs/cluster/submit.sh", "python", "-c", f"import sys; print('$HOME'); sys.exit({code})"]

@@ -103,8 +103,9 @@ def test_a_wrong_command_ends_with_2_and_one_sentence_and_leaves_nothing(
 
 SCRIPT = """
 import subprocess, sys, time
-from pipelines.demo.driver import ROOT, ray_cluster
-with ray_cluster() as environment:
+from pipelines.demo.driver import ROOT
+from pipelines.demo.local_ray import ray_cluster
+with ray_cluster({}) as environment:
     for arguments in (["--help"], ["tiny", "--shards", "relative/path", "--storage", "/tmp/unused"]):
         command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "jobs/train_lsun.py", *arguments]
         for _ in range(6):  # Ray gives its agent ten seconds to start, and then asks to try again

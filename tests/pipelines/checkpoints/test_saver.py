@@ -35,7 +35,7 @@ from ddpm_core.checkpoint import (
 )
 from ddpm_core.errors import InputError
 from ddpm_core.training import TrainState
-from pipelines.checkpoints import saver
+from pipelines.checkpoints import store
 from pipelines.checkpoints.retention import mark_best, marked_steps, prune, to_delete, unmark
 from pipelines.checkpoints.saver import Saver
 from pipelines.checkpoints.store import (
@@ -141,7 +141,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.let_through, self.log = threading.Semaphore(0), threading.Semaphore(0), list[str]()
-        monkeypatch.setattr(saver, "write_checkpoint", self._write)
+        monkeypatch.setattr(store, "write_checkpoint", self._write)
 
     def _write(self, folder: Path, saved: Any, config: Any, history: Any) -> Checkpoint:
         self.log.append(f"begin {saved['step']}")

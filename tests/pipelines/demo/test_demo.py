@@ -14,7 +14,8 @@ from support.processes import ROOT
 
 from ddpm_core.commit import sha256_file
 from ddpm_core.features import load_extractor
-from pipelines.demo.driver import demo, digit_key, read_finished, train_extractor
+from pipelines.demo.digits import digit_key, train_extractor
+from pipelines.demo.driver import demo, read_finished
 from pipelines.shards.dataset import ShardedDataset
 
 

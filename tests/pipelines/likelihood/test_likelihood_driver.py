@@ -65,7 +65,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(trained: Path, storage: Path) -> LikelihoodResult:
     uri = f"sqlite:///{storage}/mlflow.db"
-    Tracker(uri, "ddpm", storage).run("train", trained.name, "", params={}, tags={})  # as train() has it
+    Tracker(uri, "ddpm", storage / "mlartifacts" / "ddpm").run("train", trained.name, "", params={}, tags={})  # as train() has it
     return measure_likelihood(config(trained, storage, checkpoints="all"))
 
 
@@ -177,7 +177,7 @@ def test_only_what_is_missing_damaged_or_of_other_weights_is_made_again(
     again = measure_likelihood(config(trained, tmp_path, checkpoints="all", workers=1), lines.append)
     assert again.likelihoods == undisturbed.likelihoods
     assert [line for line in lines if "damaged" in line] == [
-        f"likelihood: chunk {str(chunks[3])!r} is damaged and is made again"
+        f"likelihood: chunk {str(chunks[3])!r} is damaged: it is made again"
     ]
     assert [line.split(" | ")[0] for line in lines if " | " in line][-1] == "likelihood: 60 of 60 images"
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -83,7 +83,7 @@ def names(entries: list[dict[str, str]], kind: str) -> list[int]:
 def test_the_digits_survive_the_way_through_the_lmdb(digits: ShardedDataset) -> None:
     from sklearn.datasets import load_digits
 
-    from pipelines.demo.driver import digit_key
+    from pipelines.demo.digits import digit_key
 
     keys = [key for number in range(5) for key in digits.keys(number)]
     place = {key: index for index, key in enumerate(keys)}
@@ -306,7 +306,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_after_it(messy: P
     try:
         config = small(messy, disk / "out", image_size=32, too_small="enlarge")
         with pytest.raises(
-            InputError, match=r"could not be made \(.*No space left on device.*\): mend that and run the same"
+            InputError, match=r"could not be made \(.*No space left on device.*\): fix that and run the same"
         ):
             preprocess(config)
         assert not (disk / "out" / "manifest.json").exists()

@@ -1,0 +1,47 @@
+"""A Ray head of this machine's own, which ends with this process."""
+
+import contextlib
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def ray_cluster(variables: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A Ray head on free ports of 127.0.0.1, with a token of its own; yields the environment in which commands find it.
+    variables: of the environment of its processes, those of submitted jobs and workers among them."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    interpreter = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.update(token, PATH=interpreter, RAY_worker_maximum_startup_concurrency="16", **variables)
+    os.environ.pop("RAY_ADDRESS", None)
+    import ray  # here, not above: Ray reads the token's environment when it is imported
+
+    context = ray.init(
+        num_cpus=max(2, os.cpu_count() or 2),
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=free_port(),
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    for name in variables:  # this process is none of them
+        del os.environ[name]
+    try:
+        # Commands and drivers find the cluster by its GCS address, `ray job submit` by the dashboard's.
+        found = {
+            "RAY_ADDRESS": str(context.address_info["gcs_address"]),
+            "RAY_API_SERVER_ADDRESS": f"http://{context.dashboard_url}",
+        }
+        yield {**os.environ, **variables, **found, "PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    finally:
+        ray.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,71 @@
+"""The plan of a data set: what decides its bytes, written before its first shard, so that an output goes on as it began."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddpm_core.errors import InputError
+from ddpm_core.protocol import fingerprint
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.sources.items import Item
+from pipelines.runtime.locations import Location, location
+from pipelines.shards.format import FORMAT
+
+PLAN = "plan.json"
+
+
+def earlier_plan(output: Location) -> dict[str, Any] | None:
+    """The plan that an output was begun with, None where nothing was begun. InputError where it is another folder."""
+    try:
+        plan = json.loads((output / PLAN).read_text())
+        return {**plan, "fingerprint": plan["fingerprint"], "items_sha256": plan["items_sha256"]}  # KeyError here
+    except FileNotFoundError:
+        if output.exists() and any(path.name != "unpacked" for path in output.iterdir()):
+            raise InputError(
+                f"output {str(output)!r} is a folder with other files in it: give a new or empty one"
+            ) from None
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"output {str(output)!r} has a {PLAN} that is damaged or of another version ({error!r}): give another folder, or "
+            "delete that one"
+        ) from error
+
+
+def make_plan(
+    config: PreprocessConfig, facts: Mapping[str, Any], items: Sequence[Item] | None = None
+) -> dict[str, Any]:
+    """What decides the bytes of the shards, with a fingerprint; an output goes on only under an equal plan. The list of
+    items, which takes longer to have, has a hash of its own."""
+    decides = {
+        "format": FORMAT,
+        "source_facts": facts,
+        "image_size": config.image_size,
+        "channels": config.channels,
+        "filter": config.filter,
+        "storage": config.storage,
+        "images_per_shard": config.images_per_shard,
+        "enlarge": config.too_small == "enlarge",
+        "skip_duplicates": config.duplicates == "skip",
+    }
+    listed = hashlib.sha256()
+    for item in items or ():
+        listed.update(f"{item.key}\t{item.size}\n".encode())
+    source = str(location(config.source, option="--source"))
+    of_items = {} if items is None else {"items": len(items), "items_sha256": listed.hexdigest()}
+    return {**decides, **of_items, "source": source, "fingerprint": fingerprint(decides)}
+
+
+def check_same(earlier: Mapping[str, Any], plan: Mapping[str, Any], output: Location) -> None:
+    """Raises InputError if an output was begun with another plan, as far as the later one is known."""
+    if earlier["fingerprint"] != plan["fingerprint"]:
+        raise InputError(
+            f"output {str(output)!r} holds another data set (from {earlier.get('source')!r}, size "
+            f"{earlier.get('image_size')}): give another folder, or delete that one"
+        )
+    if "items_sha256" in plan and earlier["items_sha256"] != plan["items_sha256"]:
+        raise InputError(
+            f"source {plan['source']!r} has other images than when {str(output)!r} was begun: "
+            "give another folder, or delete that one"
+        )
