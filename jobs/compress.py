@@ -9,11 +9,13 @@ import sys
 from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
 from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
-from pipelines.compress.curve import describe, measure_curve
-from pipelines.compress.files import decode_files, encode_files
 
 
 def main() -> None:
+    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
+    from pipelines.compress.curve import describe, measure_curve
+    from pipelines.compress.files import decode_files, encode_files
+
     match sys.argv[1:]:
         case ["encode", *rest]:
             about = "Code images losslessly, so that any prefix of a file shows the image at the rate it holds."

@@ -13,12 +13,8 @@ from typing import Annotated
 import tyro
 
 from jobs.cli import parse, run, say
-from pipelines.evaluate.calibrate import calibrate
 from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig
-from pipelines.evaluate.driver import evaluate
-from pipelines.evaluate.evaluation import compare, read_evaluation
 from pipelines.likelihood.config import LikelihoodConfig
-from pipelines.likelihood.driver import measure_likelihood
 from pipelines.runtime.console import emit_result
 
 
@@ -35,6 +31,12 @@ class Pair:
 
 
 def main() -> None:
+    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
+    from pipelines.evaluate.calibrate import calibrate
+    from pipelines.evaluate.driver import evaluate
+    from pipelines.evaluate.evaluation import compare, read_evaluation
+    from pipelines.likelihood.driver import measure_likelihood
+
     match sys.argv[1:]:
         case ["calibrate", *rest]:
             about = "Try an extractor and the metrics on real images with known answers."

@@ -12,7 +12,7 @@ from pipelines.runtime.layout import local_storage
 
 def main() -> None:
     config = parse(NightlyConfig, sys.argv[1:], description="Evaluate the checkpoints that have no result yet.")
-    # Here, not above: --help and a wrong option need neither Ray nor MLflow.
+    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
     from pipelines.nightly.night import delivered, nightly
     from pipelines.tracking.uri import tracking_uri
     from reports.build import build_report

@@ -10,7 +10,6 @@ from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.uri import tracking_uri
-from reports.build import build_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,9 @@ def main() -> None:
     config = parse(ReportConfig, sys.argv[1:], description="Write a report on everything in an MLflow experiment.")
     uri = tracking_uri(config, local_storage(config.storage))
     output = Path(absolute(config.output, option="--output"))
+    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
+    from reports.build import build_report
+
     path = build_report(uri, config.experiment, output, run=config.run, watts=config.watts)
     say(f"report: {path}")
 

@@ -14,7 +14,6 @@ from ddpm_core.presets import PRESETS
 from jobs.cli import parse, run, say
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
-from pipelines.sweep.driver import sweep
 from pipelines.train.config import TrainConfig, config_for
 
 SWEEPS: dict[str, type[SweepConfig]] = {"schedules": ScheduleSweep, "ablation": AblationSweep, "space": SpaceSweep}
@@ -37,6 +36,9 @@ def main() -> None:
     points = config.points(
         lambda words, train: parse(TrainConfig, [*words], description=about, default=train, first=kind)
     )
+    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
+    from pipelines.sweep.driver import sweep
+
     for line in sweep(config, points, say).describe():
         say(f"sweep: {line}")
 

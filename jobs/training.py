@@ -11,8 +11,6 @@ from ddpm_core.errors import InputError
 from jobs.cli import parse, say
 from pipelines.runtime.console import emit_result
 from pipelines.train.config import TrainConfig, config_for
-from pipelines.train.driver import train
-from pipelines.train.plan import describe_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,10 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
     choice = f"Recipes: {', '.join(recipes)} (shown: {name}). " if len(recipes) > 1 else ""
     default = TrainCommand(config=config_for(recipes[name], shards=tyro.MISSING))
     command = parse(TrainCommand, arguments, description=f"{description} {choice}", default=default, first=first)
+    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
+    from pipelines.train.driver import train
+    from pipelines.train.plan import describe_plan
+
     if command.dry_run:
         print(describe_plan(command.config, command.gpu, command.utilisation))
         return

@@ -28,6 +28,7 @@ from pipelines.evaluate.driver import evaluate
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.runtime import console
 from pipelines.runtime.cluster import check_fits, connect
+from pipelines.runtime.environment import prepare
 from pipelines.runtime.layout import Storage, local_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
@@ -243,6 +244,9 @@ class Tune:
             places = {key: self.place(steps, *key) for key in missing}
 
             def trial(values: dict[str, Any]) -> None:
+                prepare()  # in a process of Ray's, before MLflow is imported
+                from pipelines.sweep.driver import run_trial
+
                 label, seed = values["trial"]
                 outcome = run_trial(config, points[label], label, seed, steps, parent)
                 write_json(places[label, seed], asdict(outcome))

@@ -3,7 +3,6 @@ is, for some minutes, where a server or a database does not answer."""
 
 import functools
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,10 +35,6 @@ PASSING = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEED
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Tracked = TypeVar("Tracked", bound="Client")
-
-for name in ("mlflow", "alembic"):
-    logging.getLogger(name).setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # the traceback of each lock and lost connection
 
 
 def passes(error: Exception) -> bool:
