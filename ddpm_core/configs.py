@@ -25,6 +25,7 @@ Cdf = Literal["exact", "tanh"]  # of the decoder's normal distribution; tanh is 
 Purpose = Literal["selection", "report"]  # of an evaluation's noise: to choose a checkpoint, or to report its numbers
 Split = Literal["train", "test"]  # what a reference set is to the run
 
+CODEC_STEPS = 50  # of the timesteps that a coded file visits
 LEARNED: tuple[VarType, ...] = ("learned", "learned_range")
 WITHOUT_ENDS: tuple[Schedule, ...] = ("jsd", "cosine")  # num_timesteps alone decides them
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_core.configs import Execution, OptimConfig, UNetConfig
+from ddpm_core.configs import Execution, OptimConfig, Precision, UNetConfig
 from ddpm_core.dropout import dropout_keys
+from ddpm_core.precision import autocast
 from ddpm_core.unet import UNet
 
 # Dense tensor-core FLOP/s by the makers' data sheets: (part of the device's name, TF32, bfloat16). The longer name first.
@@ -145,14 +146,14 @@ def memory(unet: UNetConfig, optim: OptimConfig, execution: Execution, workers: 
 
 
 @functools.cache
-def _activations(unet: UNetConfig, precision: str, checkpointing: bool) -> tuple[int, int]:
+def _activations(unet: UNetConfig, precision: Precision, checkpointing: bool) -> tuple[int, int]:
     """(bytes kept whatever the batch, bytes an image): the line through batches of 16 and 32. Smaller ones are off it: a
     batch of one needs fewer copies, and among a few images another layer can be the fullest."""
     low, high = (_saved(unet, batch, precision, checkpointing) for batch in (16, 32))
     return 2 * low - high, (high - low) // 16
 
 
-def _saved(unet: UNetConfig, batch: int, precision: str, checkpointing: bool) -> int:
+def _saved(unet: UNetConfig, batch: int, precision: Precision, checkpointing: bool) -> int:
     """Bytes that autograd keeps for the backward pass, each storage once, the weights' own left out. Checkpointed: the
     layers' inputs and what lies between layers, and at the fullest moment one layer's own."""
     with FakeTensorMode():
@@ -188,7 +189,7 @@ def _saved(unet: UNetConfig, batch: int, precision: str, checkpointing: bool) ->
         x, t, *key = _inputs(unet, batch, "cpu")
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+            autocast(torch.device("cpu"), precision),
         ):
             out = model(x, t, *key)
         note(out, None)

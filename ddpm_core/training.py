@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddpm_core.configs import Execution, OptimConfig
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.ema import Ema
+from ddpm_core.precision import in_precision
 from ddpm_core.unet import UNet
 
 __all__ = ["QUARTERS", "Execution", "OptimConfig", "StepMetrics", "TrainState", "train_step"]
@@ -153,23 +154,21 @@ def _backward(
 ) -> Tensor:
     """Add the gradient of factor * (sum of losses) / divisor to the weights', a micro-batch at a time; the losses [b].
     Workers exchange gradients in the last micro-batch's backward pass, or not at all."""
-    bf16 = state.execution.precision == "bfloat16"
-    device = share.x_start.device.type
+    network = in_precision(denoise_fn, state.execution.precision)
     parts = share.split(state.execution.micro_batch or len(share.t))
     losses = []
     for number, part in enumerate(parts, 1):
-
-        def network(x_t: Tensor, at: Tensor, key: Tensor | None = part.dropout_key) -> Tensor:
-            extra = () if key is None else (key,)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-                return denoise_fn(x_t, at, *extra).to(x_t.dtype)
-
-        waits = not exchange or number < len(parts)
-        with getattr(denoise_fn, "no_sync", contextlib.nullcontext)() if waits else contextlib.nullcontext():
-            loss = diffusion.training_losses(network, part.x_start, part.t, part.noise)
-            (loss.sum() / divisor * factor).backward()
-        losses.append(loss.detach())
+        exchanges = exchange and number == len(parts)
+        with contextlib.nullcontext() if exchanges else getattr(denoise_fn, "no_sync", contextlib.nullcontext)():
+            part_losses = _losses(diffusion, network, part)
+            (part_losses.sum() / divisor * factor).backward()
+        losses.append(part_losses.detach())
     return torch.cat(losses)
+
+
+def _losses(diffusion: GaussianDiffusion, network: Callable[..., Tensor], share: _Share) -> Tensor:
+    keys = () if share.dropout_key is None else (share.dropout_key,)
+    return diffusion.training_losses(lambda x_t, t: network(x_t, t, *keys), share.x_start, share.t, share.noise)
 
 
 def _clip_replicas(

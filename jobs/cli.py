@@ -27,6 +27,7 @@ from pipelines.runtime.environment import prepare
 __all__ = ["parse", "run", "say"]
 
 Config = TypeVar("Config")
+WHAT = "what it is about"  # a word without an option
 
 
 def parse(
@@ -59,8 +60,8 @@ def _sentence(event: ParseErrorEvent) -> str:
         case MissingArgs(unrecognized_tokens=[token, *_]) | UnrecognizedArgs(tokens=[token, *_]):
             return f"option {token} is unknown"
         case MissingArgs(missing_arguments=missing):
-            names = [each.arg.display_name() for each in missing if not each.arg.is_positional()]
-            return f"{', '.join(names) or 'what it is about'} must be given"
+            names = [WHAT if each.arg.is_positional() else each.arg.display_name() for each in missing]
+            return f"{', '.join(dict.fromkeys(names))} must be given"
         case InvalidChoice(argument=argument, value=value, choices=choices):
             return f"{argument.display_name()} is {value!r}: give one of {', '.join(choices)}"
         case BadValue(argument=argument):

@@ -8,25 +8,24 @@ import sys
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
+from pipelines import compress
 from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
 
 
 def main() -> None:
-    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
-    from pipelines.compress.curve import describe, measure_curve
-    from pipelines.compress.files import decode_files, encode_files
-
     match sys.argv[1:]:
         case ["encode", *rest]:
             about = "Code images losslessly, so that any prefix of a file shows the image at the rate it holds."
-            say(f"encode: {encode_files(parse(EncodeConfig, rest, description=about, first='encode'), say).describe()}")
+            encoding = parse(EncodeConfig, rest, description=about, first="encode")
+            say(f"encode: {compress.encode_files(encoding, say).describe()}")
         case ["decode", *rest]:
             about = "Decode coded files, bit for bit, or where they were cut."
-            say(f"decode: {decode_files(parse(DecodeConfig, rest, description=about, first='decode'), say).describe()}")
+            decoding = parse(DecodeConfig, rest, description=about, first="decode")
+            say(f"decode: {compress.decode_files(decoding, say).describe()}")
         case ["curve", *rest]:
             about = "Measure rate and distortion of coded files beside the theory, PNG, JPEG and WebP."
             config = parse(CurveConfig, rest, description=about, first="curve")
-            for line in describe(measure_curve(config, say)):
+            for line in compress.describe_curve(compress.measure_curve(config, say)):
                 say(f"curve: {line}")
         case ["--help" | "-h"]:
             print(__doc__)

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 
 from jobs.cli import parse, run, say
-from pipelines.demo.driver import demo
+from pipelines import demo
 from pipelines.runtime.locations import absolute
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     )
     if sys.stdout.isatty():
         os.environ.setdefault("DDPM_PROGRESS_SECONDS", "1")
-    result = demo(absolute(config.storage, option="--storage"), say)
+    result = demo.demo(absolute(config.storage, option="--storage"), say)
     say("")
     say(f"  report           {result.report}")
     say(f"  best checkpoint  {result.best}")

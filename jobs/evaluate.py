@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from jobs.cli import parse, run, say
+from pipelines import evaluate, likelihood
 from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.runtime.console import emit_result
@@ -31,29 +32,24 @@ class Pair:
 
 
 def main() -> None:
-    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
-    from pipelines.evaluate.calibrate import calibrate
-    from pipelines.evaluate.driver import evaluate
-    from pipelines.evaluate.evaluation import compare, read_evaluation
-    from pipelines.likelihood.driver import measure_likelihood
-
     match sys.argv[1:]:
         case ["calibrate", *rest]:
             about = "Try an extractor and the metrics on real images with known answers."
-            calibrate(parse(CalibrateConfig, rest, description=about, first="calibrate"), say)
+            trial = parse(CalibrateConfig, rest, description=about, first="calibrate")
+            evaluate.calibrate(trial, say)
         case ["likelihood", *rest]:
             about = "Measure the likelihood of images under checkpoints, in bits/dim."
-            for each in measure_likelihood(
-                parse(LikelihoodConfig, rest, description=about, first="likelihood"), say
-            ).likelihoods:
+            measurement = parse(LikelihoodConfig, rest, description=about, first="likelihood")
+            for each in likelihood.measure_likelihood(measurement, say).likelihoods:
                 say(f"likelihood: {each.describe()}")
         case ["compare", *rest]:
             pair = parse(Pair, rest, description="Say whether two evaluations differ.", first="compare")
-            one, other = read_evaluation(pair.one), read_evaluation(pair.other)
-            say(f"compare: {compare(one, other, across_protocols=pair.across_protocols)}")
+            one, other = evaluate.read_evaluation(pair.one), evaluate.read_evaluation(pair.other)
+            say(f"compare: {evaluate.compare(one, other, across_protocols=pair.across_protocols)}")
         case arguments:
             about = "Sample from checkpoints and measure the samples."
-            result = evaluate(parse(EvaluateConfig, arguments, description=about), say)
+            config = parse(EvaluateConfig, arguments, description=about)
+            result = evaluate.evaluate(config, say)
             for line in result.describe():
                 say(f"evaluate: {line}")
             emit_result(best=result.describe_best())

@@ -5,32 +5,30 @@ The exit code is 0 if all is well and 3 if there is a new alarm. jobs/cluster/re
 
 import sys
 
+import reports
 from jobs.cli import parse, run, say
+from pipelines import nightly
 from pipelines.nightly.config import NightlyConfig
 from pipelines.runtime.layout import local_storage
+from pipelines.tracking.uri import tracking_uri
 
 
 def main() -> None:
     config = parse(NightlyConfig, sys.argv[1:], description="Evaluate the checkpoints that have no result yet.")
-    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
-    from pipelines.nightly.night import delivered, nightly
-    from pipelines.tracking.uri import tracking_uri
-    from reports.build import build_report
-
-    result = nightly(config, say)
+    result = nightly.nightly(config, say)
     if config.dry_run:
         return
     storage, code = local_storage(config.storage), 0
     report = storage.nights(config.experiment) / "report.html"
     try:
-        build_report(tracking_uri(config, storage), config.experiment, report)
+        reports.build_report(tracking_uri(config, storage), config.experiment, report)
         say(f"nightly: report {report}")
     except Exception as error:  # an alarm must get out all the same
         say(f"nightly: the report could not be written ({type(error).__name__}: {error})")
         code = 1
     for line in result.describe():
         say(f"nightly: {line}")
-    sys.exit(3 if delivered(config, result, report, say) else code)
+    sys.exit(3 if nightly.delivered(config, result, report, say) else code)
 
 
 if __name__ == "__main__":

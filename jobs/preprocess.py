@@ -11,12 +11,10 @@ from typing import Annotated
 import tyro
 
 from jobs.cli import parse, run, say
-from pipelines.preprocess.card import card
+from pipelines import preprocess, shards
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.driver import preprocess
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Progress
-from pipelines.shards.dataset import ShardedDataset
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,16 @@ def main() -> None:
                 f"verify: {len(dataset):,} images in {dataset.path} are as the manifest says, sha256 {dataset.sha256[:12]}"
             )
         case ["stats", *rest]:
-            print(card(open_existing(rest, "stats", "Print a data set's card.")))
+            print(preprocess.describe_dataset(open_existing(rest, "stats", "Print a data set's card.")))
         case arguments:
             config = parse(PreprocessConfig, arguments, description="Turn images into shards of [-1, 1] images.")
-            dataset = preprocess(config, say)
-            say(f"preprocess: {dataset.path} is done\n{card(dataset)}")
+            dataset = preprocess.preprocess(config, say)
+            say(f"preprocess: {dataset.path} is done\n{preprocess.describe_dataset(dataset)}")
 
 
-def open_existing(arguments: list[str], word: str, description: str) -> ShardedDataset:
+def open_existing(arguments: list[str], word: str, description: str) -> "shards.ShardedDataset":
     path = parse(Existing, arguments, description=description, first=word).path
-    return ShardedDataset.open(location(path, option="PATH"))
+    return shards.ShardedDataset.open(location(path, option="PATH"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import reports
 from ddpm_core.ranges import Positive
 from jobs.cli import parse, run, say
 from pipelines.runtime.layout import local_storage
@@ -28,10 +29,7 @@ def main() -> None:
     config = parse(ReportConfig, sys.argv[1:], description="Write a report on everything in an MLflow experiment.")
     uri = tracking_uri(config, local_storage(config.storage))
     output = Path(absolute(config.output, option="--output"))
-    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
-    from reports.build import build_report
-
-    path = build_report(uri, config.experiment, output, run=config.run, watts=config.watts)
+    path = reports.build_report(uri, config.experiment, output, run=config.run, watts=config.watts)
     say(f"report: {path}")
 
 

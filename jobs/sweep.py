@@ -12,6 +12,7 @@ import tyro
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS
 from jobs.cli import parse, run, say
+from pipelines import sweep
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
 from pipelines.train.config import TrainConfig, config_for
@@ -36,10 +37,7 @@ def main() -> None:
     points = config.points(
         lambda words, train: parse(TrainConfig, [*words], description=about, default=train, first=kind)
     )
-    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
-    from pipelines.sweep.driver import sweep
-
-    for line in sweep(config, points, say).describe():
+    for line in sweep.sweep(config, points, say).describe():
         say(f"sweep: {line}")
 
 

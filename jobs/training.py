@@ -9,6 +9,7 @@ import tyro
 
 from ddpm_core.errors import InputError
 from jobs.cli import parse, say
+from pipelines import train
 from pipelines.runtime.console import emit_result
 from pipelines.train.config import TrainConfig, config_for
 
@@ -40,14 +41,12 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
     choice = f"Recipes: {', '.join(recipes)} (shown: {name}). " if len(recipes) > 1 else ""
     default = TrainCommand(config=config_for(recipes[name], shards=tyro.MISSING))
     command = parse(TrainCommand, arguments, description=f"{description} {choice}", default=default, first=first)
-    # Here, not above: MLflow reads the environment, which run() prepares, when it is imported.
-    from pipelines.train.driver import train
-    from pipelines.train.plan import describe_plan
-
     if command.dry_run:
+        from pipelines.train.plan import describe_plan
+
         print(describe_plan(command.config, command.gpu, command.utilisation))
         return
-    result = train(command.config, say)
+    result = train.train(command.config, say)
     say(f"train: checkpoints in {result.run.folder}; MLflow run {result.run_id}")
     emit_result(run=result.run.name)
     say(f"train: evaluate with python jobs/evaluate.py --run {result.run.name} --storage {result.storage.root}")

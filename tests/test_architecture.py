@@ -2,7 +2,6 @@
 
 import ast
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,17 +36,6 @@ def imported(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a module that run when it is loaded: not the bodies of functions, nor what only a type checker reads."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef) or (
-            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-        ):
-            continue
-        yield child
-        yield from executed(child)
-
-
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -58,39 +46,6 @@ def test_imports_go_only_down(path: Path) -> None:
     names = imported(path)
     assert names & PACKAGES <= ALLOWED[package]
     assert not names & FORBIDDEN[package]
-
-
-@pytest.mark.parametrize("start", ["reports/", "pipelines/preprocess/worker.py"])
-def test_no_torch_is_reached_through_imports(start: str) -> None:
-    """A report is made without it; a preprocessing worker would spend 2 s and 200 MB on it. Of the packages that these
-    only use, a function may import it: DiffusionConfig.build() does."""
-    seen: set[Path] = set()
-    torch: set[str] = set()
-    queue = [path for path in FILES if named(path).startswith(start)]
-    assert queue
-    while queue:
-        path = queue.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        module = ast.parse(path.read_text())
-        for node in ast.walk(module) if named(path).startswith(start) else executed(module):
-            if isinstance(node, ast.Import):
-                torch |= {named(path) for alias in node.names if alias.name.split(".")[0] == "torch"}
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
-                torch.add(named(path))
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
-                target = ROOT / (node.module or "").replace(".", "/")
-                queue += [
-                    place
-                    for place in (
-                        target.with_suffix(".py"),
-                        target / "__init__.py",
-                        *(target / f"{alias.name}.py" for alias in node.names),
-                    )
-                    if place.is_file()
-                ]
-    assert not torch
 
 
 def test_only_tracking_writes_to_mlflow() -> None:

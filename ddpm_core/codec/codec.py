@@ -35,11 +35,11 @@ from ddpm_core import images
 from ddpm_core.codec.chain import Chain
 from ddpm_core.codec.format import Header, read_header
 from ddpm_core.codec.stream import SCALES, Ledger, Receiver, Sender
+from ddpm_core.configs import CODEC_STEPS
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.gaussian import discretized_gaussian_log_likelihood
 
-DEFAULT_STEPS = 50
 LOG2 = math.log(2.0)
 
 
@@ -82,7 +82,7 @@ class Codec:
         self._diffusion, self._denoise_fn, self._shape, self._model = diffusion, denoise_fn, shape, model
         self.device = diffusion.betas.device
 
-    def encode(self, pixels: UInt8[Tensor, "b h w c"], *, steps: int = DEFAULT_STEPS, seed: int = 0) -> list[Coded]:
+    def encode(self, pixels: UInt8[Tensor, "b h w c"], *, steps: int = CODEC_STEPS, seed: int = 0) -> list[Coded]:
         """A file for each image. The bytes do not depend on which images share the batch. steps: network passes, one more
         with each file. InputError where the model has fewer timesteps or images of another shape."""
         height, width, channels = pixels.shape[1:]

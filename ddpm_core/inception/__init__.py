@@ -4,9 +4,8 @@ from ddpm_core.inception.network import (
     CLASSES,
     FEATURES,
     InceptionV3,
-    full_float32,
     load_inception,
     tf1_resize_bilinear,
 )
 
-__all__ = ["CLASSES", "FEATURES", "InceptionV3", "full_float32", "load_inception", "tf1_resize_bilinear"]
+__all__ = ["CLASSES", "FEATURES", "InceptionV3", "load_inception", "tf1_resize_bilinear"]

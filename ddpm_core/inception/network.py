@@ -4,8 +4,7 @@ It differs from torchvision's inception_v3 in its weights, its 1008 classes, its
 then (x - 128) / 128), average pools that leave the padding out of the mean, and a max pool in the last block.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from ddpm_core.errors import InputError
 from ddpm_core.inception.blocks import BlockA, BlockB, BlockC, BlockD, BlockE, ConvNormReLU
 from ddpm_core.inception.weights import WEIGHTS_NAME, find_inception_weights
+from ddpm_core.precision import full_float32
 
 FEATURES = 2048
 CLASSES = 1008
@@ -44,18 +44,6 @@ def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Ten
     ).to(device)
     low = position.floor()
     return low.long(), (low.long() + 1).clamp(max=old - 1), position - low
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Inside, networks compute in float32 on every device: no autocast, no TF32 convolutions, and no cuDNN
-    algorithm that is chosen by timing."""
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            yield
 
 
 class InceptionV3(nn.Module):

@@ -1,11 +1,11 @@
 """The network of a checkpoint, on the device where a worker runs it."""
 
 import torch
-from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Precision, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
+from ddpm_core.precision import in_precision
 from ddpm_core.unet import UNet
 
 
@@ -31,15 +31,5 @@ class NetworkHolder:
             if self.compile:
                 network.compile(fullgraph=True)
             process = checkpoint.diffusion_config().build().to(self.device)
-            self._held = (checkpoint.path, process, self._in_precision(network))
+            self._held = (checkpoint.path, process, in_precision(network, self.precision))
         return self._held[1:]
-
-    def _in_precision(self, network: UNet) -> DenoiseFn:
-        if self.precision == "float32":
-            return network
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                return network(x, t).to(torch.float32)
-
-        return denoise

@@ -1,9 +1,9 @@
 """What is coded, decoded or measured, as values."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
-from ddpm_core.codec import DEFAULT_STEPS
+from ddpm_core.configs import CODEC_STEPS, Weights
 from ddpm_core.ranges import Count, Positive, Range
 from pipelines.runtime.options import StorageOptions
 
@@ -16,7 +16,7 @@ class ModelConfig(StorageOptions):
     """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
     checkpoint: str = "latest"
     """Which of the run's: latest, or a step."""
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Weights = "ema"
     """Averaged weights, or the last ones."""
     batch_size: Positive[int] = 16
     """Images the network sees at once; files do not depend on it."""
@@ -30,7 +30,7 @@ class EncodeConfig(ModelConfig):
     """Image files of the network's size, grey or RGB, or folders of them."""
     output: str
     """The folder for the coded files, which are called as the images are, with the ending .x0."""
-    steps: Positive[int] = DEFAULT_STEPS
+    steps: Positive[int] = CODEC_STEPS
     """How many of the model's timesteps to visit: more make smaller files up to a point, each is a network pass."""
     seed: Annotated[int, Range("a number from 0 to 2^32 - 1", low=0.0, high=2.0**32 - 1)] = 0
     """Of the shared noise; it is written into the file."""
@@ -60,7 +60,7 @@ class CurveConfig(ModelConfig):
     """The folder for curve.json and curve.svg."""
     images: Positive[int] = 16
     """How many images."""
-    steps: Positive[int] = DEFAULT_STEPS
+    steps: Positive[int] = CODEC_STEPS
     """How many of the model's timesteps the files visit."""
     theory_steps: Positive[int] | None = None
     """Timesteps of the theory's chain: all by default, as in the paper; fewer are quicker and a looser bound."""

@@ -18,8 +18,8 @@ from ddpm_core.codec.chain import spread_timesteps
 from ddpm_core.commit import committed_file, write_json
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.errors import InputError
-from ddpm_core.inception import full_float32
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
+from ddpm_core.precision import full_float32
 from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
 from pipelines.compress.config import CurveConfig
@@ -123,7 +123,7 @@ def _theory(
     }
 
 
-def describe(curve: dict[str, Any]) -> list[str]:
+def describe_curve(curve: dict[str, Any]) -> list[str]:
     """The table in words."""
     lossless, theory, account, overhead = (curve[name] for name in ("lossless", "theory", "account", "overhead"))
     speed = curve["images_per_second"]

@@ -84,6 +84,8 @@ def train_extractor(path: Path, dataset: ShardedDataset) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what a downloaded extractor comes as
         scripted = torch.jit.script(network)
-        with committed_file(path) as temporary:
-            torch.jit.save(scripted, str(temporary))
+        archive = io.BytesIO()  # a file's name would stand in the archive, and its sha256 depend on it
+        torch.jit.save(scripted, archive)
+    with committed_file(path) as temporary:
+        temporary.write_bytes(archive.getvalue())
     return float(right.float().mean())

@@ -10,6 +10,8 @@ from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count, Positive
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
 
+MIN_CHUNKS = 5  # of samples, for an interval
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StorageOptions, PoolOptions):

@@ -20,10 +20,10 @@ from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from pipelines.checkpoints.retention import mark_best
 from pipelines.checkpoints.store import saved_steps
-from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
 from pipelines.evaluate.illustrate import illustrate
-from pipelines.evaluate.measure import MIN_CHUNKS, chain_values, distance_and_interval, measure, read_samples
+from pipelines.evaluate.measure import chain_values, distance_and_interval, measure, read_samples
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import Reference, reference_statistics
 from pipelines.evaluate.subject import Role, Subject, choose_subject

@@ -8,7 +8,7 @@ from typing import Any
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
-from pipelines.evaluate.measure import MIN_CHUNKS
+from pipelines.evaluate.config import MIN_CHUNKS
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from ddpm_core.metrics import (
     frechet_interval,
 )
 from ddpm_core.protocol import Protocol
+from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.reference import SPLITS, Reference
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
 from pipelines.runtime.chunks import load_chunk
 from pipelines.shards.dataset import ShardedDataset
 
 GRID = 64  # samples shown: the first ones, whatever they look like
-MIN_CHUNKS = 5  # for an interval
 KID_SUBSETS, KID_SUBSET = 100, 1000  # of the kernel distance, as Binkowski et al. have them
 COLUMNS = 64  # of features in float64 at once
 PR_K = 3  # nearest neighbours, as Kynkaanniemi et al. have them

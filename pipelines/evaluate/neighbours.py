@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ddpm_core import rng
-from ddpm_core.inception import full_float32
 from ddpm_core.metrics.intervals import proportion_interval
 from ddpm_core.metrics.memorization import (
     NEAREST,
@@ -26,6 +25,7 @@ from ddpm_core.metrics.memorization import (
     nearest,
     nearness,
 )
+from ddpm_core.precision import full_float32
 from ddpm_core.protocol import Protocol
 from pipelines.evaluate.pictures import Picture
 from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of

@@ -17,8 +17,8 @@ from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Method, Precision, Spacing, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.inception import full_float32
 from ddpm_core.latents import SamplerOptions, capture, decode, draw_latent, interpolate
+from ddpm_core.precision import full_float32
 from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps

@@ -12,8 +12,8 @@ from torch import Tensor
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError
 from ddpm_core.features import FeatureExtractor, load_extractor
-from ddpm_core.inception import full_float32
 from ddpm_core.metrics import FeatureStatistics, InceptionScore
+from ddpm_core.precision import full_float32
 from ddpm_core.rng import permutation
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.locations import Location, absolute, committed, location

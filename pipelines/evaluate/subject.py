@@ -13,7 +13,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from pipelines.checkpoints.foreign import import_weights
 from pipelines.checkpoints.select import find_checkpoints
-from pipelines.evaluate.calibrate import check_calibrated
+from pipelines.evaluate.calibration import check_calibrated
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.measure import GRID
 from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference

@@ -16,8 +16,8 @@ from ddpm_core.configs import Method, Precision, Spacing, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.features import load_extractor
-from ddpm_core.inception import full_float32
 from ddpm_core.latents import capture
+from ddpm_core.precision import full_float32
 from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import save_chunk

@@ -1,9 +1,8 @@
 """What a likelihood measurement is, as a value."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ddpm_core.gaussian import Cdf
+from ddpm_core.configs import Cdf, Weights
 from ddpm_core.ranges import Count, Positive
 from pipelines.runtime.options import PoolOptions, StorageOptions
 
@@ -23,7 +22,7 @@ class LikelihoodConfig(StorageOptions, PoolOptions):
     strata: Positive[int] | None = None
     """By default every term of the bound, T network passes an image. With a number, L_0 and so many other terms, drawn one
     from each stratum of t: an estimate without bias, whose error the interval covers; 32 are good for T = 1000."""
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Weights = "ema"
     """Averaged weights, as in the paper, or the last ones."""
     cdf: Cdf = "exact"
     """The normal CDF of the decoder L_0: exact, or tanh for the authors' approximation."""

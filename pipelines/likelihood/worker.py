@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.configs import Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.gaussian import Cdf
-from ddpm_core.inception import full_float32
 from ddpm_core.likelihood import Bound, bound_term, estimate_bound, rate_distortion, variational_bound
 from ddpm_core.metrics.intervals import student_t_quantile
 from ddpm_core.pixel_range import SCALE
+from ddpm_core.precision import full_float32
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import load_chunk, save_chunk
 from pipelines.shards.dataset import ShardedDataset
@@ -29,7 +30,7 @@ class LikelihoodProtocol:
     images: int
     strata: int | None  # None: the full bound
     seed: int
-    weights: Literal["ema", "raw"]
+    weights: Weights
     cdf: Cdf
     batch_size: int
     data: str

@@ -5,7 +5,7 @@ from collections import Counter
 from pipelines.shards.dataset import ShardedDataset
 
 
-def card(dataset: ShardedDataset) -> str:
+def describe_dataset(dataset: ShardedDataset) -> str:
     """The data set's facts as aligned lines, from its manifest alone."""
     manifest = dataset.manifest
     height, width, channels = dataset.shape

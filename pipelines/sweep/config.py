@@ -4,11 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ddpm_core.configs import Schedule
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Positive
-from ddpm_core.schedules import Schedule
-from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.measure import MIN_CHUNKS
+from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig
 from pipelines.runtime.options import Checked
 from pipelines.sweep.points import Point, ablation_points, command_line, schedule_points, space_values
 from pipelines.train.config import TrainConfig

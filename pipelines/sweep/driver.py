@@ -5,7 +5,7 @@ numbers. What a trial came to is committed to a file when it is known, so that a
 it was, and one that is done starts nothing.
 
 With rungs, all points are compared at certain steps on few samples, and those that are worse beyond doubt are stopped
-(sweep_ranking.halve). Everybody waits at a rung: unlike with asynchronous halving, what is stopped does not depend on who
+(ranking.halve). Everybody waits at a rung: unlike with asynchronous halving, what is stopped does not depend on who
 is faster.
 """
 
@@ -16,29 +16,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray.tune
 import torch
 
 from ddpm_core.commit import MANIFEST, write_json
-from ddpm_core.errors import DivergedError
-from ddpm_core.priors import PriorCheck, check_prior
 from ddpm_core.protocol import fingerprint
+from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.driver import evaluate
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
-from pipelines.runtime import console
 from pipelines.runtime.cluster import check_fits, connect
-from pipelines.runtime.environment import prepare
-from pipelines.runtime.layout import Storage, local_storage
+from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, Standing, halve, spread, standings, summary
-from pipelines.tracking.tracker import TrackedRun, flatten, open_tracker
+from pipelines.sweep.trial import Trials
+from pipelines.tracking.tracker import TrackedRun, Tracker, flatten, open_tracker
 from pipelines.train.config import TrainConfig
-from pipelines.train.driver import TrainResult, check_dataset, run_name, train
+from pipelines.train.driver import check_dataset, run_name
 
 CURVE = 200  # timesteps of each schedule's curve
 
@@ -74,35 +70,83 @@ class SweepResult:
 def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda line: None) -> SweepResult:
     """Train and evaluate every point with every seed, or finish that, or find it done.
 
-    InputError for anything train() or evaluate() would refuse, before a trial starts.
+    Raises InputError for anything train() or evaluate() would refuse, before a trial starts.
     """
     storage = local_storage(config.train.storage)
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
-    seeds = range(config.train.seed, config.train.seed + config.seeds)
     for point in points.values():
         check_dataset(point.config, dataset)
-    names = {
-        label: [run_name(config.trial(point, seed, 1), dataset) for seed in seeds] for label, point in points.items()
-    }
-    identity = {
-        "runs": names,
-        "steps": config.train.steps,
-        "rungs": config.rungs,
-        "evaluate": [protocol_of(config.measurement(steps)) for steps in (*config.rungs, config.train.steps)],
-    }
+    identity = sweep_identity(config, trial_names(config, points, dataset))
     name = f"sweep-{config.train.preset}-{fingerprint(identity)}"
     folder = storage.sweep(name)
     done = read_result(folder)
     if done is not None:
         say(f"sweep: {name} is done, {len(done.outcomes)} trials")
         return done
+    room = room_for_trials(config.train)
+    run = open_run(open_tracker(config.train, storage), name, fingerprint(identity), config, points, dataset)
+    log_schedules(run, points)
+    priors = check_priors(points, float(dataset.manifest["second_moment"]), say)
+    # Once, here: two trials would make it at the same time.
+    extractor = describe_extractor(config.evaluate.extractor, dataset)
+    reference_statistics(dataset, extractor, config.evaluate.cpus_per_worker, say)
+    try:
+        outcomes = climb(config, points, Trials(config, points, run.run_id, folder, storage, room, say), run, say)
+        return conclude(run, name, folder, config, points, outcomes, priors)
+    except BaseException as error:
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+def seeds_of(config: SweepConfig) -> range:
+    """The seeds of each point's trainings."""
+    return range(config.train.seed, config.train.seed + config.seeds)
+
+
+def trial_names(config: SweepConfig, points: Mapping[str, Point], dataset: ShardedDataset) -> dict[str, list[str]]:
+    """The names of each point's trainings, one a seed."""
+    return {
+        label: [run_name(config.trial(point, seed, 1), dataset) for seed in seeds_of(config)]
+        for label, point in points.items()
+    }
+
+
+def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Everything that decides what a sweep comes to. names: of each point's trainings."""
+    return {
+        "runs": names,
+        "steps": config.train.steps,
+        "rungs": config.rungs,
+        "evaluate": [protocol_of(config.measurement(steps)) for steps in (*config.rungs, config.train.steps)],
+    }
+
+
+def room_for_trials(train: TrainConfig) -> int:
+    """How many trials may run at once. Raises InputError if the cluster has no room for one.
+
+    Each trial's workers are placed by Train and evaluate, not by Tune: Tune must not start more trials than there is room
+    for, or they take each other's places and wait for ever (ray#54305).
+    """
     resources = connect()
-    cpus = config.train.workers * config.train.cpus_per_worker
-    check_fits(resources, workers=1, cpus=cpus, gpus=config.train.workers if resources.gpus else 0, what="a trial")
-    run = open_tracker(config.train, storage).run(
+    cpus, gpus = train.workers * train.cpus_per_worker, train.workers if resources.gpus else 0
+    check_fits(resources, workers=1, cpus=cpus, gpus=gpus, what="a trial")
+    room = resources.cpus // cpus
+    return max(1, int(min(room, resources.gpus // gpus) if gpus else room))
+
+
+def open_run(
+    tracker: Tracker,
+    name: str,
+    mark: str,
+    config: SweepConfig,
+    points: Mapping[str, Point],
+    dataset: ShardedDataset,
+) -> TrackedRun:
+    """The sweep's MLflow run, of which trials are children."""
+    return tracker.run(
         "sweep",
         name,
-        fingerprint(identity),
+        mark,
         params={
             "points": ", ".join(points),
             "seeds": str(config.seeds),
@@ -112,41 +156,31 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
         },
         tags={"ddpm.data": dataset.name},
     )
-    log_schedules(run, points)
-    priors = check_priors(points, float(dataset.manifest["second_moment"]), say)
-    # Once, here: two trials would make it at the same time.
-    extractor = describe_extractor(config.evaluate.extractor, dataset)
-    reference_statistics(dataset, extractor, config.evaluate.cpus_per_worker, say)
-    # Each trial's workers are placed by Train and evaluate, not by Tune: Tune must not start more trials than there is
-    # room for, or they take each other's places and wait for ever (ray#54305).
-    room = resources.cpus // cpus
-    if resources.gpus:
-        room = min(room, resources.gpus // config.train.workers)
-    tune = Tune(config, points, run.run_id, folder, storage, max(1, int(room)), say)
-    try:
-        ended: dict[str, list[Outcome]] = {}
-        for steps in (*config.rungs, config.train.steps):
-            alive = [label for label in points if label not in ended]
-            outcomes = tune.reach(steps, [(label, seed) for label in alive for seed in seeds])
-            stopped = halve(outcomes) if steps < config.train.steps else {}
-            for label in alive:
-                mine = [outcome for outcome in outcomes if outcome.point == label]
-                if label in stopped:
-                    say(f"sweep: {label} stops at step {steps:,}: {stopped[label]}")
-                    ended[label] = [
-                        outcome
-                        if outcome.status == "diverged"
-                        else replace(outcome, status="stopped", reason=stopped[label])
-                        for outcome in mine
-                    ]
-                elif steps == config.train.steps:
-                    ended[label] = mine
-            run.log_json(f"rungs/{steps:08d}.json", {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
-        finished = tuple(outcome for label in points for outcome in ended[label])
-        return conclude(run, name, folder, config, points, finished, priors)
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+
+
+def climb(
+    config: SweepConfig, points: Mapping[str, Point], trials: Trials, run: TrackedRun, say: Say
+) -> tuple[Outcome, ...]:
+    """Bring all trials from rung to rung, those of points that are stopped only so far; how each ended, by point and seed."""
+    ended: dict[str, list[Outcome]] = {}
+    for steps in (*config.rungs, config.train.steps):
+        alive = [label for label in points if label not in ended]
+        outcomes = trials.reach(steps, [(label, seed) for label in alive for seed in seeds_of(config)])
+        stopped = halve(outcomes) if steps < config.train.steps else {}
+        for label in alive:
+            of_point = [outcome for outcome in outcomes if outcome.point == label]
+            if label in stopped:
+                say(f"sweep: {label} stops at step {steps:,}: {stopped[label]}")
+                ended[label] = [stop(outcome, stopped[label]) for outcome in of_point]
+            elif steps == config.train.steps:
+                ended[label] = of_point
+        run.log_json(f"rungs/{steps:08d}.json", {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
+    return tuple(outcome for label in points for outcome in ended[label])
+
+
+def stop(outcome: Outcome, reason: str) -> Outcome:
+    """The outcome of a trial that is not gone on with; one that diverged stays what it is."""
+    return outcome if outcome.status == "diverged" else replace(outcome, status="stopped", reason=reason)
 
 
 def check_priors(points: Mapping[str, Point], second_moment: float, say: Say) -> dict[str, PriorCheck]:
@@ -220,97 +254,6 @@ def protocol_of(config: EvaluateConfig) -> dict[str, Any]:
         "batch_size",
     )
     return {key: getattr(config, key) for key in keys}
-
-
-@dataclass(frozen=True)
-class Tune:
-    """Brings trials to a step, as many at a time as the cluster has room for."""
-
-    config: SweepConfig
-    points: Mapping[str, Point]
-    parent_run_id: str
-    folder: Path
-    storage: Storage[Path]
-    room: int
-    say: Say
-
-    def reach(self, steps: int, wanted: Sequence[tuple[str, int]]) -> list[Outcome]:
-        """The outcomes of (point, seed) at a step, in that order; those that are known are not run again."""
-        missing = [key for key in wanted if not self.place(steps, *key).is_file()]
-        if missing:
-            concurrent = min(self.room, len(missing))
-            self.say(f"sweep: {len(missing)} trials to step {steps:,}, {concurrent} at a time")
-            config, points, parent = self.config, self.points, self.parent_run_id
-            places = {key: self.place(steps, *key) for key in missing}
-
-            def trial(values: dict[str, Any]) -> None:
-                prepare()  # in a process of Ray's, before MLflow is imported
-                from pipelines.sweep.driver import run_trial
-
-                label, seed = values["trial"]
-                outcome = run_trial(config, points[label], label, seed, steps, parent)
-                write_json(places[label, seed], asdict(outcome))
-                ray.tune.report({"done": 1})
-
-            tuner = ray.tune.Tuner(
-                ray.tune.with_resources(trial, {"CPU": 0.001}),  # Tune takes a whole CPU by default, and refuses 0
-                param_space={"trial": ray.tune.grid_search(missing)},
-                tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent),
-                run_config=ray.tune.RunConfig(
-                    name=f"{self.folder.name}-{steps}", storage_path=str(self.storage.ray), verbose=0
-                ),
-            )
-            for result in tuner.fit():
-                if result.error is not None:
-                    raise result.error
-        return [Outcome(**json.loads(self.place(steps, *key).read_text())) for key in wanted]
-
-    def place(self, steps: int, label: str, seed: int) -> Path:
-        """The file of a trial's outcome."""
-        return self.folder / f"step-{steps:08d}" / f"{list(self.points).index(label)}-seed-{seed}.json"
-
-
-def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: int, parent_run_id: str) -> Outcome:
-    """Train and evaluate a point with one seed up to a step, in a process of Tune's."""
-    torch.set_num_threads(1)  # its workers compute, not this process
-    trial = config.trial(point, seed, steps)
-
-    def say(line: str) -> None:
-        console.say(f"sweep: {label}, seed {seed}: {line}")
-
-    run_id = ""
-    try:
-        trained = train(trial, say, parent_run_id=parent_run_id)
-        run_id = trained.run_id
-        evaluated = evaluate(
-            replace(
-                config.measurement(steps),
-                run=str(trained.last.path),
-                workers=trial.workers,
-                storage=trial.storage,
-                tracking_uri=trial.tracking_uri,
-                experiment=trial.experiment,
-            ),
-            say,
-        )
-    except DivergedError as error:
-        say(f"diverged: {error}")
-        return Outcome(label, seed, "diverged", steps, error.run_id or run_id, reason=str(error))
-    (result,) = evaluated.evaluations
-    low, high = result.interval or (None, None)
-    metric = result.protocol.distance
-    if steps == config.train.steps:
-        log_result(trial, trained, {metric: result.distance, f"{metric}_ci_low": low, f"{metric}_ci_high": high})
-    return Outcome(label, seed, "finished", steps, run_id, evaluated.run_id, metric, result.distance, low, high)
-
-
-def log_result(trial: TrainConfig, trained: TrainResult, values: Mapping[str, float | None]) -> None:
-    """A trial's result into its training run as well, whose parameters MLflow's parallel coordinates set it beside."""
-    run = open_tracker(trial, trained.storage).find("train", trained.run.name)
-    if run is not None:
-        known = {key: value for key, value in values.items() if value is not None}
-        new = {key: value for key, value in known.items() if trial.steps not in run.logged_steps(key)}
-        run.log_records([{"step": trial.steps, **new}])
 
 
 def log_schedules(run: TrackedRun, points: Mapping[str, Point]) -> None:

@@ -6,11 +6,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ddpm_core.diffusion import DiffusionConfig, LossType, MeanType
+from ddpm_core.configs import DiffusionConfig, LossType, MeanType, Schedule
 from ddpm_core.errors import InputError
-from ddpm_core.priors import matching_beta_end
-from ddpm_core.rng import derive_seed
-from ddpm_core.schedules import Schedule
 from pipelines.train.config import TrainConfig
 
 MATCHED: tuple[Schedule, ...] = ("quad", "const")  # solved besides for the end point that meets linear's L_T
@@ -30,6 +27,8 @@ class Point:
 def schedule_points(train: TrainConfig, schedules: Sequence[Schedule], matched: bool) -> dict[str, Point]:
     """Beta schedules at the given end points (the paper's 1e-4 and 0.02), and, if `matched`, those of MATCHED once more
     with the beta_T at which they leave as little of x_0 in x_T as linear: the paper compared only such."""
+    from ddpm_core.schedules import matching_beta_end  # torch, which a command line must not wait for
+
     if len(schedules) < 1 or len(set(schedules)) < len(schedules):
         raise InputError(f"--schedules is {' '.join(schedules)!r}: name one or more, each once")
     points: dict[str, Point] = {
@@ -90,6 +89,8 @@ def space_values(grid: Sequence[str], draw: Sequence[str], draws: int, seed: int
 
     InputError for what is neither.
     """
+    from ddpm_core.rng import derive_seed  # torch, which a command line must not wait for
+
     axes = {name: text.split(",") for name, text in map(assignment, grid)}
     laws = {name: distribution(name, text) for name, text in map(assignment, draw)}
     if not (axes or laws):

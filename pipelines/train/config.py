@@ -5,12 +5,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from ddpm_core.diffusion import DiffusionConfig
+from ddpm_core.configs import DiffusionConfig, Execution, OptimConfig, UNetConfig
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS, Preset
 from ddpm_core.ranges import Count, Positive
-from ddpm_core.training import Execution, OptimConfig
-from ddpm_core.unet import UNetConfig
 from pipelines.runtime.options import StorageOptions
 
 

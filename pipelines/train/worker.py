@@ -1,9 +1,6 @@
 """What each training worker runs: the steps, the records and the checkpoints."""
 
 import math
-import resource
-import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
-from ddpm_core.costs import peak_flops, training_flops
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.samplers import sample
-from ddpm_core.training import StepMetrics, TrainState, train_step
+from ddpm_core.training import TrainState, train_step
 from ddpm_core.unet import UNet
 from pipelines.checkpoints.saver import Saver
 from pipelines.checkpoints.store import newest_checkpoint
@@ -27,10 +23,10 @@ from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import TrainConfig
 from pipelines.train.loader import Loader, check_shuffle
+from pipelines.train.meter import OPEN, Meter
 
 BEAT = 10  # steps between looks for a request to stop and for a node that is about to go
 GRID, GRID_STEPS, GRID_COLUMNS = 64, 50, 8  # samples shown while the training goes on, by DDIM
-OPEN = "open"  # the key of a last record that is not yet one: an interval's sums at a checkpoint in the middle of it
 
 
 @dataclass(frozen=True)
@@ -71,14 +67,14 @@ class Worker:
         self.state = initial_state(self.config)
         self.state.to(device)
         self.history: list[dict[str, Any]] = []  # the run's records, from its first step
-        self.interval = Interval(self.config, device, world_size)
+        self.meter = Meter(self.config, device, world_size)
         self.saver = Saver(task.folder, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
         checkpoint = self.agreed_checkpoint()
         if checkpoint is not None:
             checkpoint.restore(self.state)
             self.history = list(checkpoint.history)
             if self.history and OPEN in self.history[-1]:
-                self.interval.resume(self.history.pop()[OPEN], rank)
+                self.meter.resume(self.history.pop()[OPEN], rank)
         self.unsaid: list[int] = []  # steps of checkpoints being written, which the driver has not been told of
         self.notice: object = None  # of a node about to go, which a checkpoint was made for
 
@@ -123,7 +119,7 @@ class Worker:
                     dropout_key=batch.dropout_key,
                     world_size=self.world_size,
                 )
-                self.interval.add(metrics)
+                self.meter.add(metrics)
                 if self.after_step(loader, diffusion):
                     break
         self.tell_saved()
@@ -138,10 +134,10 @@ class Worker:
         if (log or save) and self.diverged():
             return True
         if log:
-            self.history.append(self.interval.close(state, loader.seconds_waited))
+            self.history.append(self.meter.close(state, loader.seconds_waited))
             self.send("record", record=self.history[-1])
         if save:
-            still_open = self.interval.open_sums()
+            still_open = self.meter.open_sums()
             if self.rank == 0:
                 self.saver.save(state, asdict(config), [*self.history, *still_open])
                 self.unsaid.append(step)
@@ -196,79 +192,6 @@ class Worker:
         facts = {"update": number + 1, "loss": str(loss), "grad_norm": str(grad_norm), "images": batch.tolist()}
         self.send("diverged", text=text, facts=facts)
         return True
-
-
-class Interval:
-    """Sums since the last record, kept on the device: reading them is the only synchronisation with it."""
-
-    def __init__(self, config: TrainConfig, device: torch.device, world_size: int) -> None:
-        self._config, self._device, self._world_size = config, device, world_size
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self._peak = peak_flops(name, config.execution)
-        self._reset(0.0)
-
-    def _reset(self, waited: float) -> None:
-        self._shared = torch.zeros(9, dtype=torch.float64, device=self._device)  # loss; losses, counts by quarter of t
-        self._grad_norm = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._steps = self._timed = 0
-        self._started, self._waited = time.monotonic(), waited
-
-    def add(self, metrics: StepMetrics) -> None:
-        self._shared += torch.cat([metrics.loss.reshape(1), metrics.quarter_losses, metrics.quarter_counts])
-        self._grad_norm += metrics.grad_norm
-        self._steps += 1
-        self._timed += 1
-
-    def open_sums(self) -> list[dict[str, Any]]:
-        """Where the interval has begun: its sums over all workers, for a checkpoint in the middle of it. They are sums of
-        float32 in float64, so that their order does not matter."""
-        if not self._steps:
-            return []
-        shared = self._shared.clone()
-        if self._world_size > 1:
-            torch.distributed.all_reduce(shared)
-        return [{OPEN: {"steps": self._steps, "shared": shared.tolist(), "grad_norm": self._grad_norm.item()}}]
-
-    def resume(self, sums: Mapping[str, Any], rank: int) -> None:
-        """Go on from open_sums(), which only rank 0 adds to what the workers share."""
-        self._steps = sums["steps"]
-        self._grad_norm += sums["grad_norm"]
-        if rank == 0:
-            self._shared += torch.tensor(sums["shared"], dtype=torch.float64, device=self._device)
-
-    def close(self, state: TrainState, seconds_waited: float) -> dict[str, Any]:
-        """The record for the steps since the last one, equal on all workers but for speed, memory and the share of the
-        time spent waiting for batches. seconds_waited: the loader's, from its start."""
-        if self._world_size > 1:
-            # A worker's loss is its share of the batch's; the gradient norm is global already.
-            torch.distributed.all_reduce(self._shared)
-        loss, *quarters = self._shared.tolist()
-        elapsed = time.monotonic() - self._started
-        speed = self._timed * self._config.optim.batch_size / elapsed
-        record = {
-            "step": state.step,
-            "loss": loss / self._steps,
-            "grad_norm": self._grad_norm.item() / self._steps,
-            "param_norm": state.parameter_norm().item(),
-            "lr": self._config.optim.learning_rate(state.step - 1),
-            "images_per_second": speed,
-            "data_wait_share": (seconds_waited - self._waited) / elapsed,
-            "memory_gib": self._memory() / 2**30,
-        }
-        for number, (total, count) in enumerate(zip(quarters[:4], quarters[4:], strict=True), 1):
-            if count:
-                record[f"loss_q{number}"] = total / count
-        if self._peak is not None:
-            flops = speed * training_flops(self._config.unet) / self._world_size
-            record["model_flops_utilisation"] = flops / self._peak
-        self._reset(seconds_waited)
-        return record
-
-    def _memory(self) -> int:
-        """The most that this worker ever held, in bytes: on its GPU, or in all."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def sample_grid(config: TrainConfig, state: TrainState, diffusion: GaussianDiffusion, device: torch.device) -> bytes:

@@ -187,6 +187,16 @@ def test_bfloat16_keeps_weights_moments_and_average_in_float32_and_the_loss_near
         assert a.loss.item() != b.loss.item()
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_a_step_computes_its_convolutions_in_the_precision_asked_for(precision: Any, dtype: torch.dtype) -> None:
+    """That one run differs from the other does not say which of the two was which."""
+    state = TrainState(model(torch.float32), OPTIM, Execution(precision=precision))
+    seen: list[torch.dtype] = []
+    state.model.conv_in.register_forward_hook(lambda module, args, out: seen.append(out.dtype))  # type: ignore[union-attr]
+    train_step(state, DIFFUSION, state.model, OPTIM, **batch(0, dtype=torch.float32))
+    assert seen == [dtype]
+
+
 def test_a_state_goes_on_under_another_execution(tmp_path: Path) -> None:
     """From one memory layout and one kernel of Adam to another and back: a kernel that read moments in the weights' old order
     would be far off after one step."""

@@ -15,6 +15,7 @@ JOBS = [
     "sweep.py",
     "evaluate.py",
     "compress.py",
+    "export.py",
     "report.py",
     "demo.py",
 ]
@@ -35,6 +36,7 @@ def test_help_shows_every_option_with_what_it_means(
         "sweep.py": ["schedules PRESET", "ablation PRESET", "space PRESET"],
         "evaluate.py": ["--run", "--extractor", "--samples", "50000", "--sampler {ancestral,ddim,dpmpp_2m}"],
         "compress.py": ["encode --run RUN --images", "decode --run RUN --files", "curve --run RUN --data"],
+        "export.py": ["RUN", "--format {diffusers}", "--weights {ema,raw}"],
         "report.py": ["--output", "--experiment"],
         "demo.py": ["--storage"],
     }
@@ -78,6 +80,8 @@ def test_help_shows_every_option_with_what_it_means(
         ("compress.py encode --run nobody --images a.png --output out", "run 'nobody' is not known"),
         ("compress.py decode --run nobody --files a.x0 --batch-size 0 --output out", "--batch-size is 0"),
         ("compress.py curve --run nobody --data empty --output out", "run 'nobody' is not known"),
+        ("export.py", "what it is about, --output must be given"),
+        ("export.py nobody --output out", "run 'nobody' is not known"),
         ("report.py --output r.html --experiment none", "runs/mlflow.db does not exist"),
     ],
 )

@@ -65,7 +65,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(trained: Path, storage: Path) -> LikelihoodResult:
     uri = f"sqlite:///{storage}/mlflow.db"
-    Tracker(uri, "ddpm", storage / "mlartifacts" / "ddpm").run("train", trained.name, "", params={}, tags={})  # as train() has it
+    Tracker(uri, "ddpm", storage / "mlartifacts" / "ddpm").run(
+        "train", trained.name, "", params={}, tags={}
+    )  # as train() has it
     return measure_likelihood(config(trained, storage, checkpoints="all"))
 
 

@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 from ddpm_core.errors import InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.rng import permutation
-from pipelines.evaluate.calibrate import calibrate, check_calibrated, outcome_path
+from pipelines.evaluate.calibration import calibrate, check_calibrated, outcome_path
 from pipelines.evaluate.config import CalibrateConfig
 from pipelines.evaluate.reference import describe_extractor
 from pipelines.preprocess.config import PreprocessConfig

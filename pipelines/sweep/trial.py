@@ -1,0 +1,115 @@
+"""Trials: a point of a sweep with one seed, trained and evaluated by Ray Tune up to a step."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+import torch
+
+from ddpm_core.commit import write_json
+from ddpm_core.errors import DivergedError
+from pipelines.evaluate.driver import evaluate
+from pipelines.runtime import console
+from pipelines.runtime.environment import prepare
+from pipelines.runtime.layout import Storage
+from pipelines.runtime.progress import Say
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.points import Point
+from pipelines.sweep.ranking import Outcome
+from pipelines.tracking.tracker import open_tracker
+from pipelines.train.config import TrainConfig
+from pipelines.train.driver import TrainResult, train
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Brings trials to a step, as many at a time as the cluster has room for. folder: of their outcomes."""
+
+    config: SweepConfig
+    points: Mapping[str, Point]
+    parent_run_id: str
+    folder: Path
+    storage: Storage[Path]
+    room: int
+    say: Say
+
+    def reach(self, steps: int, wanted: Sequence[tuple[str, int]]) -> list[Outcome]:
+        """The outcomes of (point, seed) at a step, in that order; those that are known are not run again."""
+        missing = [key for key in wanted if not self.place(steps, *key).is_file()]
+        if missing:
+            concurrent = min(self.room, len(missing))
+            self.say(f"sweep: {len(missing)} trials to step {steps:,}, {concurrent} at a time")
+            config, points, parent = self.config, self.points, self.parent_run_id
+            places = {key: self.place(steps, *key) for key in missing}
+
+            def trial(values: dict[str, Any]) -> None:
+                prepare()  # in a process of Ray's, and before MLflow is imported
+                from pipelines.sweep.trial import run_trial
+
+                label, seed = values["trial"]
+                outcome = run_trial(config, points[label], label, seed, steps, parent)
+                write_json(places[label, seed], asdict(outcome))
+                ray.tune.report({"done": 1})
+
+            tuner = ray.tune.Tuner(
+                ray.tune.with_resources(trial, {"CPU": 0.001}),  # Tune takes a whole CPU by default, and refuses 0
+                param_space={"trial": ray.tune.grid_search(missing)},
+                tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent),
+                run_config=ray.tune.RunConfig(
+                    name=f"{self.folder.name}-{steps}", storage_path=str(self.storage.ray), verbose=0
+                ),
+            )
+            for result in tuner.fit():
+                if result.error is not None:
+                    raise result.error
+        return [Outcome(**json.loads(self.place(steps, *key).read_text())) for key in wanted]
+
+    def place(self, steps: int, label: str, seed: int) -> Path:
+        """The file of a trial's outcome."""
+        return self.folder / f"step-{steps:08d}" / f"{list(self.points).index(label)}-seed-{seed}.json"
+
+
+def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: int, parent_run_id: str) -> Outcome:
+    """Train and evaluate a point with one seed up to a step, in a process of Tune's."""
+    torch.set_num_threads(1)  # its workers compute, not this process
+    trial = config.trial(point, seed, steps)
+
+    def say(line: str) -> None:
+        console.say(f"sweep: {label}, seed {seed}: {line}")
+
+    run_id = ""
+    try:
+        trained = train(trial, say, parent_run_id=parent_run_id)
+        run_id = trained.run_id
+        evaluated = evaluate(
+            replace(
+                config.measurement(steps),
+                run=str(trained.last.path),
+                workers=trial.workers,
+                storage=trial.storage,
+                tracking_uri=trial.tracking_uri,
+                experiment=trial.experiment,
+            ),
+            say,
+        )
+    except DivergedError as error:
+        say(f"diverged: {error}")
+        return Outcome(label, seed, "diverged", steps, error.run_id or run_id, reason=str(error))
+    (result,) = evaluated.evaluations
+    low, high = result.interval or (None, None)
+    metric = result.protocol.distance
+    if steps == config.train.steps:
+        log_result(trial, trained, {metric: result.distance, f"{metric}_ci_low": low, f"{metric}_ci_high": high})
+    return Outcome(label, seed, "finished", steps, run_id, evaluated.run_id, metric, result.distance, low, high)
+
+
+def log_result(trial: TrainConfig, trained: TrainResult, values: Mapping[str, float | None]) -> None:
+    """A trial's result into its training run as well, whose parameters MLflow's parallel coordinates set it beside."""
+    run = open_tracker(trial, trained.storage).find("train", trained.run.name)
+    if run is not None:
+        known = {key: value for key, value in values.items() if value is not None}
+        new = {key: value for key, value in known.items() if trial.steps not in run.logged_steps(key)}
+        run.log_records([{"step": trial.steps, **new}])
