@@ -22,6 +22,7 @@ from tyro._errors import (  # its only way to say what is wrong as a value; pypr
 
 from ddpm_core.errors import DivergedError, InputError
 from pipelines.runtime.console import say
+from pipelines.runtime.environment import prepare
 
 __all__ = ["parse", "run", "say"]
 
@@ -81,6 +82,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    prepare()
     signal.signal(signal.SIGTERM, interrupt)
     try:
         main()

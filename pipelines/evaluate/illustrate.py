@@ -15,7 +15,7 @@ from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Say
-from pipelines.tracking.tracker import TrackedRun
+from pipelines.tracking.run import TrackedRun
 
 
 def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool, say: Say) -> Memorization | None:

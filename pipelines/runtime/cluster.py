@@ -1,18 +1,9 @@
 """Attach to Ray, and compare what is asked for with what there is."""
 
 import logging
-import os
 import signal
 import threading
 from dataclasses import dataclass
-
-# Ray reads these when it is imported or started; each only takes effect if the user has not chosen.
-for name, value in {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s: how long a worker's end goes unseen
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which no verbosity silences
-    "RAY_worker_maximum_startup_concurrency": "16",  # below it, warnings about every actor without a CPU of its own
-}.items():
-    os.environ.setdefault(name, value)
 
 import ray
 import ray.data

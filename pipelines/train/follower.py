@@ -16,7 +16,7 @@ from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, forget_listings
 from pipelines.runtime.progress import Progress, Say
 from pipelines.tracking.outbox import Entry, Unsent
-from pipelines.tracking.tracker import TrackedRun, now
+from pipelines.tracking.run import TrackedRun, now
 from pipelines.train.config import TrainConfig
 from pipelines.train.stop import StopRequest
 

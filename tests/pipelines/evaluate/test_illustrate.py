@@ -194,9 +194,7 @@ def test_lost_or_damaged_parts_of_pictures_are_made_again_alike(
     before = {path: path.read_bytes() for path in [*parts, *neighbours]}
     stamps = {path: path.stat().st_mtime_ns for path in before}
     written: list[str] = []
-    monkeypatch.setattr(
-        "pipelines.tracking.tracker.TrackedRun.log_bytes", lambda self, name, data: written.append(name)
-    )
+    monkeypatch.setattr("pipelines.tracking.run.TrackedRun.log_bytes", lambda self, name, data: written.append(name))
     evaluate(illustrated_config(trained, storage))
     assert {path: path.stat().st_mtime_ns for path in before} == stamps
     parts[0].unlink()
