@@ -21,7 +21,7 @@ from ddpm_core.commit import remove_leftovers
 from ddpm_core.diffusion import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
-from pipelines.checkpoints.store import saved_checkpoints
+from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.locations import Location, commit_json, location
@@ -70,6 +70,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
     check_dataset(config, dataset)
     run = storage.run(run_name(config, dataset))
+    set_aside_damaged(run.folder, config.steps, say)
     done = checkpoints_until(run, config.steps)
     resources = None
     if not is_finished(done, config):  # before anything is written: a refusal leaves no run behind
