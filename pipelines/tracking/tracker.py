@@ -17,6 +17,7 @@ from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.client import is_transient, retried
+from pipelines.tracking.database import ensure_database
 from pipelines.tracking.retry import with_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.sqlite_lease import claim
@@ -49,8 +50,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 class Tracker:
-    """An MLflow experiment that is written to. The first one, in a driver, makes the database and the experiment: several
-    processes that make an SQLite database at once break it."""
+    """An MLflow experiment that is written to; it, and an SQLite database, are made if they are not there."""
 
     def __init__(self, uri: str, experiment: str, artifacts: Location) -> None:
         """artifacts: the folder of the experiment's artifacts, if no server places them.
@@ -67,7 +67,9 @@ class Tracker:
         if uri.startswith("http"):
             check_answers(uri)
         if uri.startswith("sqlite:///"):
-            claim(Path(uri.removeprefix("sqlite:///")))
+            database = Path(uri.removeprefix("sqlite:///"))
+            ensure_database(database, database.parent / "mlartifacts")
+            claim(database)
         self.uri = uri
         self.client = with_retries(lambda: MlflowClient(tracking_uri=uri), is_transient, f"tracking server {uri!r}")
         self.experiment_id = self._experiment(experiment, artifacts)
