@@ -28,6 +28,7 @@ from torch import Tensor
 from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
 from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
 from ddpm_core.errors import InputError
+from ddpm_core.records import checkpoint_name as checkpoint_name
 from ddpm_core.training import TrainState
 
 WHAT = "checkpoint"
@@ -170,11 +171,6 @@ def write_checkpoint(
         with (temporary / HISTORY).open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in history)
     return open_checkpoint(path)
-
-
-def checkpoint_name(step: int) -> str:
-    """The name of a checkpoint's folder."""
-    return f"step-{step:08d}"
 
 
 def open_checkpoint(path: ReadablePath) -> Checkpoint:

@@ -21,6 +21,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import COMPRESSION, COMPRESSION_CURVE, DATA_TAG, IMAGES_PER_SECOND, RUN_TAG, TRAIN, flatten
 from ddpm_core.unet import UNet
 from pipelines.compress.config import CurveConfig
 from pipelines.compress.model import load_model
@@ -28,7 +29,7 @@ from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.tracking.tracker import flatten, open_tracker
+from pipelines.tracking.tracker import open_tracker
 
 QUALITIES = (5, 10, 20, 35, 50, 70, 85, 95)
 BUDGETS = 16  # sizes that files are cut to
@@ -60,7 +61,7 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
             **{name: getattr(config, name) for name in ("weights", "images", "steps", "theory_steps", "seed")},
             "device": str(codec.device),
         },
-        "images_per_second": {name: config.images / each for name, each in seconds.items()},
+        IMAGES_PER_SECOND: {name: config.images / each for name, each in seconds.items()},
         "coded": _coded_points(pixels, decoded),
         "lossless": {
             "coded": _rate([len(each.data) for each in coded], pixels),
@@ -86,16 +87,16 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
 def _record(config: CurveConfig, name: str, curve: dict[str, Any]) -> None:
     """Into an MLflow run of its own, below that of the training `name`."""
     tracker, mark = open_tracker(config, local_storage(config.storage)), fingerprint(curve["protocol"])
-    train_run = tracker.find("train", name)
+    train_run = tracker.find(TRAIN, name)
     run = tracker.run(
-        "compression",
+        COMPRESSION,
         f"{name}-compression-{mark[:6]}",
         mark,
         params=flatten(curve["protocol"]),
-        tags={"ddpm.data": curve["protocol"]["data"]},
+        tags={RUN_TAG: name, DATA_TAG: curve["protocol"]["data"]},
         parent=train_run.run_id if train_run else None,
     )
-    run.log_json("compression/curve.json", curve)
+    run.log_json(COMPRESSION_CURVE, curve)
     run.finish()
 
 
@@ -126,7 +127,7 @@ def _theory(
 def describe_curve(curve: dict[str, Any]) -> list[str]:
     """The table in words."""
     lossless, theory, account, overhead = (curve[name] for name in ("lossless", "theory", "account", "overhead"))
-    speed = curve["images_per_second"]
+    speed = curve[IMAGES_PER_SECOND]
     totals = (
         f"lossless {lossless['coded']:.3f} bits/dim; the bound {theory['total']:.3f} ({overhead['total']:+.1%}); "
         f"PNG {lossless['png']:.3f}, WebP {lossless['webp']:.3f}"

@@ -9,12 +9,24 @@ from pathlib import Path
 from ddpm_core import images
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import (
+    DATA_TAG,
+    DISTANCE_TAG,
+    EVALUATE,
+    PROTOCOL,
+    RUN_TAG,
+    SAMPLES_LAYOUT,
+    TRAIN,
+    chain_path,
+    flatten,
+    samples_path,
+)
 from pipelines.evaluate.evaluation import Evaluation
 from pipelines.evaluate.measure import first_images
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import Tracker, flatten
+from pipelines.tracking.tracker import Tracker
 
 
 class Records:
@@ -30,7 +42,7 @@ class Records:
     @cached_property
     def owner(self) -> TrackedRun | None:
         """The training's MLflow run, which owns the checkpoints' models."""
-        return self.tracker.find("train", self.subject.run.name)
+        return self.tracker.find(TRAIN, self.subject.run.name)
 
     def run_name(self, protocol: Protocol) -> str:
         """The name of the MLflow run that holds a protocol's numbers."""
@@ -38,7 +50,7 @@ class Records:
 
     def find(self, protocol: Protocol) -> TrackedRun | None:
         """The MLflow run that holds a protocol's numbers, if there is one."""
-        return self.tracker.find("evaluate", self.run_name(protocol))
+        return self.tracker.find(EVALUATE, self.run_name(protocol))
 
     @contextmanager
     def open(self, protocols: Mapping[Role, Protocol]) -> Iterator[dict[Role, TrackedRun]]:
@@ -46,14 +58,18 @@ class Records:
         runs: dict[Role, TrackedRun] = {}
         for role, protocol in protocols.items():
             runs[role] = self.tracker.run(
-                "evaluate",
+                EVALUATE,
                 self.run_name(protocol),
                 protocol.fingerprint,
                 params=flatten(protocol),
-                tags={"ddpm.distance": protocol.distance, "ddpm.data": self.subject.references[role].name},
+                tags={
+                    RUN_TAG: self.subject.run.name,
+                    DISTANCE_TAG: protocol.distance,
+                    DATA_TAG: self.subject.references[role].name,
+                },
                 parent=self.owner.run_id if self.owner else None,
             )
-            runs[role].log_json("protocol.json", asdict(protocol))
+            runs[role].log_json(PROTOCOL, asdict(protocol))
         try:
             yield runs
         except BaseException as error:
@@ -79,7 +95,7 @@ class Records:
     def log_evaluation(self, run: TrackedRun, checkpoint: Checkpoint, evaluation: Evaluation, samples: Path) -> None:
         """A finished evaluation with its chain, and the grid of its first samples, which lie in `samples`."""
         if evaluation.progress:
-            run.log_json(f"progress/{checkpoint.path.name}.json", evaluation.progress)
+            run.log_json(chain_path(checkpoint.step), evaluation.progress)
         if self.log(run, checkpoint, evaluation.protocol, evaluation.values):
             log_samples(run, evaluation, samples, self.subject.chunks)
 
@@ -103,7 +119,7 @@ def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: 
     """The grid of a checkpoint's first samples into MLflow."""
     shown = first_images(samples, chunks)
     columns = min(16, len(shown))
-    run.log_bytes(f"samples/{evaluation.folder.name}.png", images.encode_png(images.tile(shown, columns)))
+    run.log_bytes(samples_path(evaluation.step), images.encode_png(images.tile(shown, columns)))
     grid = {
         "tile": list(shown.shape[1:3]),
         "columns": columns,
@@ -111,4 +127,4 @@ def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: 
         "indices": f"0..{len(shown) - 1}",
         "seed": evaluation.protocol.seed,
     }
-    run.log_json("samples/grid.json", grid)
+    run.log_json(SAMPLES_LAYOUT, grid)

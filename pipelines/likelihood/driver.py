@@ -15,6 +15,17 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST, read_manifest, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import (
+    BPD,
+    CI_HIGH,
+    DATA_TAG,
+    LIKELIHOOD,
+    LIKELIHOOD_PROTOCOL,
+    RUN_TAG,
+    TRAIN,
+    flatten,
+    likelihood_path,
+)
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker, merge
@@ -25,7 +36,7 @@ from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import flatten, open_tracker
+from pipelines.tracking.tracker import open_tracker
 from pipelines.tracking.uri import tracking_uri
 
 
@@ -42,7 +53,7 @@ class Likelihood:
 
     def describe(self) -> str:
         """The measurement in words."""
-        bpd, reach = self.values["bpd"], self.values["bpd_ci_high"] - self.values["bpd"]
+        bpd, reach = self.values[BPD], self.values[BPD + CI_HIGH] - self.values[BPD]
         strata, T = self.protocol.strata, self.num_timesteps
         how = f"full bound of {T:,} terms" if strata is None else f"estimate from {1 + strata:,} of {T:,} terms"
         where = f"{self.protocol.images:,} images of {self.protocol.data}"
@@ -97,16 +108,16 @@ def open_records(
 ) -> tuple[TrackedRun | None, TrackedRun]:
     """(the training's MLflow run, if there is one; that of the protocol's numbers)."""
     tracker, mark = open_tracker(config, storage), fingerprint(protocol)
-    owner = tracker.find("train", run.name)
+    owner = tracker.find(TRAIN, run.name)
     tracked = tracker.run(
-        "likelihood",
+        LIKELIHOOD,
         f"{run.name}-likelihood-{mark[:6]}",
         mark,
         params=flatten(protocol),
-        tags={"ddpm.data": protocol.data},
+        tags={RUN_TAG: run.name, DATA_TAG: protocol.data},
         parent=owner.run_id if owner else None,
     )
-    tracked.log_json("likelihood/protocol.json", asdict(protocol))
+    tracked.log_json(LIKELIHOOD_PROTOCOL, asdict(protocol))
     return owner, tracked
 
 
@@ -185,7 +196,7 @@ def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:
 def record(owner: TrackedRun, run: TrackedRun, name: str, checkpoint: Checkpoint, likelihood: Likelihood) -> None:
     """One checkpoint's numbers into MLflow."""
     protocol = likelihood.protocol
-    run.log_json(f"likelihood/{checkpoint.path.name}.json", asdict(likelihood))
+    run.log_json(likelihood_path(checkpoint.step), asdict(likelihood))
     run.log_result(
         owner,
         name,

@@ -17,6 +17,7 @@ from ddpm_core.gaussian import Cdf
 from ddpm_core.likelihood import Bound, bound_term, estimate_bound, rate_distortion, variational_bound
 from ddpm_core.pixel_range import SCALE
 from ddpm_core.precision import full_float32
+from ddpm_core.records import BPD, BPD_SE, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE
 from ddpm_core.verdicts import mean_interval
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import load_chunk, save_chunk
@@ -102,14 +103,14 @@ def merge(folder: Path, chunks: Sequence[range]) -> tuple[dict[str, float], dict
     n, mean = len(total), float(total.mean())
     low, high = mean_interval(total.tolist())
     values = {
-        "bpd": mean,
-        "bpd_se": float(total.std()) / math.sqrt(n),
-        "bpd_ci_low": low,
-        "bpd_ci_high": high,
-        "rate_bpd": float((total - decoder).mean()),
-        "distortion_bpd": float(decoder.mean()),
-        "prior_bpd": float(prior.mean()),
-        "rmse": SCALE * float(mse.mean().sqrt()),
+        BPD: mean,
+        BPD_SE: float(total.std()) / math.sqrt(n),
+        BPD + CI_LOW: low,
+        BPD + CI_HIGH: high,
+        RATE_BPD: float((total - decoder).mean()),
+        DISTORTION_BPD: float(decoder.mean()),
+        PRIOR_BPD: float(prior.mean()),
+        RMSE: SCALE * float(mse.mean().sqrt()),
     }
     return values, curves_of({name: each / n for name, each in sums.items()}, prior.mean()) if sums else None
 
@@ -121,7 +122,7 @@ def curves_of(means: Mapping[str, Tensor], prior: Tensor) -> dict[str, list[floa
     return {
         "t": list(range(1, len(means["terms"]) + 1)),
         "terms_bpd": means["terms"].tolist(),
-        "rate_bpd": curve.rate.tolist(),
-        "rmse": curve.distortion.tolist(),
+        RATE_BPD: curve.rate.tolist(),
+        RMSE: curve.distortion.tolist(),
         "rmse_mean_of_roots": (SCALE * means["root"]).tolist(),
     }

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from ddpm_core import records
+from ddpm_core.records import CI_LOW, HELD_OUT, SATURATION, SATURATION_DATA, SPREAD
 from pipelines.evaluate.evaluation import Evaluation
 from pipelines.tracking.queries import Training
 
@@ -67,9 +69,9 @@ def regressions(run: str, evaluations: Sequence[Evaluation], intervals: float) -
 def degenerate(run: str, evaluation: Evaluation) -> list[Alarm]:
     """Of samples that are alike, driven to black and white, or copies."""
     values, protocol = evaluation.values, evaluation.protocol
-    spread = values.get(protocol.metric("spread"), 1.0)
-    extreme, expected = (values.get(name, 0.0) for name in ("saturation", "saturation_data"))
-    copies, chance = values.get("memorized_ci_low", 0.0), values.get("memorized_held_out", MEMORIZED)
+    spread = values.get(protocol.metric(SPREAD), 1.0)
+    extreme, expected = (values.get(name, 0.0) for name in (SATURATION, SATURATION_DATA))
+    copies, chance = values.get(records.MEMORIZED + CI_LOW, 0.0), values.get(records.MEMORIZED + HELD_OUT, MEMORIZED)
     faults = {
         "alike": (spread < NARROW, f"samples vary {spread:.0%} as much as the data in {protocol.extractor}'s features"),
         "saturated": (

@@ -16,6 +16,7 @@ from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import CODE_VERSION_TAG, DATA_TAG, PATH_TAG, PROTOCOL_TAG, RUN_TAG, STEP_TAG
 from ddpm_core.verdicts import intervals_overlap
 from pipelines.checkpoints.retention import MARK, mark_best, unmark
 from pipelines.checkpoints.store import made_at
@@ -93,12 +94,12 @@ def crown(
         return None
     best = min(finite, key=lambda each: (each[1].distance, each[1].step))
     bearer = registry.tags(alias)
-    before: str | None = f"step {int(bearer['ddpm.step']):,} of {bearer['ddpm.run']}" if bearer else ""
+    before: str | None = f"step {int(bearer[STEP_TAG]):,} of {bearer[RUN_TAG]}" if bearer else ""
     held = next((each for each in finite if _identity(each).items() <= bearer.items()), None)
     if held is not None:
         if held is best or not replaces(best[1], held[1], held[0].subject.run.name == best[0].subject.run.name):
             best, before = held, None
-    elif bearer and not _is_gone(bearer["ddpm.path"]):  # of a training that was not looked at
+    elif bearer and not _is_gone(bearer[PATH_TAG]):  # of a training that was not looked at
         theirs = _elsewhere(storage, bearer, protocol)
         if theirs is None or theirs.distance <= best[1].distance or not replaces(best[1], theirs, same_run=False):
             say(f"nightly: models:/{name}@{alias} stays at {before}, which is not among what was looked at")
@@ -124,9 +125,9 @@ def _is_gone(path: str) -> bool:
 
 def _elsewhere(storage: Storage[Path], bearer: dict[str, str], protocol: Protocol) -> Evaluation | None:
     """The result of a checkpoint of another training in the same storage, None where it cannot be read."""
-    folder = storage.run(bearer["ddpm.run"]).results(protocol.fingerprint)
+    folder = storage.run(bearer[RUN_TAG]).results(protocol.fingerprint)
     try:
-        return read_evaluation(folder / checkpoint_name(int(bearer["ddpm.step"])))
+        return read_evaluation(folder / checkpoint_name(int(bearer[STEP_TAG])))
     except InputError:
         return None
 
@@ -145,16 +146,16 @@ def _path(measured: Measured) -> Location:
 def _identity(measured: Measured) -> dict[str, str]:
     """By which a model version is known again."""
     evaluator, evaluation = measured
-    return {"ddpm.run": evaluator.subject.run.name, "ddpm.step": str(evaluation.step)}
+    return {RUN_TAG: evaluator.subject.run.name, STEP_TAG: str(evaluation.step)}
 
 
 def _point(registry: Registry, alias: str, measured: Measured) -> None:
     evaluator, evaluation = measured
     run_id, model_id = evaluator.records.model(open_checkpoint(_path(measured)), evaluation.protocol)
     tags = {
-        "ddpm.protocol": evaluation.protocol.fingerprint,
-        "ddpm.data": evaluation.protocol.reference,
-        "ddpm.path": str(_path(measured)),
-        "ddpm.code_version": code_version(),
+        PROTOCOL_TAG: evaluation.protocol.fingerprint,
+        DATA_TAG: evaluation.protocol.reference,
+        PATH_TAG: str(_path(measured)),
+        CODE_VERSION_TAG: code_version(),
     }
     registry.set_alias(alias, model_id, run_id, {**_identity(measured), **tags})

@@ -12,7 +12,7 @@ from filelock import Timeout
 from ddpm_core.checkpoint import checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import ALARM_TAG
+from ddpm_core.records import ALARM_TAG, TRAIN
 from pipelines.checkpoints.store import made_at, saved_steps
 from pipelines.evaluate.driver import Evaluator
 from pipelines.evaluate.evaluation import Evaluation
@@ -111,7 +111,7 @@ class Morning:
         """Alarms as tags of the MLflow runs that they are about; those that are over are cleared."""
         evaluator = self.night.evaluators.get(training.name)
         measured = evaluator.records.find(evaluator.subject.protocol("train", "selection")) if evaluator else None
-        trained = self.night.tracker.find("train", training.name)
+        trained = self.night.tracker.find(TRAIN, training.name)
         of_training = [alarm.text for alarm in alarms if alarm.of_training or measured is None]
         of_checkpoints = [alarm.text for alarm in alarms if not alarm.of_training]
         for run, texts in ((trained, of_training), (measured, of_checkpoints)):

@@ -20,6 +20,7 @@ import torch
 
 from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import DATA_TAG, PRIOR_BPD, SCHEDULES, SUMMARY, SWEEP, TRIALS, flatten, rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
 from ddpm_core.verdicts import Standing, standings
 from pipelines.evaluate.config import EvaluateConfig
@@ -34,7 +35,7 @@ from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, halve, measurements, summary
 from pipelines.sweep.trial import Trials
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import Tracker, flatten, open_tracker
+from pipelines.tracking.tracker import Tracker, open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.driver import check_dataset, run_name
 
@@ -146,7 +147,7 @@ def open_run(
 ) -> TrackedRun:
     """The sweep's MLflow run, of which trials are children."""
     return tracker.run(
-        "sweep",
+        SWEEP,
         name,
         mark,
         params={
@@ -156,7 +157,7 @@ def open_run(
             **flatten(config.train, "train."),
             **flatten(config.measurement(config.train.steps), "evaluate."),
         },
-        tags={"ddpm.data": dataset.name},
+        tags={DATA_TAG: dataset.name},
     )
 
 
@@ -176,7 +177,7 @@ def climb(
                 ended[label] = [stop(outcome, stopped[label]) for outcome in of_point]
             elif steps == config.train.steps:
                 ended[label] = of_point
-        run.log_json(f"rungs/{steps:08d}.json", {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
+        run.log_json(rung_path(steps), {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
     return tuple(outcome for label in points for outcome in ended[label])
 
 
@@ -219,13 +220,13 @@ def conclude(
             **asdict(outcome),
             "label": outcome.point if config.seeds == 1 else f"{outcome.point}, seed {outcome.seed}",
             "values": {**points[outcome.point].values, **({"seed": str(outcome.seed)} if config.seeds > 1 else {})},
-            "prior_bpd": priors[outcome.point].bits_per_dim,
+            PRIOR_BPD: priors[outcome.point].bits_per_dim,
             "prior_met": priors[outcome.point].met,
         }
         for outcome in outcomes
     ]
-    run.log_json("trials.json", rows)
-    run.log_json("summary.json", {**facts, "paper": said})
+    run.log_json(TRIALS, rows)
+    run.log_json(SUMMARY, {**facts, "paper": said})
     run.finish()
     result = SweepResult(name, run.run_id, metric, outcomes, facts["conclusion"])
     write_json(folder / MANIFEST, asdict(result))
@@ -273,4 +274,4 @@ def log_schedules(run: TrackedRun, points: Mapping[str, Point]) -> None:
             "alphas_cumprod": chosen.tolist(),
             "log_snr": log_snr.tolist(),
         }
-    run.log_json("schedules.json", curves)
+    run.log_json(SCHEDULES, curves)
