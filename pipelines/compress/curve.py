@@ -26,9 +26,10 @@ from pipelines.compress.config import CurveConfig
 from pipelines.compress.model import load_model
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute, location
+from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.tracking.tracker import flatten, open_tracker
+from pipelines.tracking.tracker import open_tracker
 
 QUALITIES = (5, 10, 20, 35, 50, 70, 85, 95)
 BUDGETS = 16  # sizes that files are cut to

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -35,18 +34,6 @@ def code_version() -> str:
         return version("ddpm-ray")
     except PackageNotFoundError:  # run from an uploaded working directory
         return "not installed"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """A nested configuration as MLflow parameters: {"unet.ch": "128", ...}."""
-    plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    flat: dict[str, str] = {}
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return flat
 
 
 class Tracker:

@@ -25,12 +25,13 @@ from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.locations import Location, commit_json, location
+from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.outbox import Unsent
 from pipelines.tracking.retry import without_retries
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import STEPS_TAG, flatten, open_tracker
+from pipelines.tracking.tracker import STEPS_TAG, open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.follower import Follower, synchronise, unsent_entries
 from pipelines.train.loader import check_shuffle
