@@ -48,6 +48,37 @@ class Prediction(NamedTuple):
     pred_xstart: Tensor
 
 
+def _tables(betas: Tensor) -> dict[str, Tensor]:
+    """The coefficients of a schedule by name, float64 [T] each. Raises ValueError unless betas are variances in (0, 1]."""
+    if betas.dtype != torch.float64 or betas.ndim != 1 or len(betas) < 1:
+        raise ValueError(f"betas are {betas.dtype} {list(betas.shape)}: a float64 vector [T] is wanted")
+    if not bool(((betas > 0) & (betas <= 1)).all()):
+        raise ValueError(f"betas run from {betas.min():g} to {betas.max():g}: each must lie in (0, 1]")
+    # Eq. 4: abar_t = product of alpha_s = 1 - beta_s for s <= t; abar_0 = 1.
+    abar = torch.cumprod(1.0 - betas, 0)
+    abar_prev = torch.cat([abar.new_ones(1), abar[:-1]])
+    # Eq. 7: beta-tilde_t = beta_t (1 - abar_{t-1}) / (1 - abar_t)
+    posterior_variance = betas * (1.0 - abar_prev) / (1.0 - abar)
+    # beta-tilde_1 is 0. Ho's code takes beta-tilde_2 in its place, for both fixed choices: the first (log-)
+    # variance only enters the decoder L_0, and samples are returned without noise.
+    first = posterior_variance[1:2] if len(betas) > 1 else betas
+    return {
+        "betas": betas,
+        "alphas_cumprod": abar,
+        "alphas_cumprod_prev": abar_prev,
+        "sqrt_alphas_cumprod": abar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1.0 - abar).sqrt(),
+        "sqrt_recip_alphas_cumprod": abar.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1.0 / abar - 1.0).sqrt(),
+        "posterior_variance": posterior_variance,
+        "posterior_log_variance_clipped": torch.cat([first, posterior_variance[1:]]).log(),
+        # Eq. 7: mu-tilde_t = sqrt(abar_{t-1}) beta_t / (1 - abar_t) x_0 + sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t) x_t
+        "posterior_mean_coef1": betas * abar_prev.sqrt() / (1.0 - abar),
+        "posterior_mean_coef2": (1.0 - betas).sqrt() * (1.0 - abar_prev) / (1.0 - abar),
+        "fixedlarge_log_variance": torch.cat([first, betas[1:]]).log(),
+    }
+
+
 class GaussianDiffusion(nn.Module):
     """q(x_t|x_0), q(x_{t-1}|x_t,x_0), p_theta(x_{t-1}|x_t) and their losses for one variance schedule.
 
@@ -81,44 +112,18 @@ class GaussianDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         check_objective(mean_type, var_type, loss_type)
-        betas = torch.as_tensor(betas)
-        if betas.dtype != torch.float64 or betas.ndim != 1 or len(betas) < 1:
-            raise ValueError(f"betas are {betas.dtype} {list(betas.shape)}: a float64 vector [T] is wanted")
-        if not bool(((betas > 0) & (betas <= 1)).all()):
-            raise ValueError(f"betas run from {betas.min():g} to {betas.max():g}: each must lie in (0, 1]")
         self.mean_type, self.var_type, self.loss_type = mean_type, var_type, loss_type
-        self.num_timesteps = T = len(betas)
-
-        abar = torch.cumprod(1.0 - betas, 0)
-        abar_prev = torch.cat([abar.new_ones(1), abar[:-1]])
-        posterior_variance = betas * (1.0 - abar_prev) / (1.0 - abar)  # Eq. 7
-        # beta-tilde_1 is 0. Ho's code takes beta-tilde_2 in its place, for both fixed choices: the first (log-)
-        # variance only enters the decoder L_0, and samples are returned without noise.
-        first = posterior_variance[1:2] if T > 1 else betas
-        clipped = torch.cat([first, posterior_variance[1:]])
-        self._eps_determines_xstart = bool(abar[-1] > 0)
-        tables = {
-            "betas": betas,
-            "alphas_cumprod": abar,
-            "alphas_cumprod_prev": abar_prev,
-            "sqrt_alphas_cumprod": abar.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1.0 - abar).sqrt(),
-            "sqrt_recip_alphas_cumprod": abar.rsqrt(),
-            "sqrt_recipm1_alphas_cumprod": (1.0 / abar - 1.0).sqrt(),
-            "posterior_variance": posterior_variance,
-            "posterior_log_variance_clipped": clipped.log(),
-            "posterior_mean_coef1": betas * abar_prev.sqrt() / (1.0 - abar),  # Eq. 7, of x_0
-            "posterior_mean_coef2": (1.0 - betas).sqrt() * (1.0 - abar_prev) / (1.0 - abar),  # Eq. 7, of x_t
-            "fixedlarge_log_variance": torch.cat([first, betas[1:]]).log(),
-            "timesteps": torch.arange(T) if timesteps is None else torch.as_tensor(timesteps),
-        }
+        tables = _tables(torch.as_tensor(betas))
+        self.num_timesteps = T = len(tables["betas"])
+        tables["timesteps"] = torch.arange(T) if timesteps is None else torch.as_tensor(timesteps)
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
+        self._eps_determines_xstart = bool(self.alphas_cumprod[-1] > 0)
 
     def strided(self, timesteps: Sequence[int]) -> "GaussianDiffusion":
-        """The same process seen only at `timesteps` (ascending, in 0..T-1): its beta'_i = 1 - abar(t_i)/abar(t_{i-1}),
-        with the posterior that follows from them. ValueError where steps are left out and the network's output only has a
-        meaning for single ones (mean_type xprev, var_type learned)."""
+        """The same process seen only at `timesteps` (ascending, in 0..T-1), with the posterior that follows from its betas.
+        Raises ValueError if steps are left out and the network's output has a meaning for single ones alone (mean_type
+        xprev, var_type learned)."""
         chosen = torch.as_tensor(timesteps, dtype=torch.int64)
         if chosen.ndim != 1 or len(chosen) < 1 or bool((chosen.diff() <= 0).any()):
             raise ValueError(f"timesteps are {list(timesteps)}: they must be ascending, each once")
@@ -134,6 +139,7 @@ class GaussianDiffusion(nn.Module):
                 f"mean_type is {self.mean_type!r} and var_type is {self.var_type!r}: a network that predicts the previous "
                 f"step or its variance fits only the full chain; take steps={self.num_timesteps}"
             )
+        # beta'_i = 1 - abar(t_i) / abar(t_{i-1}): the chain's q(x_t|x_0) is that of the whole process.
         abar = self.alphas_cumprod.cpu()[chosen]
         betas = 1.0 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
         chain = GaussianDiffusion(betas, self.mean_type, self.var_type, self.loss_type, self.timesteps.cpu()[chosen])
@@ -158,12 +164,10 @@ class GaussianDiffusion(nn.Module):
             )
         return output
 
-    # -- the forward process ---------------------------------------------------------------------------------------
-
     def q_mean_variance(self, x_start: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Gaussian:
-        """q(x_t|x_0), Eq. 4."""
+        """q(x_t|x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), Eq. 4."""
         check_images("x_start", x_start)
-        # Not 1 - abar: in float32 that is wrong by 1.7e-4 of itself at t = 0.
+        # Not 1 - abar from the table of abar: in float32 that is wrong by 1.7e-4 of itself at t = 0.
         std = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
         return Gaussian(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, std.square(), 2.0 * std.log())
 
@@ -173,6 +177,7 @@ class GaussianDiffusion(nn.Module):
         """x_t = sqrt(abar_t) x_0 + sqrt(1-abar_t) eps, Eq. 4."""
         check_images("x_start", x_start, finite=True)
         check_images("noise", noise, like=x_start, finite=True)
+        # Eq. 4
         return (
             self._at("sqrt_alphas_cumprod", t, x_start) * x_start
             + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
@@ -184,14 +189,13 @@ class GaussianDiffusion(nn.Module):
         """q(x_{t-1}|x_t,x_0), Eq. 6 and Eq. 7. At t = 0 the variance is 0 and the log-variance that of t = 1."""
         check_images("x_start", x_start)
         check_images("x_t", x_t, like=x_start)
+        # Eq. 7
         mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
         return Gaussian(
             mean,
             self._at("posterior_variance", t, x_t),
             self._at("posterior_log_variance_clipped", t, x_t),
         )
-
-    # -- from one parameterisation to another ----------------------------------------------------------------------
 
     def predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_0 = x_t / sqrt(abar_t) - sqrt(1/abar_t - 1) eps, Eq. 15."""
@@ -206,9 +210,8 @@ class GaussianDiffusion(nn.Module):
 
     def predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
         """eps = (x_t - sqrt(abar_t) x_0) / sqrt(1-abar_t), Eq. 4 solved for eps."""
-        return (x_t - self._at("sqrt_alphas_cumprod", t, x_t) * x_start) / self._at(
-            "sqrt_one_minus_alphas_cumprod", t, x_t
-        )
+        signal = self._at("sqrt_alphas_cumprod", t, x_t) * x_start
+        return (x_t - signal) / self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
 
     def predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
         """x_0 from mu-tilde, Eq. 7 solved for x_0."""
@@ -231,8 +234,6 @@ class GaussianDiffusion(nn.Module):
             - self._at("sqrt_one_minus_alphas_cumprod", t, x_t) * x_start
         )
 
-    # -- the reverse process ---------------------------------------------------------------------------------------
-
     def p_mean_variance(
         self,
         denoise_fn: DenoiseFn,
@@ -246,29 +247,37 @@ class GaussianDiffusion(nn.Module):
         return self._p_from_output(self._network(denoise_fn, x_t, t), x_t, t, clip_denoised)
 
     def _p_from_output(self, output: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool) -> Prediction:
-        if self.var_type in LEARNED:
-            output, values = output.chunk(2, dim=1)
-            log_variance = values
-            if self.var_type == "learned_range":
-                low = self._at("posterior_log_variance_clipped", t, x_t)
-                high = self._at("betas", t, x_t).log()
-                fraction = (values + 1.0) / 2.0
-                log_variance = fraction * high + (1.0 - fraction) * low
-        else:
-            table = "fixedlarge_log_variance" if self.var_type == "fixedlarge" else "posterior_log_variance_clipped"
-            log_variance = self._at(table, t, x_t).expand_as(x_t)
-        if self.mean_type == "eps":
-            pred_xstart = self.predict_xstart_from_eps(x_t, t, output)
-        elif self.mean_type == "xstart":
-            pred_xstart = output
-        elif self.mean_type == "xprev":
-            pred_xstart = self.predict_xstart_from_xprev(x_t, t, output)
-        else:
-            pred_xstart = self.predict_xstart_from_v(x_t, t, output)
+        mean_output, variance_output = output.split(x_t.shape[1], dim=1) if self.var_type in LEARNED else (output, None)
+        log_variance = self._log_variance(variance_output, x_t, t)
+        pred_xstart = self._predict_xstart(mean_output, x_t, t)
         if clip_denoised:
             pred_xstart = pred_xstart.clamp(-1.0, 1.0)
-        mean = output if self.mean_type == "xprev" else self.q_posterior_mean_variance(pred_xstart, x_t, t).mean
+        # Eq. 11: mu_theta = mu-tilde(x_t, predicted x_0)
+        mean = mean_output if self.mean_type == "xprev" else self.q_posterior_mean_variance(pred_xstart, x_t, t).mean
         return Prediction(mean, log_variance.exp(), log_variance, pred_xstart)
+
+    def _log_variance(self, output: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
+        """ln sigma_t^2 [B,C,H,W]; `output`: the network's channels for it, if it is learned."""
+        if output is None:
+            table = "fixedlarge_log_variance" if self.var_type == "fixedlarge" else "posterior_log_variance_clipped"
+            return self._at(table, t, x_t).expand_as(x_t)
+        if self.var_type == "learned":
+            return output
+        low = self._at("posterior_log_variance_clipped", t, x_t)
+        high = self._at("betas", t, x_t).log()
+        # Nichol & Dhariwal 2021, Eq. 15: ln sigma_t^2 = v ln beta_t + (1 - v) ln beta-tilde_t
+        fraction = (output + 1.0) / 2.0
+        return fraction * high + (1.0 - fraction) * low
+
+    def _predict_xstart(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The x_0 that the network's output says, not clipped."""
+        if self.mean_type == "eps":
+            return self.predict_xstart_from_eps(x_t, t, output)
+        if self.mean_type == "xstart":
+            return output
+        if self.mean_type == "xprev":
+            return self.predict_xstart_from_xprev(x_t, t, output)
+        return self.predict_xstart_from_v(x_t, t, output)
 
     def p_sample(
         self,
@@ -285,8 +294,6 @@ class GaussianDiffusion(nn.Module):
         noised = p.mean + (0.5 * p.log_variance).exp() * noise
         return torch.where((t > 0).reshape(-1, 1, 1, 1), noised, p.mean), p.pred_xstart
 
-    # -- losses ----------------------------------------------------------------------------------------------------
-
     def training_losses(
         self,
         denoise_fn: DenoiseFn,
@@ -301,9 +308,11 @@ class GaussianDiffusion(nn.Module):
         if self.loss_type == "kl":
             return self._vb_from_output(output, x_start, x_t, t, clip_denoised=False)[0]
         mean_output = output[:, : x_t.shape[1]]
+        # Eq. 14, as a mean over dimensions
         mse = (self.target(x_start, x_t, t, noise) - mean_output).square().flatten(1).mean(1)
         if self.loss_type == "mse":
             return mse
+        # Nichol & Dhariwal 2021, Eq. 16: the bound trains the variance alone, L_simple the mean.
         frozen = torch.cat([mean_output.detach(), output[:, x_t.shape[1] :]], dim=1)
         vb = self._vb_from_output(frozen, x_start, x_t, t, clip_denoised=False)[0]
         return mse + 0.001 * self.num_timesteps * vb
@@ -328,6 +337,7 @@ class GaussianDiffusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         q = self.q_posterior_mean_variance(x_start, x_t, t)
         p = self._p_from_output(output, x_t, t, clip_denoised)
+        # Eq. 5: L_{t-1} = KL(q(x_{t-1}|x_t,x_0) || p_theta(x_{t-1}|x_t)), and L_0 = -log p_theta(x_0|x_1) at t = 0
         kl = normal_kl(q.mean, q.log_variance, p.mean, p.log_variance).flatten(1).mean(1)
         nll = -discretized_gaussian_log_likelihood(x_start, p.mean, 0.5 * p.log_variance, cdf).flatten(1).mean(1)
         return torch.where(t == 0, nll, kl) / math.log(2.0), p.pred_xstart
@@ -339,6 +349,6 @@ class GaussianDiffusion(nn.Module):
         x = x_start.to(torch.float64)
         t = torch.full((len(x),), self.num_timesteps - 1, device=x.device)
         q = self.q_mean_variance(x, t)
-        log_variance = torch.log1p(-self._at("alphas_cumprod", t, x))
+        log_variance = torch.log1p(-self._at("alphas_cumprod", t, x))  # keeps the digits of 1 - abar_T near 1
         zero = torch.zeros_like(x)
         return normal_kl(q.mean, log_variance, zero, zero).flatten(1).mean(1) / math.log(2.0)

@@ -7,25 +7,14 @@ the image itself; depth d > 0 is x_t at the code's timestep t = d - 1. Every noi
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddpm_core.configs import Method, Spacing
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.samplers import Noise, Step, sample, sample_steps, select_timesteps
-
-
-class SamplerOptions(TypedDict, total=False):
-    """What `sample` takes by name, apart from the noise and the start."""
-
-    method: Method
-    steps: int | None
-    spacing: Spacing
-    eta: float
-    clip_denoised: bool
+from ddpm_core.samplers import Noise, SamplerOptions, Step, sample, sample_steps, select_timesteps
 
 
 class Progression(NamedTuple):
@@ -42,7 +31,7 @@ def encode(
     _check_depth(diffusion, depth)
     if depth == 0:
         return x_start
-    t = torch.full((len(x_start),), depth - 1, device=x_start.device)
+    t = torch.full((len(x_start),), depth - 1, device=x_start.device)  # the paper's t minus one
     return diffusion.q_sample(x_start, t, noise)
 
 
@@ -125,8 +114,8 @@ def draw_latent(
 ) -> Float[Tensor, "b c h w"]:
     """x_t of a chain from the prior, stopped at `depth` (1..T): what samples of Fig. 7 share. `decode` goes on from it.
 
-    With the same noise and method ancestral or ddim, stopping and going on is the undivided chain. ValueError where
-    that chain, given fewer `steps`, does not visit the depth.
+    With the same noise and method ancestral or ddim, stopping and going on is the undivided chain. Raises
+    ValueError if that chain, given fewer `steps`, does not visit the depth.
     """
     _check_depth(diffusion, depth)
     T = diffusion.num_timesteps
@@ -168,7 +157,7 @@ def share_latent(
 def capture(chain: Iterable[Step], timesteps: Collection[int]) -> Progression:
     """Run a chain of `sample_steps` to its end and keep the x_0 predicted at `timesteps` alone (Fig. 6 and 14, Eq. 15).
 
-    ValueError where the chain does not visit one of them.
+    Raises ValueError if the chain does not visit one of them.
     """
     predictions: dict[int, Tensor] = {}
     x: Tensor | None = None

@@ -1,7 +1,7 @@
 """From noise to images: ancestral sampling (Algorithm 2), DDIM, and DPM-Solver++(2M), behind one signature."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -11,9 +11,19 @@ from ddpm_core.checks import check_images
 from ddpm_core.configs import Method, Spacing, check_choice
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 
-__all__ = ["Method", "Noise", "Spacing", "Step", "sample", "sample_steps", "select_timesteps"]
+__all__ = ["Method", "Noise", "SamplerOptions", "Spacing", "Step", "sample", "sample_steps", "select_timesteps"]
 
 Noise = Callable[[int], Tensor]  # address -> [B,C,H,W]: T gives x_T, a timestep the noise drawn there
+
+
+class SamplerOptions(TypedDict, total=False):
+    """What `sample_steps` takes by name, apart from the noise and the start."""
+
+    method: Method
+    steps: int | None
+    spacing: Spacing
+    eta: float
+    clip_denoised: bool
 
 
 class Step(NamedTuple):
@@ -29,7 +39,7 @@ def select_timesteps(num_timesteps: int, steps: int, spacing: Spacing = "uniform
 
     uniform: evenly from 0 to T-1. quadratic: squares of evenly spaced numbers up to 0.8 T, dense where little noise is
     left, as in the DDIM paper (Song et al. 2021, appendix D.2 and its code); equal neighbours are moved apart.
-    ValueError unless 1 <= steps <= num_timesteps.
+    Raises ValueError unless 1 <= steps <= num_timesteps.
     """
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps is {steps}: it must lie in 1..{num_timesteps}, the schedule's num_timesteps")
@@ -62,29 +72,20 @@ def sample_steps(
 ) -> Iterator[Step]:
     """Yields each step of a sampling chain, so that a caller keeps what it wants and no more.
 
-    shape: [B,C,H,W]. noise: a function from an address to noise of that shape (ddpm_core.rng.SampleNoise), or, where
+    shape: [B,C,H,W]. noise: a function from an address to noise of that shape (ddpm_core.rng.SampleNoise), or, if
     nothing but x_T is drawn (dpmpp_2m; ddim with eta 0), the tensor x_T itself. steps: how many of the T timesteps to
     visit (all by default). eta: DDIM's stochasticity, 0 to 1 (Song et al. 2021, Eq. 16). clip_denoised: clip every
     predicted x_0 to [-1, 1], as Ho's code does. start: (x_t, t) to begin at timestep t from a given x_t instead of
     x_T; the chain then visits the selected timesteps up to t, and t itself.
 
-    The last state is not clipped. Runs without gradients. ValueError for arguments that do not fit together.
+    The last state is not clipped. Runs without gradients. Raises ValueError for arguments that do not fit together.
     """
-    check_choice("method", method, Method)
-    if eta != 0.0 and (method != "ddim" or not 0.0 <= eta <= 1.0):
-        raise ValueError(f"eta is {eta} with method {method!r}: it belongs to method 'ddim' and lies in [0, 1]")
-    if isinstance(noise, Tensor):
-        if method == "ancestral" or eta != 0.0:
-            raise ValueError(
-                f"noise is a tensor, but method {method!r} with eta {eta} draws noise at every step: give a function of "
-                "the address, such as ddpm_core.rng.SampleNoise"
-            )
-        x_T = noise
-        noise = lambda address: x_T  # noqa: E731
+    _check_method(method, eta, noise)
     T = diffusion.num_timesteps
     timesteps = select_timesteps(T, T if steps is None else steps, spacing)
+    draw: Noise = (lambda address: noise) if isinstance(noise, Tensor) else noise
     if start is None:
-        x = noise(T)
+        x = draw(T)
     else:
         x, first = start
         if not 0 <= first < T:
@@ -96,11 +97,23 @@ def sample_steps(
     x = x.detach()
     chain = diffusion.strided(timesteps)
     if method == "ancestral":
-        yield from _ancestral(chain, denoise_fn, x, noise, timesteps, clip_denoised)
+        yield from _ancestral(chain, denoise_fn, x, draw, timesteps, clip_denoised)
     elif method == "ddim":
-        yield from _ddim(chain, denoise_fn, x, noise, timesteps, clip_denoised, eta)
+        yield from _ddim(chain, denoise_fn, x, draw, timesteps, clip_denoised, eta)
     else:
         yield from _dpmpp_2m(chain, denoise_fn, x, timesteps, clip_denoised)
+
+
+def _check_method(method: Method, eta: float, noise: Noise | Tensor) -> None:
+    """ValueError unless eta and the kind of noise are those that the method takes."""
+    check_choice("method", method, Method)
+    if eta != 0.0 and (method != "ddim" or not 0.0 <= eta <= 1.0):
+        raise ValueError(f"eta is {eta} with method {method!r}: it belongs to method 'ddim' and lies in [0, 1]")
+    if isinstance(noise, Tensor) and (method == "ancestral" or eta != 0.0):
+        raise ValueError(
+            f"noise is a tensor, but method {method!r} with eta {eta} draws noise at every step: give a function of "
+            "the address, such as ddpm_core.rng.SampleNoise"
+        )
 
 
 def sample(
@@ -109,26 +122,11 @@ def sample(
     shape: tuple[int, ...],
     *,
     noise: Noise | Tensor,
-    method: Method = "ancestral",
-    steps: int | None = None,
-    spacing: Spacing = "uniform",
-    eta: float = 0.0,
-    clip_denoised: bool = True,
     start: tuple[Tensor, int] | None = None,
+    **options: Unpack[SamplerOptions],
 ) -> Float[Tensor, "b c h w"]:
     """The end of the chain of `sample_steps`: images [B,C,H,W], nominally in [-1, 1], not clipped."""
-    for step in sample_steps(
-        diffusion,
-        denoise_fn,
-        shape,
-        noise=noise,
-        method=method,
-        steps=steps,
-        spacing=spacing,
-        eta=eta,
-        clip_denoised=clip_denoised,
-        start=start,
-    ):
+    for step in sample_steps(diffusion, denoise_fn, shape, noise=noise, start=start, **options):
         last = step
     return last.x
 
@@ -173,6 +171,7 @@ def _ddim(
         abar_prev = chain.alphas_cumprod_prev[i]
         variance = eta**2 * chain.posterior_variance[i]
         direction = (1.0 - abar_prev - variance).clamp(min=0.0).sqrt()
+        # Eq. 12: x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) eps + sigma z
         x = abar_prev.sqrt().to(x.dtype) * pred_xstart + direction.to(x.dtype) * eps
         if eta > 0.0 and i > 0:
             x = x + variance.sqrt().to(x.dtype) * noise(t)
@@ -199,8 +198,10 @@ def _dpmpp_2m(
             h = lam[i - 1] - lam[i]
             data = pred_xstart
             if previous is not None and i > 1:
+                # D = (1 + 1/(2r)) x_0(t_i) - 1/(2r) x_0(t_{i+1}), r = h_{i+1} / h_i
                 ratio = (lam[i] - lam[i + 1]) / h
                 data = pred_xstart + (pred_xstart - previous) * (0.5 / ratio).to(x.dtype)
+            # x_{i-1} = sigma_{i-1} / sigma_i x_i - alpha_{i-1} (e^-h - 1) D
             x = (sigma[i - 1] / sigma[i]).to(x.dtype) * x - (alpha[i - 1] * torch.expm1(-h)).to(x.dtype) * data
         previous = pred_xstart
         yield Step(t, x, pred_xstart)

@@ -23,9 +23,10 @@ from ddpm_core.checkpoint import (
     open_checkpoint,
     write_checkpoint,
 )
-from ddpm_core.commit import MANIFEST
+from ddpm_core.commit import MANIFEST, read_manifest, verify_files
 from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, forget_listings
+from pipelines.runtime.progress import Say
 
 Record = Mapping[str, Any]
 
@@ -54,6 +55,26 @@ def newest_checkpoint(folder: Location, until: int) -> Checkpoint | None:
     """The last checkpoint up to step `until`; a longer run of the same configuration may have made later ones."""
     steps = [step for step in saved_steps(folder) if step <= until]
     return open_checkpoint(folder / checkpoint_name(steps[-1])) if steps else None
+
+
+def set_aside_damaged(folder: Location, until: int, say: Say) -> None:
+    """Take damaged checkpoints out of the way of an older whole one, from the newest up to step `until` on, and say so.
+
+    A disk that was full or lost its power can leave a file of zeros behind a name that was renamed in time.
+    """
+    for step in reversed([step for step in saved_steps(folder) if step <= until]):
+        target = folder / checkpoint_name(step)
+        try:
+            verify_files(target, read_manifest(target, what="checkpoint"), what="checkpoint")
+            return
+        except InputError as error:
+            aside = f"{target.name}.damaged-{uuid.uuid4().hex[:8]}"
+            if isinstance(target, Path):
+                target.rename(target.with_name(aside))
+            else:  # nothing is renamed in an object store: without its manifest it is no checkpoint
+                aside = target.name
+                _take_manifest_away(target)
+            say(f"train: {error}; it is set aside as {aside}, and the run goes on from the one before")
 
 
 def commit_snapshot(

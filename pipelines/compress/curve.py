@@ -24,9 +24,10 @@ from pipelines.compress.figure import draw_curve
 from pipelines.compress.model import LoadedModel, load_model
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute, location
+from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.tracking.tracker import flatten, open_tracker
+from pipelines.tracking.tracker import open_tracker
 
 BUDGETS = 16  # sizes that files are cut to
 

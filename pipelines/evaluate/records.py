@@ -13,8 +13,9 @@ from pipelines.evaluate.evaluation import Evaluation
 from pipelines.evaluate.measure import first_images
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
+from pipelines.runtime.options import flatten
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import Tracker, flatten
+from pipelines.tracking.tracker import Tracker
 
 
 class Records:

@@ -23,10 +23,11 @@ from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import Pool, make_missing
 from pipelines.runtime.layout import Run, Storage, local_storage
 from pipelines.runtime.locations import location
+from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import flatten, open_tracker
+from pipelines.tracking.tracker import open_tracker
 from pipelines.tracking.uri import tracking_uri
 
 MIN_IMAGES = 5  # that an interval needs

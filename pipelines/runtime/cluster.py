@@ -1,14 +1,19 @@
 """Attach to Ray, and compare what is asked for with what there is."""
 
 import logging
+import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import ray
 import ray.data
 
 from ddpm_core.errors import InputError
+
+ANSWER = 5.0  # seconds that a cluster has to answer
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Resources:
 def connect() -> Resources:
     """Attach to the cluster that RAY_ADDRESS or the job names, or start Ray on this machine. Idempotent."""
     if not ray.is_initialized():
+        check_address(os.environ.get("RAY_ADDRESS", ""))
         # Workers print nothing a person needs; their warnings and errors still reach the log.
         before = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=logging.WARNING)
@@ -33,6 +39,25 @@ def connect() -> Resources:
         context.enable_progress_bars = False  # the stages have a line of their own
     total = ray.cluster_resources()
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+
+def check_address(address: str) -> None:
+    """Raises InputError if nobody answers at RAY_ADDRESS. Ray itself would go on asking for a quarter of an hour."""
+    if address in ("", "auto", "local"):
+        return
+    what = f"RAY_ADDRESS is {address!r}"
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"{what}, the address of the job API: submit this command there with `ray job submit`, or unset it"
+        )
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=ANSWER):
+            return
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{what}, where no Ray answers ({error}): start that cluster, correct the variable, or unset it to run here"
+        ) from error
 
 
 def check_fits(resources: Resources, *, workers: int, cpus: float, gpus: float, what: str) -> None:

@@ -26,6 +26,7 @@ from pipelines.evaluate.reference import describe_extractor, reference_statistic
 from pipelines.runtime.cluster import check_fits, connect
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import location
+from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
@@ -33,7 +34,7 @@ from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, Standing, halve, spread, standings, summary
 from pipelines.sweep.trial import Trials
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import Tracker, flatten, open_tracker
+from pipelines.tracking.tracker import Tracker, open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.driver import check_dataset, run_name
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.client import is_transient, retried
+from pipelines.tracking.database import ensure_database
 from pipelines.tracking.retry import with_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.sqlite_lease import claim
@@ -36,21 +36,8 @@ def code_version() -> str:
         return "not installed"
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """A nested configuration as MLflow parameters: {"unet.ch": "128", ...}."""
-    plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    flat: dict[str, str] = {}
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return flat
-
-
 class Tracker:
-    """An MLflow experiment that is written to. The first one, in a driver, makes the database and the experiment: several
-    processes that make an SQLite database at once break it."""
+    """An MLflow experiment that is written to; it, and an SQLite database, are made if they are not there."""
 
     def __init__(self, uri: str, experiment: str, artifacts: Location) -> None:
         """artifacts: the folder of the experiment's artifacts, if no server places them.
@@ -67,7 +54,9 @@ class Tracker:
         if uri.startswith("http"):
             check_answers(uri)
         if uri.startswith("sqlite:///"):
-            claim(Path(uri.removeprefix("sqlite:///")))
+            database = Path(uri.removeprefix("sqlite:///"))
+            ensure_database(database, database.parent / "mlartifacts")
+            claim(database)
         self.uri = uri
         self.client = with_retries(lambda: MlflowClient(tracking_uri=uri), is_transient, f"tracking server {uri!r}")
         self.experiment_id = self._experiment(experiment, artifacts)

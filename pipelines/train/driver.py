@@ -21,16 +21,17 @@ from ddpm_core.commit import remove_leftovers
 from ddpm_core.diffusion import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
-from pipelines.checkpoints.store import saved_checkpoints
+from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.locations import Location, commit_json, location
+from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.outbox import Unsent
 from pipelines.tracking.retry import without_retries
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import STEPS_TAG, flatten, open_tracker
+from pipelines.tracking.tracker import STEPS_TAG, open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.follower import Follower, synchronise, unsent_entries
 from pipelines.train.loader import check_shuffle
@@ -70,6 +71,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
     check_dataset(config, dataset)
     run = storage.run(run_name(config, dataset))
+    set_aside_damaged(run.folder, config.steps, say)
     done = checkpoints_until(run, config.steps)
     resources = None
     if not is_finished(done, config):  # before anything is written: a refusal leaves no run behind

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.latents import (
-    SamplerOptions,
     capture,
     coarse_to_fine_depths,
     decode,
@@ -23,7 +22,7 @@ from ddpm_core.latents import (
     share_latent,
 )
 from ddpm_core.rng import SampleNoise
-from ddpm_core.samplers import Step, sample, sample_steps
+from ddpm_core.samplers import SamplerOptions, Step, sample, sample_steps
 from ddpm_core.schedules import make_betas
 
 T = 40

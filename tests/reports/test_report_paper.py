@@ -190,7 +190,7 @@ def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatc
     """Whatever was changed: numbers, words, several values at once, blanks in a path."""
     from jobs import training
     from jobs.train_lsun import RECIPES as NAMES
-    from pipelines.tracking.tracker import flatten
+    from pipelines.runtime.options import flatten
     from pipelines.train.config import config_for
 
     base = config_for("lsun_church", shards="/data/my shards", seed=3, storage="/shared/runs", workers=8)
@@ -217,7 +217,7 @@ def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatc
         raise InterruptedError
 
     monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr("pipelines.train.driver.train", train)
     with pytest.raises(InterruptedError):
         training.train_job(NAMES, "")
     assert asked == [config]
