@@ -96,6 +96,7 @@ def committed_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
         (temporary / MANIFEST).write_text(_json({**facts, "files": files}), encoding="utf-8")
         for name in [*files, MANIFEST]:
             _flush(temporary / name)
+        _flush(temporary)  # its names too are on the disk before it has its own
         _replace_folder(temporary, path)
         _flush(path.parent)
     finally:

@@ -1,4 +1,4 @@
-"""The two exceptions of this project. Every other error is a bug and may show its traceback."""
+"""The two exceptions of this project, and any error on one line. Every other exception is a bug and may show its traceback."""
 
 
 class InputError(ValueError):
@@ -12,3 +12,10 @@ class DivergedError(ArithmeticError):
     def __init__(self, message: str, run_id: str = "") -> None:
         super().__init__(message)
         self.run_id = run_id  # MLflow's, of the run that diverged
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as a part of a sentence: its first line that is not empty, of at most 500 characters, else its
+    type's name."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (first if len(first) <= 500 else f"{first[:500]}...").rstrip(".")

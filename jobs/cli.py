@@ -21,7 +21,8 @@ from tyro._errors import (  # its only way to say what is wrong as a value; pypr
 )
 
 from ddpm_core.errors import DivergedError, InputError
-from pipelines.runtime.console import say
+from pipelines.runtime.console import say, unread_output
+from pipelines.runtime.environment import prepare
 
 __all__ = ["parse", "run", "say"]
 
@@ -81,16 +82,18 @@ def run(main: Callable[[], None]) -> NoReturn:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    prepare()
     signal.signal(signal.SIGTERM, interrupt)
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except DivergedError as error:
-        print(f"diverged: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
-        sys.exit(130)
-    sys.exit(0)
+    with unread_output():
+        try:
+            main()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+        except DivergedError as error:
+            print(f"diverged: {error}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
+            sys.exit(130)
+        sys.exit(0)

@@ -19,7 +19,7 @@ def main() -> None:
             encoding = parse(EncodeConfig, rest, description=about, first="encode")
             say(f"encode: {compress.encode_files(encoding, say).describe()}")
         case ["decode", *rest]:
-            about = "Decode coded files, bit for bit, or where they were cut."
+            about = "Decode coded files, bit for bit, or as far as they go."
             decoding = parse(DecodeConfig, rest, description=about, first="decode")
             say(f"decode: {compress.decode_files(decoding, say).describe()}")
         case ["curve", *rest]:

@@ -28,7 +28,7 @@ class TrainCommand:
 
 
 def train_job(recipes: Mapping[str, str], description: str) -> None:
-    """Train one of `recipes` (a name on the command line -> a preset), the first where none is given."""
+    """Train one of `recipes` (a name on the command line -> a preset), the first if none is given."""
     arguments = sys.argv[1:]
     name = next(iter(recipes))
     if arguments and not arguments[0].startswith("-"):

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.runtime.environment import prepare
+
 # Before ray is imported: a token of this session's, so that no file is written into the home folder.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+prepare()
 os.environ["DDPM_PROGRESS_SECONDS"] = "0"
 # Credentials of nobody, and an address where s3_bucket may start a server: no test talks to a store elsewhere.
 with socket.create_server(("127.0.0.1", 0)) as found:

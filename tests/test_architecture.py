@@ -24,16 +24,41 @@ FORBIDDEN = {
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """The top-level packages a module names, wherever in it the import stands."""
+# package: what it stands on. As drawn in the packages' pages.
+STAGE = {"runtime", "tracking", "shards", "checkpoints"}
+LAYERS: dict[str, dict[str, set[str]]] = {
+    "pipelines": {
+        "runtime": set(),
+        "tracking": {"runtime"},
+        "shards": {"runtime"},
+        "preprocess": {"runtime", "shards"},
+        "demo": {"runtime", "shards"},
+        "checkpoints": {"runtime", "tracking"},
+        "train": STAGE,
+        "evaluate": STAGE,
+        "likelihood": STAGE,
+        "compress": STAGE,
+        "sweep": {"train", "evaluate", "shards"},
+        "nightly": {"evaluate", "checkpoints"},
+    },
+}
+
+
+def modules(path: Path) -> set[str]:
+    """The modules that a module names, wherever in it the import stands."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-    return {name.split(".")[0] for name in names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages a module names."""
+    return {name.split(".")[0] for name in modules(path)}
 
 
 def named(path: Path) -> str:
@@ -48,9 +73,34 @@ def test_imports_go_only_down(path: Path) -> None:
     assert not names & FORBIDDEN[package]
 
 
+@pytest.mark.parametrize("top", LAYERS)
+def test_packages_import_only_those_below_them(top: str) -> None:
+    """As drawn: each package's own arrows, and those of what it stands on."""
+    drawn = LAYERS[top]
+    for package, below in below_each(drawn).items():
+        assert package not in below, f"{top}/{package} stands on itself"
+        for path in (ROOT / top / package).rglob("*.py"):
+            used = {module.split(".")[1] for module in modules(path) if module.startswith(f"{top}.")}
+            assert used <= {package, *below}, named(path)
+    assert {path.parent.name for path in (ROOT / top).glob("*/__init__.py")} == set(drawn)
+
+
+def below_each(drawn: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Every package with all that it stands on, at whatever depth."""
+    below = {package: set(direct) for package, direct in drawn.items()}
+    for _ in drawn:
+        below = {package: direct.union(*(below[other] for other in direct)) for package, direct in below.items()}
+    return below
+
+
+def test_no_package_is_too_large_to_see_at_once() -> None:
+    sizes = {str(path.parent.relative_to(ROOT)) for path in FILES if len(list(path.parent.glob("[!_]*.py"))) > 12}
+    assert sizes <= {"ddpm_core", "jobs"}
+
+
 def test_only_tracking_writes_to_mlflow() -> None:
     writers = {named(path) for path in FILES if "mlflow" in imported(path) and "reports" not in path.parts}
-    assert writers == {f"pipelines/tracking/{name}.py" for name in ("tracker", "registry", "queries")}
+    assert writers == {f"pipelines/tracking/{name}.py" for name in ("client", "run", "tracker", "registry", "queries")}
 
 
 def test_only_images_converts_between_pixels_and_floats() -> None:

@@ -6,12 +6,11 @@ import sys
 import zoneinfo
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ddpm_core.errors import InputError
-from pipelines.nightly.every import times
+from jobs.cluster.cron import parse_cron
 
 PROJECT = Path(__file__).resolve().parents[2]
 # What systemd and cron would leave out, and where this Python lies.
@@ -66,7 +65,7 @@ class Timed(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        times(self.every, datetime.now(UTC))
+        parse_cron(self.every)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,13 @@
 import json
 import shlex
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ddpm_core.errors import InputError
+from jobs.cluster.cron import parse_cron
 from jobs.cluster.kinds import Kind, check_printable
-from pipelines.nightly.every import times
 
 LONGEST_LINE = 999  # of a crontab, in Debian's cron
 
@@ -68,7 +67,7 @@ def kubernetes_schedule(every: str) -> str:
     """The expression for Kubernetes, where Sunday is 0 alone."""
     *others, weekday = every.split()
     if "7" in weekday:
-        found = times(every, datetime.now(UTC)).weekdays
+        found = parse_cron(every).weekdays
         weekday = ",".join(str(day) for day in sorted({day % 7 for day in found if isinstance(day, int)}))
     return " ".join([*others, weekday])
 
@@ -76,7 +75,7 @@ def kubernetes_schedule(every: str) -> str:
 def calendar(every: str) -> list[str]:
     """The expression as OnCalendar= lines of systemd. Where cron joins days of the month and of the week by "or", there
     are two."""
-    found = times(every, datetime.now(UTC))
+    found = parse_cron(every)
     names = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"]
     weekdays = sorted({day % 7 for day in found.weekdays if isinstance(day, int)})
     week = ",".join(names[day] for day in weekdays) + " " if len(weekdays) < 7 else ""

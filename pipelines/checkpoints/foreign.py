@@ -32,7 +32,7 @@ def import_weights(
 ) -> tuple[Run[Path], tuple[Checkpoint, ...]]:
     """(the run, its checkpoint) of weights in the diffusers layout, kept from now on as a run of one step 0 in the storage.
 
-    The process is that of a scheduler_config.json in or beside the folder, and the paper's without one. InputError where
+    The process is that of a scheduler_config.json in or beside the folder, and the paper's without one. Raises InputError if
     the weights are not the paper's network, or no reference says what to compare with.
     """
     folder = absolute(given, option="--weights")
@@ -55,7 +55,7 @@ def import_weights(
 
 
 def scheduler_of(folder: Path) -> DiffusionConfig:
-    """The process that weights in the diffusers layout were trained for. InputError where it has no counterpart here."""
+    """The process that weights in the diffusers layout were trained for. Raises InputError if it has no counterpart here."""
     path = next((folder / place for place in SCHEDULER if (folder / place).is_file()), None)
     if path is None:
         return DiffusionConfig()
@@ -104,7 +104,7 @@ def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
     """The scheduler_config.json of a process. A schedule that diffusers has no name for is given by its betas. Raises
     InputError for a variance or prediction that it does not have."""
     schedules, variances, predictions = (
-        {ours: theirs for theirs, ours in names.items()} for names in (SCHEDULES, VARIANCES, PREDICTIONS)
+        {here: there for there, here in names.items()} for names in (SCHEDULES, VARIANCES, PREDICTIONS)
     )
     if diffusion.var_type not in variances or diffusion.mean_type not in predictions:
         raise InputError(

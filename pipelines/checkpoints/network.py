@@ -22,7 +22,7 @@ class NetworkHolder:
         self._held: tuple[object, GaussianDiffusion, DenoiseFn] | None = None
 
     def of(self, checkpoint: Checkpoint) -> tuple[GaussianDiffusion, DenoiseFn]:
-        """(process, network in eval mode). InputError where the weights are damaged or gone."""
+        """(process, network in eval mode). Raises InputError if the weights are damaged or gone."""
         if self._held is None or self._held[0] != checkpoint.path:
             self._held = None  # before the next is loaded: there may not be room for two
             network = UNet(checkpoint.unet_config())

@@ -14,8 +14,8 @@ MARK = ".mark.json"  # ends the names of other marks: those of nightly evaluatio
 
 
 def mark_best(folder: Location, step: int, mark: str = BEST) -> None:
-    """Have the run keep its checkpoint at `step` as the best, in place of the one that bore the mark before. InputError
-    where it has been deleted already, with the earlier mark left as it is."""
+    """Have the run keep its checkpoint at `step` as the best, in place of the one that bore the mark before. Raises InputError
+    if it has been deleted already, with the earlier mark left as it is."""
     if step not in saved_steps(folder):
         raise InputError(
             f"the checkpoint at step {step} of {str(folder)!r} is the best, but it is no longer there: have the run keep "
@@ -35,7 +35,7 @@ def unmark(folder: Location, mark: str) -> None:
 
 
 def marked_steps(folder: Location) -> set[int]:
-    """The steps of the checkpoints that bear a mark. InputError where one cannot be read."""
+    """The steps of the checkpoints that bear a mark. Raises InputError if one cannot be read."""
     steps = set()
     forget_listings(folder)
     # A glob would take a folder's name with brackets for a pattern.
@@ -63,7 +63,7 @@ def to_delete(steps: Sequence[int], keep_last: int, keep_every: int | None, mark
 
 def prune(folder: Location, step: int, keep_last: int, keep_every: int | None) -> None:
     """Delete the checkpoints before `step` that need not stay, and what interrupted deletions and uploads left there.
-    Those after it are a longer run's, which counts them itself. OSError where that fails."""
+    Those after it are a longer run's, which counts them itself. Raises OSError if that fails."""
     with store_errors():
         steps = [saved for saved in saved_steps(folder) if saved <= step]
         discard_torn(folder, step, steps)

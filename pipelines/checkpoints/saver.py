@@ -26,7 +26,7 @@ class Saver:
     named. The CPU's memory holds one copy of the state for as long as the Saver lives.
 
     seconds_blocked: how long the last save() held its caller up. last_good: the step of the newest finished checkpoint,
-    None where there is none.
+    None if there is none.
     """
 
     def __init__(self, folder: Location, *, keep_last: int, keep_every: int | None = None) -> None:
@@ -56,7 +56,7 @@ class Saver:
         """Copy `state` and return; the copy is then written and the older checkpoints pruned. history: all records of
         the run so far, which nobody changes any more.
 
-        Waits for the save before it. InputError where that one failed; nothing is saved then.
+        Waits for the save before it. Raises InputError if that one failed; nothing is saved then.
         """
         started = time.monotonic()
         try:
@@ -67,7 +67,7 @@ class Saver:
             self.seconds_blocked = time.monotonic() - started
 
     def close(self) -> None:
-        """Wait for the save under way. InputError where it failed."""
+        """Wait for the save under way. Raises InputError if it failed."""
         self._thread.shutdown(wait=True)
         self._wait()
 

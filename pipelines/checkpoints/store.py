@@ -23,9 +23,10 @@ from ddpm_core.checkpoint import (
     open_checkpoint,
     write_checkpoint,
 )
-from ddpm_core.commit import MANIFEST
+from ddpm_core.commit import MANIFEST, read_manifest, verify_files
 from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, forget_listings
+from pipelines.runtime.progress import Say
 
 Record = Mapping[str, Any]
 
@@ -43,7 +44,7 @@ def saved_checkpoints(folder: Location) -> list[Checkpoint]:
 
 
 def made_at(checkpoint: Location) -> float:
-    """When a checkpoint was finished, in seconds; 0 where it has been deleted meanwhile."""
+    """When a checkpoint was finished, in seconds; 0 if it has been deleted meanwhile."""
     try:
         return float((checkpoint / MANIFEST).stat().st_mtime)
     except FileNotFoundError:
@@ -56,10 +57,30 @@ def newest_checkpoint(folder: Location, until: int) -> Checkpoint | None:
     return open_checkpoint(folder / checkpoint_name(steps[-1])) if steps else None
 
 
+def set_aside_damaged(folder: Location, until: int, say: Say) -> None:
+    """Take damaged checkpoints out of the way of an older whole one, from the newest up to step `until` on, and say so.
+
+    A disk that was full or lost its power can leave a file of zeros behind a name that was renamed in time.
+    """
+    for step in reversed([step for step in saved_steps(folder) if step <= until]):
+        target = folder / checkpoint_name(step)
+        try:
+            verify_files(target, read_manifest(target, what="checkpoint"), what="checkpoint")
+            return
+        except InputError as error:
+            aside = f"{target.name}.damaged-{uuid.uuid4().hex[:8]}"
+            if isinstance(target, Path):
+                target.rename(target.with_name(aside))
+            else:  # nothing is renamed in an object store: without its manifest it is no checkpoint
+                aside = target.name
+                _take_manifest_away(target)
+            say(f"train: {error}; it is set aside as {aside}, and the run goes on from the one before")
+
+
 def commit_snapshot(
     folder: Location, saved: Mapping[str, Any], config: Mapping[str, Any], history: Sequence[Record]
 ) -> None:
-    """Commit a snapshot as folder/step-00001234. OSError where that fails, with every other checkpoint left intact."""
+    """Commit a snapshot as folder/step-00001234. Raises OSError if that fails, with every other checkpoint left intact."""
     if isinstance(folder, Path):
         if not folder.is_dir():  # an unmounted disk, for instance: a folder made anew would hide that
             raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(folder))
@@ -74,7 +95,7 @@ def commit_snapshot(
 
 
 def delete_checkpoint(folder: Location, step: int) -> None:
-    """Delete a checkpoint. Whatever stops this, a reader finds it whole or not at all. OSError where that fails."""
+    """Delete a checkpoint. Whatever stops this, a reader finds it whole or not at all. Raises OSError if that fails."""
     target = folder / checkpoint_name(step)
     if isinstance(target, Path):
         discarded = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.del")

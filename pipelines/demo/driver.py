@@ -46,7 +46,7 @@ class DemoResult:
 
 
 def demo(storage: Path, say: Say) -> DemoResult:
-    """Run every stage that is not finished. InputError with the end of its log where one fails."""
+    """Run every stage that is not finished. Raises InputError with the end of its log if one fails."""
     home = storage / "demo"
     finished = home / "finished.json"
     identity = fingerprint({"train": TRAIN, "sweep": SWEEP, "protocol": PROTOCOL, "nearest": NEAREST})

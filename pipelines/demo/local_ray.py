@@ -15,7 +15,7 @@ def ray_cluster(variables: Mapping[str, str]) -> Iterator[dict[str, str]]:
     variables: of the environment of its processes, those of submitted jobs and workers among them."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     interpreter = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.update(token, PATH=interpreter, RAY_worker_maximum_startup_concurrency="16", **variables)
+    os.environ.update(token, PATH=interpreter, **variables)
     os.environ.pop("RAY_ADDRESS", None)
     import ray  # here, not above: Ray reads the token's environment when it is imported
 
@@ -32,11 +32,11 @@ def ray_cluster(variables: Mapping[str, str]) -> Iterator[dict[str, str]]:
         del os.environ[name]
     try:
         # Commands and drivers find the cluster by its GCS address, `ray job submit` by the dashboard's.
-        found = {
+        addresses = {
             "RAY_ADDRESS": str(context.address_info["gcs_address"]),
             "RAY_API_SERVER_ADDRESS": f"http://{context.dashboard_url}",
         }
-        yield {**os.environ, **variables, **found, "PYTHONUNBUFFERED": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        yield {**os.environ, **variables, **addresses, "PYTHONUNBUFFERED": "1"}
     finally:
         ray.shutdown()
 

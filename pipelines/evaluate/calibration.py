@@ -1,7 +1,7 @@
 """Known answers: what an extractor and the metrics must say of real images before they are believed of samples.
 
 With the 2015-12-05 network and CIFAR-10 they are published numbers; with any network the distance of a set from itself is
-0. The distance between random halves is told beside them, for a person to look at.
+0. The distance between random halves stands beside them, for a person to look at.
 """
 
 import json
@@ -28,7 +28,7 @@ ZERO = 1e-3  # of a distance of equal moments: eigenvalues of a singular covaria
 
 @dataclass(frozen=True)
 class Check:
-    """A number with what it must be, None where it is only to be looked at."""
+    """A number with what it must be, None if it is only to be looked at."""
 
     name: str
     value: float
@@ -47,7 +47,7 @@ class Check:
 
 
 def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Check, ...]:
-    """Measure real images and compare with what is known. InputError where a check fails, after all are said and kept."""
+    """Measure real images and compare with what is known. Raises InputError if a check fails, after all are said and kept."""
     storage = local_storage(config.storage)
     train, test = (
         ShardedDataset.open(location(given, option=option))

@@ -71,7 +71,7 @@ class EvaluateConfig(StorageOptions, PoolOptions):
         self.check_subject()
 
     def check_subject(self) -> None:
-        """InputError where it is not clear what is to be evaluated."""
+        """Raises InputError if it is not clear what is to be evaluated."""
         if self.foreign == (self.run is not None):
             raise InputError(
                 f"--run is {self.run!r} and --weights {self.weights!r}: give a run, or a folder of weights in its place"

@@ -39,8 +39,8 @@ WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """All evaluations of a call by ascending step, on selection noise; that of the best on report noise, where there was
-    a choice; and the MLflow run of the former. `test`: those of the same samples against the test set, in the same order,
+    """All evaluations of a call by ascending step, on selection noise; that of the best on report noise, if there was a
+    choice; and the MLflow run of the former. `test`: those of the same samples against the test set, in the same order,
     the reported one last."""
 
     run_id: str
@@ -50,7 +50,7 @@ class EvaluateResult:
 
     @property
     def best(self) -> Evaluation:
-        """The lowest distance; the earlier checkpoint where two are equal."""
+        """The lowest distance; the earlier checkpoint if two are equal."""
         return min(self.evaluations, key=lambda evaluation: (evaluation.distance, evaluation.step))
 
     @property

@@ -27,7 +27,7 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % of the distance, None where the chunks were too few for one."""
+        """95 % of the distance, None if the chunks were too few for one."""
         low, high = (self.values.get(f"{self.protocol.distance}_ci_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
@@ -57,11 +57,13 @@ def describe_values(values: dict[str, float], protocol: Protocol) -> str:
 
 def compare(one: Evaluation, other: Evaluation, *, across_protocols: bool = False) -> str:
     """Two evaluations in words. InputError under different protocols, unless that is asked for; then it is said."""
-    name, theirs = one.protocol.distance, other.protocol.distance
-    difference = f"{one.folder}: {name} {one.distance:.4g}; {other.folder}: {theirs} {other.distance:.4g}"
+    name, other_name = one.protocol.distance, other.protocol.distance
+    difference = f"{one.folder}: {name} {one.distance:.4g}; {other.folder}: {other_name} {other.distance:.4g}"
     if one.protocol.fingerprint != other.protocol.fingerprint:
         pairs = ((key, value, getattr(other.protocol, key)) for key, value in vars(one.protocol).items())
-        differing = ", ".join(f"{key} {mine} and {their}" for key, mine, their in pairs if mine != their)
+        differing = ", ".join(
+            f"{key} {value} and {other_value}" for key, value, other_value in pairs if value != other_value
+        )
         if not across_protocols:
             raise InputError(
                 f"the two were measured under different protocols ({differing}), so that their numbers do not compare: evaluate "
@@ -77,7 +79,7 @@ def compare(one: Evaluation, other: Evaluation, *, across_protocols: bool = Fals
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """InputError where there is no finished evaluation of this version."""
+    """Raises InputError if there is no finished evaluation of this version."""
     try:
         facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         progress = tuple(facts["progress"])

@@ -15,7 +15,7 @@ from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Say
-from pipelines.tracking.tracker import TrackedRun
+from pipelines.tracking.run import TrackedRun
 
 
 def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool, say: Say) -> Memorization | None:
@@ -30,8 +30,8 @@ def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool:
         if config.pictures:
             pictures += pictures_of(subject, checkpoint, protocol, pool, say)
         if config.nearest:
-            memorization, found = memorization_of(subject, checkpoint, protocol, pool, say)
-            pictures += found
+            memorization, nearest = memorization_of(subject, checkpoint, protocol, pool, say)
+            pictures += nearest
             records.log(runs["train"], checkpoint, protocol, memorization.values(protocol))
             runs["train"].log_json(f"neighbours/{checkpoint.path.name}.json", memorization.facts())
         log_pictures(runs["train"], checkpoint, pictures)

@@ -61,15 +61,15 @@ class NeighbourWorker:
     @torch.no_grad()
     def run(self, unit: NeighbourUnit) -> bool:
         """Make and commit one chunk."""
-        found: dict[Space, Neighbours] = {}
+        nearest_of: dict[Space, Neighbours] = {}
         for start in range(unit.indices.start, unit.indices.stop, BATCH):
             chosen = np.arange(start, min(start + BATCH, unit.indices.stop))
             items = self._spaces(torch.from_numpy(self.dataset.pixels(chosen)))
             for space in SPACES:
                 near = nearest(self.queries[space], items[space], start)
-                found[space] = merge_neighbours([found[space], near]) if space in found else near
+                nearest_of[space] = merge_neighbours([nearest_of[space], near]) if space in nearest_of else near
         tensors = {
-            f"{space}_{name}": values.cpu() for space in SPACES for name, values in found[space]._asdict().items()
+            f"{space}_{name}": values.cpu() for space in SPACES for name, values in nearest_of[space]._asdict().items()
         }
         save_chunk(unit.folder, unit.indices, tensors, self.facts)
         return True
@@ -94,16 +94,16 @@ class Memorization:
 
     def values(self, protocol: Protocol) -> dict[str, float]:
         """The metrics: the fraction of samples called memorized with its 95 % interval, that of held-out images beside."""
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for space in SPACES:
             name = "memorized" if space == "pixels" else protocol.metric("memorized_features")
             copies = memorized(self.neighbours[space].distances)
             hits = int(copies[: self.samples].sum())
             low, high = proportion_interval(hits, self.samples)
-            found |= {name: hits / self.samples, f"{name}_ci_low": low, f"{name}_ci_high": high}
+            values |= {name: hits / self.samples, f"{name}_ci_low": low, f"{name}_ci_high": high}
             if self.held_out:
-                found[f"{name}_held_out"] = float(copies[self.samples :].double().mean())
-        return found
+                values[f"{name}_held_out"] = float(copies[self.samples :].double().mean())
+        return values
 
     def describe(self, protocol: Protocol) -> str:
         """The outcome in words."""
@@ -145,12 +145,13 @@ class Memorization:
             columns = min(SHOWN, near.numbers.shape[1])
             numbers = near.numbers[chosen, :columns]
             shape = dataset.shape
-            found = torch.from_numpy(dataset.pixels(numbers.flatten().numpy())).unflatten(0, (len(chosen), columns))
+            training = torch.from_numpy(dataset.pixels(numbers.flatten().numpy()))
+            training = training.unflatten(0, (len(chosen), columns))
             where = "pixels" if space == "pixels" else "the extractor's features"
             drawn.append(
                 Picture(
                     f"neighbours_{space}",
-                    torch.cat([samples[chosen].reshape(-1, 1, *shape), found], dim=1),
+                    torch.cat([samples[chosen].reshape(-1, 1, *shape), training], dim=1),
                     tuple(f"sample {int(number)}" for number in chosen),
                     ("sample", *(f"nearest {place + 1}" for place in range(columns))),
                     f"The {len(chosen)} of {self.samples:,} samples that are nearest to training images, by the ratio of the "
@@ -193,13 +194,13 @@ def find_neighbours(
     )
     deque(made, maxlen=0)
     chunks = [load_chunk(folder, unit.indices)[0] for unit in units]
-    found = {
+    neighbours: dict[Space, Neighbours] = {
         space: merge_neighbours(
             [Neighbours(chunk[f"{space}_distances"], chunk[f"{space}_numbers"]) for chunk in chunks]
         )
         for space in SPACES
     }
-    return Memorization(len(samples), len(queries) - len(samples), len(dataset), found)
+    return Memorization(len(samples), len(queries) - len(samples), len(dataset), neighbours)
 
 
 def identity(queries: Tensor, extractor: Extractor) -> dict[str, str]:

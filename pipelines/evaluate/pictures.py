@@ -213,7 +213,7 @@ def draw_pictures(
     pool: Pool,
     say: Say,
 ) -> list[Picture]:
-    """All pictures of a checkpoint, their parts made where they are missing in `folder`/KIND."""
+    """All pictures of a checkpoint, with the parts made that are missing in `folder`/KIND."""
     T = checkpoint.diffusion_config().num_timesteps
     weights = checkpoint.weights_sha256(protocol.weights)
     parts: dict[Kind, int] = {

@@ -13,7 +13,8 @@ from pipelines.evaluate.evaluation import Evaluation
 from pipelines.evaluate.measure import first_images
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
-from pipelines.tracking.tracker import TrackedRun, Tracker, flatten
+from pipelines.tracking.run import TrackedRun
+from pipelines.tracking.tracker import Tracker, flatten
 
 
 class Records:

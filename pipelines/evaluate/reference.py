@@ -49,7 +49,7 @@ class Reference:
 
 
 def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -> ShardedDataset:
-    """The data set to compare with. InputError where its images are of another size than the network's, or were resized
+    """The data set to compare with. Raises InputError if its images are of another size than the network's, or were resized
     by another filter than those it was trained on, which alone moves a Frechet distance."""
     dataset = ShardedDataset.open(location(given, option=option))
     network = checkpoint.unet_config()

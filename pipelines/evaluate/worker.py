@@ -67,7 +67,7 @@ class Sampler:
 
     @torch.no_grad()
     def run(self, chunk: SampleChunk) -> bool:
-        """Make and commit one chunk; False where the training has removed its checkpoint meanwhile."""
+        """Make and commit one chunk; False if the training has removed its checkpoint meanwhile."""
         started = time.monotonic()
         try:
             model = self.networks.of(chunk.checkpoint)

@@ -24,7 +24,8 @@ from pipelines.runtime.layout import Run, Storage, local_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.tracking.tracker import TrackedRun, flatten, open_tracker
+from pipelines.tracking.run import TrackedRun
+from pipelines.tracking.tracker import flatten, open_tracker
 from pipelines.tracking.uri import tracking_uri
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ddpm_core.exports import lazily
 
 if TYPE_CHECKING:
-    from pipelines.nightly.night import nightly
+    from pipelines.nightly.night import delivered, nightly
 
-__all__ = ["nightly"]
-__getattr__ = lazily(__name__, nightly="night")
+__all__ = ["delivered", "nightly"]
+__getattr__ = lazily(__name__, delivered="night", nightly="night")

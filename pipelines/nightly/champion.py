@@ -157,4 +157,4 @@ def _point(registry: Registry, alias: str, measured: Measured) -> None:
         "ddpm.path": str(_path(measured)),
         "ddpm.code_version": code_version(),
     }
-    registry.point(alias, model_id, run_id, {**_identity(measured), **tags})
+    registry.set_alias(alias, model_id, run_id, {**_identity(measured), **tags})

@@ -48,8 +48,6 @@ class NightlyConfig(EvaluateConfig):
     alarm_command: str | None = None
     """A command that gets new alarms as JSON on its standard input; it stands in logs, so no secret belongs in it. A URL in
     DDPM_ALARM_WEBHOOK gets the same by POST."""
-    every: str | None = None
-    """Stay, and start this at the times of a cron expression, such as "0 2 * * *"."""
     dry_run: bool = False
     """Say what would be evaluated, and end."""
 

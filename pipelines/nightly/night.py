@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
-from ddpm_core.errors import DivergedError, InputError
+from ddpm_core.errors import DivergedError, InputError, one_line
 from pipelines.checkpoints.store import made_at, saved_steps
 from pipelines.evaluate.driver import Evaluator
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
@@ -32,7 +32,7 @@ from pipelines.runtime.layout import local_storage, open_storage
 from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 from pipelines.tracking.queries import Training, trainings
-from pipelines.tracking.retry import UnansweredError, persist
+from pipelines.tracking.retry import UnansweredError, with_retries
 from pipelines.tracking.tracker import open_tracker
 from pipelines.tracking.uri import UnreachableError, tracking_uri
 
@@ -130,7 +130,7 @@ class Night:
         self.storage = local_storage(config.storage)
         self.notes = notes_of(config)
         self.started = time.monotonic()
-        self.tracker = persist(  # a server that restarts at this hour is waited for
+        self.tracker = with_retries(  # a server that restarts at this hour is waited for
             lambda: open_tracker(config, self.storage),
             lambda error: isinstance(error, UnreachableError),
             f"tracking server {tracking_uri(config, self.storage)!r}",
@@ -306,8 +306,3 @@ class Night:
                 if evaluator.subject.is_measured(checkpoint, "selection"):
                     found.append(evaluation)
         return found
-
-
-def one_line(error: Exception) -> str:
-    """What an error says."""
-    return " ".join(str(error).split()) or type(error).__name__

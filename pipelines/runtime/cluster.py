@@ -3,21 +3,17 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
-
-# Ray reads these when it is imported or started; each only takes effect where the user has not chosen.
-for name, value in {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s: how long a worker's end goes unseen
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, which no verbosity silences
-    "RAY_worker_maximum_startup_concurrency": "16",  # below it, warnings about every actor without a CPU of its own
-}.items():
-    os.environ.setdefault(name, value)
+from urllib.parse import urlsplit
 
 import ray
 import ray.data
 
 from ddpm_core.errors import InputError
+
+ANSWER = 5.0  # seconds that a cluster has to answer
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,7 @@ class Resources:
 def connect() -> Resources:
     """Attach to the cluster that RAY_ADDRESS or the job names, or start Ray on this machine. Idempotent."""
     if not ray.is_initialized():
+        check_address(os.environ.get("RAY_ADDRESS", ""))
         # Workers print nothing a person needs; their warnings and errors still reach the log.
         before = signal.getsignal(signal.SIGTERM)
         ray.init(logging_level=logging.WARNING)
@@ -44,8 +41,27 @@ def connect() -> Resources:
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
+def check_address(address: str) -> None:
+    """Raises InputError if nobody answers at RAY_ADDRESS. Ray itself would go on asking for a quarter of an hour."""
+    if address in ("", "auto", "local"):
+        return
+    what = f"RAY_ADDRESS is {address!r}"
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"{what}, the address of the job API: submit this command there with `ray job submit`, or unset it"
+        )
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=ANSWER):
+            return
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{what}, where no Ray answers ({error}): start that cluster, correct the variable, or unset it to run here"
+        ) from error
+
+
 def check_fits(resources: Resources, *, workers: int, cpus: float, gpus: float, what: str) -> None:
-    """InputError where Ray would wait for ever for resources that the cluster does not have."""
+    """Raises InputError if Ray would wait for ever for resources that the cluster does not have."""
     for kind, each, total in [("CPU", cpus, resources.cpus), ("GPU", gpus, resources.gpus)]:
         if workers * each > total:
             raise InputError(

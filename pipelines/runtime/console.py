@@ -4,16 +4,58 @@ A program that wants a job's lines and result, not its whole output, names a fil
 {"line": ...} or {"result": {...}}.
 """
 
+import contextlib
+import io
 import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipelines.runtime.progress import ProgressLine
 
 EVENTS = "DDPM_EVENTS"
+
+
+class Output:
+    """A standard stream that nobody has to read: a closed pipe or a full disk beneath it is not an error of the work, and
+    what its encoding cannot say is escaped."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream or io.StringIO()  # without one, as after >&-
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: of a file that is closed
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self.stream.encoding
+                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # else Python tries once more at its end, and complains
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextlib.contextmanager
+def unread_output() -> Iterator[None]:
+    """Within the block, and after it, whether somebody reads the output decides nothing."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 def say(line: str) -> None:
@@ -34,7 +76,10 @@ def emit_result(**values: Any) -> None:
 def emit(event: dict[str, Any]) -> None:
     path = os.environ.get(EVENTS)
     if path:
-        with Path(path).open("a", encoding="utf-8") as file:  # of one short line, which no other cuts in two
+        with (
+            contextlib.suppress(OSError),
+            Path(path).open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(event) + "\n")
 
 

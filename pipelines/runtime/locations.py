@@ -67,18 +67,18 @@ def absolute(path: str, *, option: str) -> Path:
 
 
 def location(path: str, *, option: str) -> Location:
-    """A local path, absolute, or a URL that fsspec knows. InputError where its library is missing or nobody answers."""
+    """A local path, absolute, or a URL that fsspec knows. Raises InputError if its library is missing or nobody answers."""
     if "://" not in path:
         return absolute(path, option=option)
     check_no_password(path, option=option)
     try:
-        found = UPath(path)
-        found.exists()  # a wrong endpoint, missing credentials: now, not in a worker
+        place = UPath(path)
+        place.exists()  # a wrong endpoint, missing credentials: now, not in a worker
     except (ImportError, ValueError) as error:  # fsspec's own sentences: an unknown protocol, what to install
         raise InputError(f"{option} is {path!r}, which cannot be opened: {error}") from error
     except Exception as error:  # every store raises its own
         raise InputError(f"{option} is {path!r}, which cannot be reached: {type(error).__name__}: {error}") from error
-    return found
+    return place
 
 
 def is_local(place: Location) -> bool:

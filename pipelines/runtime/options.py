@@ -30,6 +30,6 @@ class PoolOptions(Checked):
     """The workers of a fan-out."""
 
     workers: Positive[int] | None = None
-    """Processes, one a GPU where there are GPUs; as many as the cluster has room for by default."""
+    """Processes, one a GPU if there are GPUs; as many as the cluster has room for by default."""
     cpus_per_worker: Positive[float] = 0.9
     """CPUs of each."""

@@ -1,7 +1,7 @@
-"""A data set as a folder of shards and a manifest that comes last: what is in it, and any image of it by number.
+"""A data set: a folder of shards with a manifest, written last, that says what is in it; any image of it by number.
 
-A shard holds a fixed range of the source's keys (pipelines.shards.dataset.format says how). The folder is local or a URL. Every
-reader here hands out [-1, 1], or the pixels that stand for it.
+A shard holds a fixed range of the source's keys (pipelines.shards.format). The folder is local or a URL. Images are read
+as float32 in [-1, 1], or as the uint8 pixels that stand for them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,15 @@ from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT, ContentHash, dataset_sha256, image_sha256
 from pipelines.shards.order import BatchOrder
-from pipelines.shards.reader import ShardReader, opened
-
-WHAT = "data set"
+from pipelines.shards.reader import ShardReader, open_for_arrow
 
 
 @dataclass(frozen=True)
 class ShardedDataset:
-    """Images by global index, in the order of the source's keys. Picklable, safe for threads; opens files on first use."""
+    """Images by global index, in the order of the source's keys. Picklable and safe for threads; opens files on first use.
+
+    path: the folder. manifest: what its manifest.json holds.
+    """
 
     path: Location
     manifest: Mapping[str, Any]
@@ -35,37 +36,39 @@ class ShardedDataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_reader", ShardReader(self.path, self.manifest))
-        object.__setattr__(self, "_order", BatchOrder(self._reader.groups))
+        object.__setattr__(self, "_order", BatchOrder(self._reader.group_sizes))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens files and makes locks and caches of its own.
         return ShardedDataset, (self.path, self.manifest)
 
     @classmethod
     def open(cls, path: Location | str) -> "ShardedDataset":
-        """From a folder or URL. InputError where there is no finished data set of this format."""
-        place = location(path, option="the data set") if isinstance(path, str) else path
-        manifest = read_manifest(place, what=WHAT)
+        """The data set in a folder or at a URL. Raises InputError if there is no finished data set of this format."""
+        folder = location(path, option="the data set") if isinstance(path, str) else path
+        manifest = read_manifest(folder, what="data set")
         if "shards" not in manifest or "format" not in manifest:
             raise InputError(
-                f"{WHAT} {str(place)!r} has a manifest of another kind: give a folder that jobs/preprocess.py made"
+                f"data set {str(folder)!r} has a manifest of another kind: give a folder that jobs/preprocess.py made"
             )
         if manifest["format"] != FORMAT:
             raise InputError(
-                f"{WHAT} {str(place)!r} is of format {manifest['format']}, not {FORMAT}: make it again with "
+                f"data set {str(folder)!r} is of format {manifest['format']}, not {FORMAT}: make it again with "
                 "jobs/preprocess.py, in another folder"
             )
-        return cls(place, manifest)
+        return cls(folder, manifest)
 
     def __len__(self) -> int:
         return int(self.manifest["images"])
 
     @property
     def name(self) -> str:
+        """What the data set is called, such as church_outdoor_train."""
         return str(self.manifest["name"])
 
     @property
     def sha256(self) -> str:
-        """Of all keys and pixels, whatever the files' encoding."""
+        """The sha256 of all keys and pixels, whatever the files' encoding."""
         return str(self.manifest["sha256"])
 
     @property
@@ -76,23 +79,25 @@ class ShardedDataset:
 
     @property
     def nbytes(self) -> int:
-        """Of all pixels as uint8."""
+        """The size of all pixels as uint8, in bytes."""
         return len(self) * int(np.prod(self.shape))
 
     @property
     def by_image(self) -> bool:
-        """Whether any image can be read alone; otherwise it costs its row group, unless that is among those kept."""
+        """Whether an image can be read alone; otherwise its whole row group is read, unless that is in the cache."""
         return self._reader.by_image
 
     def pixels(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 [B,H,W,C]. IndexError beyond 0..len-1; InputError where a file is damaged."""
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"indices run from {wanted.min()} to {wanted.max()}: they must lie in 0..{len(self) - 1}")
-        return self._reader.pixels(wanted)
+        """uint8 [B,H,W,C]. Raises IndexError outside 0..len-1, InputError if a file is damaged."""
+        numbers = np.asarray(indices, np.int64)
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= len(self)):
+            raise IndexError(
+                f"indices run from {numbers.min()} to {numbers.max()}: they must lie in 0..{len(self) - 1}"
+            )
+        return self._reader.pixels(numbers)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """float32 [B,C,H,W] in [-1, 1]."""
+        """float32 [B,C,H,W] in [-1, 1]. Raises as `pixels` does."""
         return images.to_float(torch.from_numpy(self.pixels(indices)))
 
     def keys(self, shard: int) -> list[str]:
@@ -102,20 +107,24 @@ class ShardedDataset:
 
     def shard_range(self, shard: int) -> range:
         """The global indices of one shard."""
-        return range(int(self._reader.starts[shard]), int(self._reader.starts[shard + 1]))
+        return range(int(self._reader.shard_starts[shard]), int(self._reader.shard_starts[shard + 1]))
 
     def global_batch(self, seed: int, step: int, batch_size: int, shuffle_window: int | None = None) -> np.ndarray:
-        """The images of training step `step`, int64 [batch_size]: a function of the data set's row groups and the
-        arguments. The stream of all steps goes through the data set in epochs that visit every image once, each in an
-        order of its own, as pipelines.shards.dataset.order.epoch_order says."""
+        """The images of training step `step`, int64 [batch_size]: a function of the data set's row groups and the arguments.
+
+        The stream of all steps goes through the data set in epochs that visit every image once, each in an order of its
+        own (pipelines.shards.order.epoch_order).
+        """
         return self._order.global_batch(seed, step, batch_size, shuffle_window)
 
     def verify(self, progress: Callable[[int], None] = lambda images: None) -> None:
-        """Check everything that the manifest and the files say: sizes and sha256 of files, counts, the digest of every
-        image, ascending keys, and the content hashes. InputError names the first thing that differs. `progress` gets
-        the number of images checked so far, a row group at a time."""
-        verify_files(self.path, self.manifest, what=WHAT)
-        last, checked = "", 0
+        """Check all that the manifest and the files say: sizes and sha256 of files, counts, the digest of every image,
+        ascending keys, and the content hashes. Raises InputError, which names the first difference.
+
+        progress: called with the number of images checked so far, after each row group.
+        """
+        verify_files(self.path, self.manifest, what="data set")
+        last_key, checked = "", 0
         for shard, facts in enumerate(self.manifest["shards"]):
             content = ContentHash()
             for group in range(len(self._reader.groups_of(shard))):
@@ -123,12 +132,12 @@ class ShardedDataset:
                 keys, digests = table.column("key").to_pylist(), table.column("sha256").to_pylist()
                 pixels = self._reader.decode(shard, table.column("image"))
                 for key, digest, image in zip(keys, digests, pixels, strict=True):
-                    if key <= last:
-                        raise self._reader.damaged(shard, f"key {key!r} comes after {last!r}")
+                    if key <= last_key:
+                        raise self._reader.damaged(shard, f"key {key!r} comes after {last_key!r}")
                     if image_sha256(image) != digest:
                         raise self._reader.damaged(shard, f"image {key!r} differs from its sha256")
                     content.update(key, digest)
-                    last = key
+                    last_key = key
                 checked += len(keys)
                 progress(checked)
             if content.hexdigest() != facts["content_sha256"]:
@@ -136,13 +145,13 @@ class ShardedDataset:
         total = dataset_sha256(facts["content_sha256"] for facts in self.manifest["shards"])
         if checked != len(self) or total != self.sha256:
             raise InputError(
-                f"{WHAT} {str(self.path)!r} has {checked:,} images with sha256 {total}, not the {len(self):,} with {self.sha256} "
-                "that its manifest promises: make it again"
+                f"data set {str(self.path)!r} has {checked:,} images with sha256 {total}, not the {len(self):,} with "
+                f"{self.sha256} that its manifest promises: make it again"
             )
 
     @staticmethod
-    def digests(file: Location) -> list[tuple[str, bytes]]:
-        """The keys and the images' sha256 of a shard's file, in order; pixels are not read."""
-        with opened(file) as source:
-            table = pq.read_table(source, columns=["key", "sha256"])
+    def digests(path: Location) -> list[tuple[str, bytes]]:
+        """(key, sha256) of each image of a shard's file, in order; pixels are not read."""
+        with open_for_arrow(path) as file:
+            table = pq.read_table(file, columns=["key", "sha256"])
         return list(zip(table.column("key").to_pylist(), table.column("sha256").to_pylist(), strict=True))

@@ -32,7 +32,8 @@ from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, Standing, halve, spread, standings, summary
 from pipelines.sweep.trial import Trials
-from pipelines.tracking.tracker import TrackedRun, Tracker, flatten, open_tracker
+from pipelines.tracking.run import TrackedRun
+from pipelines.tracking.tracker import Tracker, flatten, open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.driver import check_dataset, run_name
 

@@ -13,6 +13,7 @@ from ddpm_core.commit import write_json
 from ddpm_core.errors import DivergedError
 from pipelines.evaluate.driver import evaluate
 from pipelines.runtime import console
+from pipelines.runtime.environment import prepare
 from pipelines.runtime.layout import Storage
 from pipelines.runtime.progress import Say
 from pipelines.sweep.config import SweepConfig
@@ -45,6 +46,9 @@ class Trials:
             places = {key: self.place(steps, *key) for key in missing}
 
             def trial(values: dict[str, Any]) -> None:
+                prepare()  # in a process of Ray's, and before MLflow is imported
+                from pipelines.sweep.trial import run_trial
+
                 label, seed = values["trial"]
                 outcome = run_trial(config, points[label], label, seed, steps, parent)
                 write_json(places[label, seed], asdict(outcome))

@@ -1,7 +1,7 @@
-"""What a server shall have, kept on disk until it has it: the one who puts it there never waits for a server.
+"""Entries for a server, kept on disk until it has them, so that whoever puts them there never waits for it.
 
-An entry is a JSON file, committed under the next number and deleted when it was sent. What a killed process leaves is sent
-by the next one; an entry may therefore be sent twice, and must be of the kind that can.
+An entry is a JSON file, committed under the next number and deleted once it is sent. What a killed process leaves is sent by
+the next one. An entry may be sent twice, and must be such that this does no harm.
 """
 
 import json
@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_core.commit import remove_leftovers, write_json
+from ddpm_core.errors import one_line
 from pipelines.runtime.progress import Say
-from pipelines.tracking.retry import at_once, pauses, reason
+from pipelines.tracking.retry import pauses, without_retries
 
-CLOSING_PAUSE = 1.0  # seconds between tries, at most, when somebody waits for the end
+LONGEST_CLOSING_PAUSE = 1.0  # seconds between tries while close() waits
 
 Entry = Mapping[str, Any]
 
 
 class Unsent:
-    """Entries in a folder, sent in their order: those that are there by flush(), later ones by a thread of its own.
+    """Entries in a folder, sent in their order: by flush() those that lie there, by a thread of its own those that come later.
 
-    send: what is called with an entry; whatever it raises, the entry is sent again. say: told what does not work, once,
-    and when it does again.
+    send: called with an entry; if it raises, the entry is sent again. say: gets a sentence when sending begins to fail, and
+    when it works again.
     """
 
     def __init__(self, folder: Path, send: Callable[[Entry], object], say: Say) -> None:
@@ -35,44 +36,45 @@ class Unsent:
         self._waiting = deque(sorted(folder.glob("*.json")))
         self._number = int(self._waiting[-1].stem) if self._waiting else 0
         self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
-        self._progress = 0.0
+        self._last_sent = 0.0  # in time.monotonic()
         self._thread = threading.Thread(target=self._run, name="unsent", daemon=True)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def flush(self) -> None:
-        """Send what is there, before start(); raises what `send` raises."""
+        """Send what lies there, before start(). Raises what `send` raises."""
         while self._waiting:
             self._send_first()
         self._remove_folder()
 
     def start(self) -> None:
+        """Start the thread that sends what is put."""
         self._thread.start()
 
     def put(self, entry: Entry) -> None:
-        """Add an entry, or say why that failed: a full disk must not end the one who puts it there."""
+        """Add an entry, or say why that failed: a full disk must not end the training that puts it there."""
         self._number += 1
         path = self.folder / f"{self._number:010d}.json"
         try:
-            self.folder.mkdir(exist_ok=True)  # only itself: a folder above it that is gone is an unmounted disk
+            self.folder.mkdir(exist_ok=True)  # not its parents: if those are gone, a disk is no longer mounted
             write_json(path, entry)
         except OSError as error:
             self._say(
-                f"tracking: {entry.get('call')} is lost ({reason(error)}): records come back with the next checkpoint"
+                f"tracking: {entry.get('call')} is lost ({one_line(error)}): records come back with the next checkpoint"
             )
             return
         self._waiting.append(path)
         self._wake.set()
 
     def close(self, wait: float) -> int:
-        """Have the thread send the rest and end, waiting for as long as no `wait` seconds pass without an entry sent. How
-        many entries are left."""
+        """Have the thread send the rest and end, for as long as no `wait` seconds pass without an entry sent. How many
+        entries are left."""
         if self._thread.is_alive():
-            self._progress = time.monotonic()
+            self._last_sent = time.monotonic()
             self._closing.set()
             self._wake.set()
-            while self._thread.is_alive() and time.monotonic() - self._progress < wait:
+            while self._thread.is_alive() and time.monotonic() - self._last_sent < wait:
                 self._thread.join(0.05)
             self._given_up.set()
             self._wake.set()
@@ -80,40 +82,53 @@ class Unsent:
         return len(self)
 
     def _run(self) -> None:
-        failing, wait = False, pauses()
+        """Send entries as they come, until close()."""
         while not self._given_up.is_set():
             self._wake.clear()
-            if not self._waiting:
-                if self._closing.is_set():
-                    return
+            if self._waiting:
+                self._send_until_done()
+            elif self._closing.is_set():
+                return
+            else:
                 self._wake.wait()
-                continue
+
+    def _send_until_done(self) -> None:
+        """Send the first entry, as often as it takes."""
+        failing = False
+        for pause in pauses():
             try:
-                with at_once():
+                with without_retries():
                     self._send_first()
             except Exception as error:
                 if not failing:
                     self._say(
-                        f"tracking: MLflow does not answer ({reason(error)}); the training goes on, and what is for MLflow waits "
-                        f"in {str(self.folder)!r}"
+                        f"tracking: MLflow does not answer ({one_line(error)}); the training goes on, and what is for MLflow "
+                        f"waits in {str(self.folder)!r}"
                     )
-                failing, pause = True, next(wait)
-                if self._closing.is_set():
-                    self._given_up.wait(min(pause, CLOSING_PAUSE))
-                else:
-                    self._closing.wait(pause)
+                failing = True
+                self._pause(pause)
+                if self._given_up.is_set():
+                    return
             else:
-                self._progress = time.monotonic()
+                self._last_sent = time.monotonic()
                 if failing:
                     self._say("tracking: MLflow answers again")
-                failing, wait = False, pauses()
+                return
+
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next try: not at all if close() comes meanwhile, and briefly if it has been called."""
+        if self._closing.is_set():
+            self._given_up.wait(min(seconds, LONGEST_CLOSING_PAUSE))
+        else:
+            self._closing.wait(seconds)
 
     def _send_first(self) -> None:
+        """Send the first entry and delete it; a damaged one is deleted alone."""
         path = self._waiting[0]
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError) as error:
-            self._say(f"tracking: {str(path)!r} is damaged ({reason(error)}) and left out")
+            self._say(f"tracking: {str(path)!r} is damaged ({one_line(error)}) and left out")
         else:
             self._send(entry)
         path.unlink(missing_ok=True)

@@ -1,50 +1,62 @@
 """What MLflow knows of trainings and models, by what a person calls them. Nothing is written here."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.protocol import KIND_TAG
-from pipelines.tracking.tracker import STARTED_TAG, STEPS_TAG, Tracker, patiently
+from pipelines.tracking.client import retried
+from pipelines.tracking.tracker import STARTED_TAG, STEPS_TAG, Tracker
 from pipelines.tracking.uri import check_no_password
 
 
-def name_of_run(uri: str, run_id: str) -> str | None:
-    """The name of the run with this MLflow id, if there is one. Makes nothing."""
+def existing_client(uri: str) -> MlflowClient | None:
+    """A client for looking things up, None if the database does not exist: MLflow would make it. Raises InputError for a URI
+    with a password."""
     check_no_password(uri)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return None
+    return MlflowClient(tracking_uri=uri)
+
+
+def name_of_run(uri: str, run_id: str) -> str | None:
+    """The name of the run with this MLflow id, None if there is none."""
+    client = existing_client(uri)
     try:
-        return str(MlflowClient(tracking_uri=uri).get_run(run_id).info.run_name)
+        return None if client is None else str(client.get_run(run_id).info.run_name)
     except MlflowException:
         return None
 
 
 def path_of_model(uri: str, given: str) -> str | None:
-    """Where the checkpoint of a LoggedModel lies, if there is one: m-..., models:/NAME@alias or models:/NAME/version.
-    Makes nothing."""
-    check_no_password(uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    """Where the checkpoint of a LoggedModel lies, None if there is no such model. given: m-..., models:/NAME@alias or
+    models:/NAME/version."""
+    client = existing_client(uri)
+    if client is None:
         return None
-    client = MlflowClient(tracking_uri=uri)
     try:
-        if given.startswith("models:/"):
-            name, _, alias = given.removeprefix("models:/").partition("@")
-            by_number, asked = client.get_model_version, name.rsplit("/", 1)
-            version = client.get_model_version_by_alias(name, alias) if alias else by_number(*asked)
-            given = str(version.source).removeprefix("models:/")
-        return client.get_logged_model(given).tags.get("ddpm.path")
+        model_id = registered_model(client, given.removeprefix("models:/")) if given.startswith("models:/") else given
+        return client.get_logged_model(model_id).tags.get("ddpm.path")
     except (MlflowException, TypeError):
         return None
 
 
+def registered_model(client: MlflowClient, address: str) -> str:
+    """The id of the LoggedModel at NAME@alias or NAME/version. Raises MlflowException or TypeError if there is none."""
+    name, _, alias = address.partition("@")
+    number = name.rsplit("/", 1)
+    version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(*number)
+    return str(version.source).removeprefix("models:/")
+
+
 @dataclass(frozen=True)
 class Training:
-    """What MLflow knows of a training run. storage: where it was told to keep its checkpoints. started: seconds, when it
-    was begun or gone on with."""
+    """What MLflow knows of a training. status: MLflow's, such as RUNNING. steps: how many it was asked for. storage: where
+    it keeps its checkpoints. started: seconds, when it was last begun or gone on with."""
 
     name: str
     run_id: str
@@ -54,17 +66,9 @@ class Training:
     started: float
 
 
-@patiently
+@retried
 def trainings(tracker: Tracker) -> list[Training]:
-    """All training runs of an experiment but the trials of sweeps, the newest first."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = tracker.client.search_runs([tracker.experiment_id], f"tags.`{KIND_TAG}` = 'train'", page_token=token)
-        found += [run for run in page if "mlflow.parentRunId" not in run.data.tags]
-        token = page.token
-        if not token:
-            break
+    """All trainings of an experiment but the trials of sweeps, the newest first."""
     return [
         Training(
             run.info.run_name,
@@ -74,5 +78,15 @@ def trainings(tracker: Tracker) -> list[Training]:
             run.data.params.get("storage", ""),
             float(run.data.tags.get(STARTED_TAG, run.info.start_time / 1000.0)),
         )
-        for run in found
+        for run in training_runs(tracker)
+        if "mlflow.parentRunId" not in run.data.tags
     ]
+
+
+def training_runs(tracker: Tracker) -> Iterator[Run]:
+    """The MLflow runs of all trainings, page by page."""
+    token: str | None = None
+    while token != "":
+        page = tracker.client.search_runs([tracker.experiment_id], f"tags.`{KIND_TAG}` = 'train'", page_token=token)
+        yield from page
+        token = page.token or ""

@@ -1,10 +1,11 @@
-"""Registered models: names that outlive runs, with an alias on the checkpoint that is best and on the newest."""
+"""MLflow's model registry: names that outlive runs, with aliases that point at the models of checkpoints."""
 
 import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -15,24 +16,11 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-from pipelines.tracking.tracker import patiently
+from pipelines.tracking.client import retried
 
 VERSIONS_TAG = "mlflow.modelVersions"
-# What MLflow's stores say of an alias or a model that is not there.
+# What MLflow's stores answer if an alias or a model does not exist.
 ABSENT = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
-
-
-@contextlib.contextmanager
-def default_tracking_uri(uri: str) -> Iterator[None]:
-    """MLflow's own default, by which its SQL store looks up the model of a new version, whichever client asks it."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    try:
-        yield
-    finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @dataclass(frozen=True)
@@ -42,9 +30,9 @@ class Registry:
     client: MlflowClient
     name: str
 
-    @patiently
+    @retried
     def tags(self, alias: str) -> dict[str, str]:
-        """Of the version that an alias points at, none where there is no such alias."""
+        """The tags of the version that an alias points at, none if there is no such alias."""
         try:
             return dict(self.client.get_model_version_by_alias(self.name, alias).tags)
         except MlflowException as error:
@@ -52,26 +40,55 @@ class Registry:
                 raise
             return {}
 
-    @patiently
-    def point(self, alias: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> None:
-        """Have an alias point at a LoggedModel of a run; tags go to its version."""
+    @retried
+    def set_alias(self, alias: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> None:
+        """Have an alias point at a LoggedModel of a run; the tags go to its version."""
         try:
             self.client.create_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        source = f"models:/{model_id}"
+        version = self._version(model_id, run_id)
+        self._link(model_id, version)
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, version.version, key, value)
+        self.client.set_registered_model_alias(self.name, alias, version.version)
+
+    def _version(self, model_id: str, run_id: str) -> Any:
+        """The version that stands for a LoggedModel, made if there is none."""
+        source = f"models:/{model_id}"  # the only link from a version to its model, and so what the UI looks for
         versions = self.client.search_model_versions(f"name = '{self.name}'")
-        version = next((found for found in versions if found.source == source), None)
+        version = next((each for each in versions if each.source == source), None)
         if version is None:
             with default_tracking_uri(self.client.tracking_uri):
                 version = self.client.create_model_version(
                     self.name, source, run_id, model_id=model_id, await_creation_for=0
                 )
-        known = json.loads(self.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
-        mine = {"name": self.name, "version": str(version.version)}
-        if mine not in known:  # by which the UI's table of models shows it; a server sets it, SQLite's store does not
-            self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([*known, mine])})
-        for key, value in tags.items():
-            self.client.set_model_version_tag(self.name, version.version, key, value)
-        self.client.set_registered_model_alias(self.name, alias, version.version)
+        return version
+
+    def _link(self, model_id: str, version: Any) -> None:
+        """Name a version on its LoggedModel, for the UI's table of models. A server does so itself, a database does not."""
+        links = json.loads(self.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
+        link = {"name": self.name, "version": str(version.version)}
+        if link not in links:
+            self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([*links, link])})
+
+
+@contextlib.contextmanager
+def default_tracking_uri(uri: str) -> Iterator[None]:
+    """Have MLflow's global tracking URI be `uri`, if that is a database, for the one call that takes no other.
+
+    The SQL store of MLflow 3.17 looks up the model of a source models:/ID with an MlflowClient() of its own, which knows the
+    global URI alone (a TODO in its create_model_version() says so). A server does that in its own process.
+    """
+    if uri.startswith("http"):
+        yield
+        return
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before

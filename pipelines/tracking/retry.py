@@ -1,4 +1,4 @@
-"""Trying again what a server or a lock refuses for a while."""
+"""Calling again what a server or a lock refuses for a while."""
 
 import logging
 import time
@@ -7,72 +7,71 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 
-PATIENCE = 300.0  # seconds in all
+PATIENCE = 300.0  # seconds from the first failed try to the last
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds between tries, each twice the one before
 
 Result = TypeVar("Result")
 
 
 class UnansweredError(InputError):
-    """What does not answer, for longer than it is waited for."""
+    """A server or database has not answered for PATIENCE seconds."""
 
 
 logger = logging.getLogger(__name__)
 
-_tried: ContextVar[bool] = ContextVar("tried", default=False)  # by a caller further out, who is the one to wait
+_tried_once: ContextVar[bool] = ContextVar(
+    "tried_once", default=False
+)  # some caller further out tries again, or nobody
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """In the block every call is tried once, and what it raises comes through."""
-    token = _tried.set(True)
+def without_retries() -> Iterator[None]:
+    """In the block with_retries() tries once, and what that raises comes through."""
+    token = _tried_once.set(True)
     try:
         yield
     finally:
-        _tried.reset(token)
+        _tried_once.reset(token)
 
 
 def pauses() -> Iterator[float]:
-    """How long to wait after each failed try."""
+    """How many seconds to wait after each failed try, without end."""
     pause = FIRST_PAUSE
     while True:
         yield pause
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, on one short line."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return (first if len(first) <= 200 else f"{first[:200]}...").rstrip(".")
+def with_retries(action: Callable[[], Result], is_transient: Callable[[Exception], bool], what: str) -> Result:
+    """action()'s result. What it raises is tried again for PATIENCE seconds if it `is_transient`, and raised at once if not.
 
-
-def persist(action: Callable[[], Result], passes: Callable[[Exception], bool], what: str) -> Result:
-    """action()'s result, tried again for PATIENCE seconds while what it raises `passes`. `what` does not answer meanwhile:
-    said once, and when it is over. UnansweredError when it is not. Within another persist() or at_once(), one try."""
-    if _tried.get():
+    That `what` does not answer is logged at its first failure, and that it does again at the end. Raises UnansweredError
+    if it does not. Inside another with_retries() this one tries once, or their waiting would multiply.
+    """
+    if _tried_once.get():
         return action()
-    ends: float | None = None
+    deadline: float | None = None
     for pause in pauses():
         try:
-            with at_once():
+            with without_retries():
                 result = action()
         except Exception as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
             now = time.monotonic()
-            if ends is None:
-                ends = now + PATIENCE
-                logger.warning("%s does not answer (%s): trying again for %.0f s", what, reason(error), PATIENCE)
-            if now >= ends:
+            if deadline is None:
+                deadline = now + PATIENCE
+                logger.warning("%s does not answer (%s): trying again for %.0f s", what, one_line(error), PATIENCE)
+            if now >= deadline:
                 raise UnansweredError(
-                    f"{what} has not answered for {PATIENCE:.0f} s ({reason(error)}): start it or repair the way to it, then "
+                    f"{what} has not answered for {PATIENCE:.0f} s ({one_line(error)}): start it or repair the way to it, then "
                     "give the same command again"
                 ) from error
-            time.sleep(min(pause, ends - now))
+            time.sleep(min(pause, deadline - now))
         else:
-            if ends is not None:
+            if deadline is not None:
                 logger.warning("%s answers again", what)
             return result
     raise AssertionError("pauses() does not end")

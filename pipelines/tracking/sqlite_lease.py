@@ -1,7 +1,7 @@
-"""Which machine writes to an SQLite database: one at a time, for its locks do not hold over network file systems.
+"""Which machine writes to an SQLite database: one at a time, for SQLite's locks do not hold over network file systems.
 
-Every process that writes keeps a file in `DATABASE.writers/`, named for its machine, whose time it renews until it ends. A
-machine that is gone leaves files that count for EXPIRED seconds more.
+Every process that writes keeps a file DATABASE.writers/MACHINE.PID and renews its time until it ends. Processes of one machine
+may write together. The files of a machine that is gone count for EXPIRES_AFTER seconds more.
 """
 
 import atexit
@@ -14,50 +14,53 @@ from pathlib import Path
 
 from ddpm_core.errors import InputError
 
-RENEWED, EXPIRED = 20.0, 180.0  # seconds
+RENEWED_EVERY, EXPIRES_AFTER = 20.0, 180.0  # seconds
 
-_held: set[Path] = set()
+_claims: set[Path] = set()  # this process's files, and those of the process that it was forked from
 _lock = threading.Lock()
-_renewing = 0  # the process in which renew() runs: a forked child has its parent's variables, but not its threads
+_renewing = 0  # the id of the process whose thread renews them: a forked child has no thread, but this variable
 
 
 def machine() -> str:
-    """This machine's name: that of containers of one image differs in the host's name, that of copied hosts in the id."""
+    """This machine's name: the host's name tells containers of one image apart, the machine's id hosts that were copied."""
     with contextlib.suppress(OSError):
         return f"{platform.node()}-{hashlib.sha256(Path('/etc/machine-id').read_bytes()).hexdigest()[:8]}"
     return platform.node()
 
 
 def claim(database: Path) -> None:
-    """Write to `database` from now to the end of this process. InputError where another machine does."""
-    global _renewing
+    """Claim the right to write to `database`, until this process ends. Raises InputError if another machine has it."""
     folder = database.with_name(f"{database.name}.writers")
-    me = machine()
-    mine = folder / f"{me}.{os.getpid()}"
+    own = folder / f"{machine()}.{os.getpid()}"
     with _lock:
-        if mine in _held:
+        if own in _claims:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        mine.touch()
-        now = mine.stat().st_mtime  # by the clock of the file system, which all machines share
-        for other in folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it ended in this moment
-                who, _, process = other.name.rpartition(".")
-                if (who == me and not is_alive(int(process))) or now - other.stat().st_mtime > EXPIRED:
-                    other.unlink()
-                elif who != me:
-                    release(mine)
-                    raise InputError(
-                        f"tracking database {str(database)!r} is written to by the machine {who!r} too, and SQLite serves only "
-                        "one: start an `mlflow server` and set MLFLOW_TRACKING_URI to its address on every machine (if "
-                        f"{who!r} no longer runs, wait {EXPIRED / 60:.0f} minutes)"
-                    )
-        _held.add(mine)
-        if _renewing != os.getpid():
-            if not _renewing:
-                atexit.register(release_all)
-            _renewing = os.getpid()
-            threading.Thread(target=renew, name="sqlite-writers", daemon=True).start()
+        own.touch()  # before looking at the others': of two that claim at once, at least one sees the other
+        other = other_machine(own)
+        if other is not None:
+            release(own)
+            raise InputError(
+                f"tracking database {str(database)!r} is written to by the machine {other!r} too, and SQLite serves only one: "
+                "start an `mlflow server` and set MLFLOW_TRACKING_URI to its address on every machine (if "
+                f"{other!r} no longer runs, wait {EXPIRES_AFTER / 60:.0f} minutes)"
+            )
+        _claims.add(own)
+        keep_renewing()
+
+
+def other_machine(own: Path) -> str | None:
+    """The name of another machine whose claim beside `own` counts, if there is one. Claims that no longer count are deleted."""
+    me = own.name.rpartition(".")[0]
+    now = own.stat().st_mtime  # by the clock of the file system, which all machines share
+    for path in own.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # its process ended in this moment
+            owner, _, process = path.name.rpartition(".")
+            if (owner == me and not is_alive(int(process))) or now - path.stat().st_mtime > EXPIRES_AFTER:
+                path.unlink()
+            elif owner != me:
+                return owner
+    return None
 
 
 def is_alive(process: int) -> bool:
@@ -71,25 +74,37 @@ def is_alive(process: int) -> bool:
     return True
 
 
+def keep_renewing() -> None:
+    """Start the thread that renews this process's claims, unless it runs; have them released when the process ends."""
+    global _renewing
+    if _renewing == os.getpid():
+        return
+    if not _renewing:  # a forked child has its parent's handler
+        atexit.register(release_all)
+    _renewing = os.getpid()
+    threading.Thread(target=renew, name="sqlite-writers", daemon=True).start()
+
+
 def renew() -> None:
-    """Renew this process's files."""
-    waiting = threading.Event()
+    """Renew the time of this process's claims, for ever."""
+    pause = threading.Event()
     while True:
-        waiting.wait(RENEWED)
+        pause.wait(RENEWED_EVERY)
         with _lock:
-            for mine in list(_held):
+            for path in list(_claims):
                 with contextlib.suppress(OSError):  # a deleted folder, or a file system that is away for a while
-                    os.utime(mine)
+                    os.utime(path)
 
 
-def release(mine: Path) -> None:
-    """Take a file away, and the folder with the last one."""
+def release(path: Path) -> None:
+    """Delete a claim, and the folder with the last one."""
     with contextlib.suppress(OSError):
-        mine.unlink(missing_ok=True)
-        mine.parent.rmdir()
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
 
 
 def release_all() -> None:
-    for mine in list(_held):
-        if mine.name.endswith(f".{os.getpid()}"):  # a forked child's parent keeps its own
-            release(mine)
+    """Delete this process's claims; a forked child leaves its parent's."""
+    for path in list(_claims):
+        if path.name.endswith(f".{os.getpid()}"):
+            release(path)

@@ -1,15 +1,22 @@
 """Where MLflow's records are kept, as a person gives it."""
 
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.errors import InputError
+import requests
+from urllib3.exceptions import HTTPError
+
+from ddpm_core.errors import InputError, one_line
 from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import holds_password
 from pipelines.runtime.options import StorageOptions
+
+HEALTH_TIMEOUT = 10.0  # seconds
+
+
+class UnreachableError(InputError):
+    """No tracking server answers at an address."""
 
 
 def tracking_uri(options: StorageOptions, storage: Storage[Any]) -> str:
@@ -25,7 +32,7 @@ def tracking_uri(options: StorageOptions, storage: Storage[Any]) -> str:
 
 
 def check_no_password(uri: str) -> None:
-    """InputError for a tracking URI with a password, which would be a parameter of every run."""
+    """Raises InputError for a tracking URI with a password, which would be a parameter of every run."""
     if holds_password(uri):
         instead = (
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -38,19 +45,20 @@ def check_no_password(uri: str) -> None:
         )
 
 
-class UnreachableError(InputError):
-    """No tracking server answers at an address."""
-
-
 def check_answers(uri: str) -> None:
-    """UnreachableError where no server answers at an http URI: at once, not after MLflow's minutes of trying again."""
+    """Raises UnreachableError if no server answers at an http URI, after one try: MLflow's own calls are made again for
+    minutes. Any answer will do; whether it lets us in, MLflow will say."""
     try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10):
-            return
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in, MLflow will say
+        requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT, allow_redirects=False)
     except (OSError, ValueError) as error:
         raise UnreachableError(
-            f"tracking server {uri!r} cannot be reached from here ({error}): start it, or give the address that this machine "
-            "knows it by"
+            f"tracking server {uri!r} cannot be reached from here ({one_line(first_cause(error))}): start it, or give the "
+            "address that this machine knows it by"
         ) from error
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What requests and urllib3 wrap, such as the refused connection, else the error itself."""
+    while isinstance(error, requests.RequestException | HTTPError) and error.__context__ is not None:
+        error = error.__context__
+    return error

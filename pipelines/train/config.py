@@ -38,7 +38,7 @@ class TrainConfig(StorageOptions):
     seed: Count[int] = 0
     """Of weights, batches, timesteps, noise, flips and dropout."""
     workers: Positive[int] = 1
-    """Data-parallel processes, one a GPU where there are GPUs; they share the batch."""
+    """Data-parallel processes, one a GPU if there are GPUs; they share the batch."""
     cpus_per_worker: Positive[float] = 0.9
     """CPUs of each; a little under a whole one leaves room for drivers on a small machine."""
     min_workers: Positive[int] | None = None

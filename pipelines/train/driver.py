@@ -19,17 +19,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import remove_leftovers
 from ddpm_core.diffusion import LEARNED
-from ddpm_core.errors import DivergedError, InputError
+from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
-from pipelines.checkpoints.store import saved_checkpoints
+from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.outbox import Unsent
-from pipelines.tracking.retry import at_once, reason
-from pipelines.tracking.tracker import STEPS_TAG, TrackedRun, flatten, open_tracker
+from pipelines.tracking.retry import without_retries
+from pipelines.tracking.run import TrackedRun
+from pipelines.tracking.tracker import STEPS_TAG, flatten, open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.follower import Follower, synchronise, unsent_entries
 from pipelines.train.loader import check_shuffle
@@ -69,6 +70,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
     check_dataset(config, dataset)
     run = storage.run(run_name(config, dataset))
+    set_aside_damaged(run.folder, config.steps, say)
     done = checkpoints_until(run, config.steps)
     resources = None
     if not is_finished(done, config):  # before anything is written: a refusal leaves no run behind
@@ -213,12 +215,12 @@ class Training:
             )
             return
         try:
-            with contextlib.nullcontext() if finished else at_once():
+            with contextlib.nullcontext() if finished else without_retries():
                 synchronise(self.tracked, self.run.name, done)
                 self.tracked.finish(status)
         except Exception as error:
             self.say(
-                f"train: MLflow lacks the end of {self.run.name} ({reason(error)}): give the same command again when it "
+                f"train: MLflow lacks the end of {self.run.name} ({one_line(error)}): give the same command again when it "
                 "answers, and it is sent"
             )
 
@@ -263,7 +265,7 @@ def checkpoints_until(run: Run[Any], step: int) -> tuple[Checkpoint, ...]:
 
 
 def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
-    """InputError where the shards' images are not the network's."""
+    """Raises InputError if the shards' images are not the network's."""
     wanted = (config.unet.image_size, config.unet.image_size, config.unet.in_channels)
     if dataset.shape != wanted:
         raise InputError(

@@ -16,7 +16,7 @@ from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, forget_listings
 from pipelines.runtime.progress import Progress, Say
 from pipelines.tracking.outbox import Entry, Unsent
-from pipelines.tracking.tracker import TrackedRun, now
+from pipelines.tracking.run import TrackedRun, now
 from pipelines.train.config import TrainConfig
 from pipelines.train.stop import StopRequest
 
@@ -29,7 +29,7 @@ class Queue(Protocol):
 
 
 def unsent_folder(folder: Location) -> Path:
-    """Where the entries of a run wait for MLflow: in its folder, or on this machine where that lies in an object store."""
+    """Where the entries of a run wait for MLflow: in its folder, or on this machine if that lies in an object store."""
     if isinstance(folder, Path):
         return folder / "unsent"
     return Path(tempfile.gettempdir()) / f"ddpm-unsent-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
@@ -37,7 +37,7 @@ def unsent_folder(folder: Location) -> Path:
 
 def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
     """What `run` shall have, its checkpoints lying in `folder`; first of all what a killed driver left, sent here and now.
-    InputError where MLflow does not answer for minutes."""
+    Raises InputError if MLflow does not answer for minutes."""
     logged: set[int] = set()  # known to MLflow, perhaps from a checkpoint and at another time
 
     def send(entry: Entry) -> None:

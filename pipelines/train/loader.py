@@ -32,7 +32,7 @@ class Batch:
     x_start: Tensor  # float32 [b,C,H,W] in [-1, 1]
     t: Tensor  # int64 [b]
     noise: Tensor  # float32 [b,C,H,W]
-    dropout_key: Tensor | None  # int32 [b,layers,2]; None where the network drops nothing
+    dropout_key: Tensor | None  # int32 [b,layers,2]; None if the network drops nothing
 
 
 def make_batch(config: TrainConfig, dataset: ShardedDataset, step: int, rank: int, world_size: int) -> Batch:
@@ -65,7 +65,7 @@ def draw(config: TrainConfig, pixels: Tensor, step: int, rank: int, world_size: 
 
 
 def check_shuffle(config: TrainConfig, dataset: ShardedDataset) -> None:
-    """InputError where each image would cost a whole row group again: data that is read by row groups, more of it than a
+    """Raises InputError if each image would cost a whole row group again: data that is read by row groups, more of it than a
     process keeps, and no window that makes do with those."""
     if dataset.by_image or dataset.nbytes <= CACHE_BYTES:
         return
@@ -148,13 +148,13 @@ class Loader(Iterator[Batch]):
     def _finish(self, made: Tensor, step: int) -> Batch:
         """On the device, in the caller's stream. The pinned memory is not used again before its copy is done: torch's
         allocator sees to that."""
-        there = made.to(self._device, non_blocking=True)
-        pixels = there if self._resident is None else self._resident[there]
+        moved = made.to(self._device, non_blocking=True)  # pixels, or indices into the resident ones
+        pixels = moved if self._resident is None else self._resident[moved]
         return draw(self._config, pixels, step, self._rank, self._world_size)
 
 
 def _on_device(dataset: ShardedDataset, device: torch.device) -> Tensor | None:
-    """All pixels on a CUDA device, uint8 [n,H,W,C], where they fit."""
+    """All pixels on a CUDA device, uint8 [n,H,W,C], if they fit."""
     free, _ = torch.cuda.mem_get_info(device)
     if dataset.nbytes > min(RESIDENT_BYTES, free // 4):
         return None

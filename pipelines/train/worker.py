@@ -75,7 +75,7 @@ class Worker:
             self.history = list(checkpoint.history)
             if self.history and OPEN in self.history[-1]:
                 self.meter.resume(self.history.pop()[OPEN], rank)
-        self.unsaid: list[int] = []  # steps of checkpoints being written, which the driver has not been told of
+        self.unreported: list[int] = []  # steps of checkpoints being written, which the driver does not know of
         self.notice: object = None  # of a node about to go, which a checkpoint was made for
 
     def agreed_checkpoint(self) -> Checkpoint | None:
@@ -122,12 +122,12 @@ class Worker:
                 self.meter.add(metrics)
                 if self.after_step(loader, diffusion):
                     break
-        self.tell_saved()
+        self.report_saved()
 
     def after_step(self, loader: Loader, diffusion: GaussianDiffusion) -> bool:
-        """Record, look around, save and show samples, where it is time; whether to end here."""
+        """Record, look around, save and show samples, if it is time; whether to end here."""
         config, state, step = self.config, self.state, self.state.step
-        self.tell_saved()
+        self.report_saved()
         last = step == config.steps
         stop, lost = self.beat() if step % BEAT == 0 else (False, False)
         log, save = step % config.log_every == 0 or last, step % config.checkpoint_every == 0 or last or stop or lost
@@ -140,17 +140,17 @@ class Worker:
             still_open = self.meter.open_sums()
             if self.rank == 0:
                 self.saver.save(state, asdict(config), [*self.history, *still_open])
-                self.unsaid.append(step)
+                self.unreported.append(step)
         if config.sample_every and step % config.sample_every == 0 and self.rank == 0:
             self.send("samples", step=step, png=sample_grid(config, state, diffusion, self.device))
         if stop:
             self.send("stopped", step=step)
         return stop
 
-    def tell_saved(self) -> None:
-        """Tell the driver which checkpoints are whole now."""
-        while self.saver.last_good in self.unsaid:
-            self.send("saved", step=self.unsaid.pop(0))
+    def report_saved(self) -> None:
+        """Report to the driver which checkpoints are whole now."""
+        while self.saver.last_good in self.unreported:
+            self.send("saved", step=self.unreported.pop(0))
 
     def send(self, kind: str, **values: Any) -> None:
         if self.rank == 0:

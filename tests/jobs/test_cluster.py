@@ -16,10 +16,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from cronsim import CronSim
 from support.processes import ROOT
 
+from ddpm_core.errors import InputError
+from jobs.cluster.cron import parse_cron
 from jobs.cluster.rendering import calendar, kubernetes_schedule
-from pipelines.nightly.every import times
 
 NIGHTLY = ["python", "jobs/nightly_eval.py", "--experiment", "church", "--storage", "/shared/runs"]
 HOSTILE = [
@@ -208,9 +210,28 @@ def test_systemds_calendar_has_the_times_of_the_cron_expression(every: str) -> N
             capture_output=True, text=True, check=True, env={**os.environ, "TZ": "UTC"},
         ).stdout  # fmt: skip
         found |= set(re.findall(r"(?:Next elapse|Iteration #\d+|Iter\. #\d+): \w+ (\S+ \S+)", shown))
-    moments = times(every, base)
+    moments = CronSim(every, base)
     wanted = [f"{next(moments):%Y-%m-%d %H:%M:%S}" for _ in range(20)]
     assert sorted(found)[:20] == wanted
+
+
+@pytest.mark.parametrize(
+    ("every", "said"),
+    [
+        ("0 2 * *", "has 4 fields"),
+        ("@daily", "has 1 fields"),
+        ("0 0 2 * * *", "has 6 fields"),
+        ("0 25 * * *", "bad hour"),
+        ("0 2 30 2 *", "bad day-of-month"),
+        ("0 2 L * *", "not every scheduler knows L and #"),
+        ("0 2 * * 1#2", "not every scheduler knows L and #"),
+        ("0 2 */2 * 1", "name the days themselves"),
+    ],
+)
+def test_an_expression_that_schedulers_read_differently_is_refused(every: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        parse_cron(every)
+    assert "\n" not in str(error.value)
 
 
 def test_sunday_is_0_for_kubernetes_and_the_rest_stays_as_it_was_given() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run_job
+from support.processes import ROOT
 
 JOBS = [
     "preprocess.py",
@@ -103,6 +104,22 @@ def test_a_wrong_command_ends_with_2_and_one_sentence_and_leaves_nothing(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "{job} --help | head -1",
+        "{job} --help | true",
+        "{job} --help >&-",
+        "{job} --help > /dev/full",
+    ],
+)
+def test_nobody_reading_the_output_is_no_error(shell: str) -> None:
+    job = f"{sys.executable} jobs/train_cifar10.py"
+    command = ["bash", "-o", "pipefail", "-c", shell.format(job=job)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 SCRIPT = """

@@ -217,7 +217,7 @@ def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatc
         raise InterruptedError
 
     monkeypatch.setattr("sys.argv", shlex.split(command)[1:])
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr("pipelines.train.driver.train", train)
     with pytest.raises(InterruptedError):
         training.train_job(NAMES, "")
     assert asked == [config]

@@ -17,10 +17,10 @@ from typing import Any
 import conftest  # the token, before ray is imported
 import ray
 from ray.cluster_utils import Cluster
-from support.training import config
 
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.driver import train
+from support.training import config
 
 assert conftest.ROOT.is_dir()
 NOTICE = 2.0  # seconds between the notice of a preemption and the end of the node

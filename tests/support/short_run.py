@@ -3,8 +3,6 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from support.training import NETWORK, OPTIM
-
 from ddpm_core.checkpoint import snapshot, write_checkpoint
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.training import train_step
@@ -12,6 +10,7 @@ from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import config_for
 from pipelines.train.loader import make_batch
 from pipelines.train.worker import initial_state
+from support.training import NETWORK, OPTIM
 
 
 def short_run(digits: ShardedDataset, folder: Path, num_timesteps: int) -> Path:

@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from support.training import NETWORK, OPTIM
-
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import ScheduleSweep, SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.train.config import TrainConfig, config_for
+from support.training import NETWORK, OPTIM
 
 MEASURED = EvaluateConfig(
     run="", extractor="pixels", samples=60, chunk_size=12, batch_size=12, sampler="ddim", sampler_steps=2, pictures=0

@@ -118,7 +118,7 @@ def test_what_need_not_stay_goes_and_nothing_else(
 
 
 @given(STEPS, st.integers(1, 10), EVERY)
-def test_deleting_after_every_save_leaves_what_deleting_once_at_the_end_would(
+def test_deleting_at_every_save_leaves_what_deleting_at_the_end_would(
     steps: set[int], keep_last: int, keep_every: int | None
 ) -> None:
     there: list[int] = []
@@ -324,7 +324,7 @@ def small_disk() -> Iterator[Path]:
     disk.rmdir()
 
 
-def test_a_disk_that_is_full_at_any_page_stops_the_run_and_leaves_the_last_good_checkpoint(small_disk: Path) -> None:
+def test_a_disk_full_at_any_page_leaves_the_last_good_checkpoint(small_disk: Path) -> None:
     """In turn, one more page is left free until a checkpoint fits: every file is once the one that does not."""
     folder, filler = small_disk / "run", small_disk / "filler"
     folder.mkdir()
@@ -358,7 +358,7 @@ def error_of_a_save(folder: Location, step: int) -> str:
     return ""
 
 
-def test_an_error_comes_at_the_next_save_and_the_run_can_go_on_where_it_was(tmp_path: Path) -> None:
+def test_an_error_comes_at_the_next_save_and_the_run_can_go_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     saver = Saver(run, keep_last=2)
@@ -395,7 +395,7 @@ def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
     return folder
 
 
-def test_an_upload_that_stops_at_any_file_leaves_no_checkpoint_and_the_next_save_clears_it_away(
+def test_an_upload_stopped_at_any_file_leaves_no_checkpoint_and_is_cleared(
     bucket: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = bucket.fs.put_file
@@ -447,7 +447,7 @@ def test_an_upload_over_an_earlier_one_of_its_step_never_leaves_a_mixture(
     check_whole(good)
 
 
-def test_what_a_killed_upload_left_on_this_machine_goes_when_its_run_goes_on(
+def test_what_a_killed_upload_left_here_goes_when_its_run_goes_on(
     bucket: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -468,7 +468,7 @@ def test_what_a_killed_upload_left_on_this_machine_goes_when_its_run_goes_on(
     assert list(tmp_path.iterdir()) == [others]
 
 
-def test_a_deletion_that_stops_halfway_leaves_no_torn_checkpoint_and_is_finished_later(
+def test_a_deletion_stopped_halfway_leaves_nothing_torn_and_is_finished(
     bucket: UPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -509,7 +509,7 @@ def save_until_killed(url: str, environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("place", "kills", "seconds"), [("local", 25, 0.1), pytest.param("s3", 8, 0.6, marks=pytest.mark.slow)]
 )
-def test_a_run_killed_at_any_moment_leaves_whole_checkpoints_and_none_that_had_to_stay_is_missing(
+def test_kills_at_any_moment_leave_whole_checkpoints_and_all_that_must_stay(
     place: str, kills: int, seconds: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """kill -9, again and again, of a process that saves and deletes all the time, within `seconds`: more than one save and

@@ -35,9 +35,7 @@ def test_the_digits_are_laid_out_as_lsun_ships_its_images(digits_lmdb: Path) -> 
     assert any(width < height for width, height in sizes)
 
 
-def test_the_small_classifier_knows_digits_it_has_not_seen_and_is_an_extractor(
-    digits: ShardedDataset, tmp_path: Path
-) -> None:
+def test_the_classifier_knows_unseen_digits_and_is_an_extractor(digits: ShardedDataset, tmp_path: Path) -> None:
     accuracy = train_extractor(tmp_path / "digits.pt", digits)
     assert accuracy > 0.9  # a nearest-mean classifier has 0.9 on these digits
     extractor = load_extractor(str(tmp_path / "digits.pt"), (1, 8, 8))

@@ -270,7 +270,7 @@ def test_the_unet_of_a_checkpoint_is_the_one_that_was_trained(trained: TrainResu
     assert trained.last.unet_config() == UNetConfig(**{**NETWORK.__dict__, "dropout": 0.0})
 
 
-def test_the_best_of_several_is_measured_again_on_samples_it_was_not_chosen_by(
+def test_the_best_is_measured_again_on_samples_it_was_not_chosen_by(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
@@ -311,7 +311,7 @@ def test_two_references_measure_the_same_samples(
         evaluate(config(trained, storage, test_reference=making.output))
 
 
-def test_kernel_distance_and_precision_are_those_of_the_library_on_the_stored_features(
+def test_kid_and_precision_are_the_librarys_on_the_stored_features(
     undisturbed: EvaluateResult, digits: ShardedDataset
 ) -> None:
     evaluation = undisturbed.evaluations[-1]
@@ -336,7 +336,7 @@ def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
     return float(within - 2 * kernel(x, y).mean())
 
 
-def test_predictions_along_the_chain_are_measured_and_the_last_is_the_sample(
+def test_the_chains_predictions_are_measured_and_the_last_is_the_sample(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"

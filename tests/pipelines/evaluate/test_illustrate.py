@@ -93,7 +93,7 @@ def picture(illustrated: tuple[EvaluateResult, Path], kind: str) -> tuple[np.nda
     return grid.reshape(rows, height, columns, width).transpose(0, 2, 1, 3), facts
 
 
-def test_progressive_rows_are_the_predictions_of_chains_with_their_addressed_noise(
+def test_progressive_rows_are_predictions_of_chains_with_addressed_noise(
     illustrated: tuple[EvaluateResult, Path], trained: Checkpoint
 ) -> None:
     tiles, facts = picture(illustrated, "progressive")
@@ -166,7 +166,7 @@ def test_interpolations_run_from_one_real_image_to_another(
     assert np.array_equal(fine[-1, 6], mean[0, ..., 0].numpy())
 
 
-def test_the_latent_of_an_interpolation_is_eq_4_with_one_noise_for_all_weights(
+def test_interpolated_latents_are_eq_4_with_one_noise_for_all_weights(
     illustrated: tuple[EvaluateResult, Path], trained: Checkpoint, digits: ShardedDataset
 ) -> None:
     tiles, _ = picture(illustrated, "interpolation")
@@ -185,7 +185,7 @@ def test_the_latent_of_an_interpolation_is_eq_4_with_one_noise_for_all_weights(
     assert np.abs(difference).max() <= 1
 
 
-def test_an_illustrated_evaluation_is_found_done_and_what_is_lost_or_damaged_is_made_again_alike(
+def test_lost_or_damaged_parts_of_pictures_are_made_again_alike(
     illustrated: tuple[EvaluateResult, Path], trained: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, storage = illustrated
@@ -194,9 +194,7 @@ def test_an_illustrated_evaluation_is_found_done_and_what_is_lost_or_damaged_is_
     before = {path: path.read_bytes() for path in [*parts, *neighbours]}
     stamps = {path: path.stat().st_mtime_ns for path in before}
     written: list[str] = []
-    monkeypatch.setattr(
-        "pipelines.tracking.tracker.TrackedRun.log_bytes", lambda self, name, data: written.append(name)
-    )
+    monkeypatch.setattr("pipelines.tracking.run.TrackedRun.log_bytes", lambda self, name, data: written.append(name))
     evaluate(illustrated_config(trained, storage))
     assert {path: path.stat().st_mtime_ns for path in before} == stamps
     parts[0].unlink()
@@ -210,9 +208,7 @@ def test_an_illustrated_evaluation_is_found_done_and_what_is_lost_or_damaged_is_
 
 
 @pytest.mark.slow
-def test_looking_up_more_samples_later_makes_their_images_and_leaves_the_numbers(
-    trained: Checkpoint, tmp_path: Path
-) -> None:
+def test_looking_up_more_samples_later_leaves_the_numbers_alone(trained: Checkpoint, tmp_path: Path) -> None:
     few = evaluate(illustrated_config(trained, tmp_path, samples=90, pictures=0, nearest=0))
     lines: list[str] = []
     more = evaluate(illustrated_config(trained, tmp_path, samples=90, pictures=0, nearest=75), lines.append)
@@ -222,7 +218,7 @@ def test_looking_up_more_samples_later_makes_their_images_and_leaves_the_numbers
     assert facts["samples"] == len(facts["pixels"]["distance"]) == 75
 
 
-def test_the_neighbours_are_those_of_brute_force_over_the_whole_training_set(
+def test_neighbours_are_those_of_brute_force_over_the_training_set(
     ray_session: None, digits: ShardedDataset, tmp_path: Path
 ) -> None:
     everything = digits.pixels(range(len(digits)))

@@ -80,9 +80,7 @@ def test_what_a_unit_raises_is_raised_in_its_own_words(ray_session: None, tmp_pa
         squares(tmp_path, {2: "raises"})
 
 
-def test_a_pool_lives_for_several_fan_outs_whatever_became_of_the_earlier_ones(
-    ray_session: None, tmp_path: Path
-) -> None:
+def test_a_pool_lives_for_several_fan_outs_whatever_became_of_earlier_ones(ray_session: None, tmp_path: Path) -> None:
     units = [(number, "lives") for number in range(6)]
     with Pool(1, 0.5, print) as pool:
         first = {pid for _, (_, pid) in pool.fan_out(Squarer, [tmp_path], units)}

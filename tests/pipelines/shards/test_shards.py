@@ -25,7 +25,7 @@ from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, location
 from pipelines.shards import reader
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.shards.format import PixelStorage, ShardWriter, image_offsets
+from pipelines.shards.format import PixelStorage, ShardWriter, pixel_offsets
 from pipelines.shards.reader import GroupCache
 
 SHAPE = (128, 128, 3)  # 341 images a row group
@@ -43,15 +43,15 @@ def dataset(request: pytest.FixtureRequest, pixels: np.ndarray, tmp_path_factory
     return write_dataset(tmp_path_factory.mktemp("data") / "set", pixels, [400, 0, 398, 2], request.param)
 
 
-def write(path: Path, pixels: np.ndarray, storage: PixelStorage = "uint8") -> None:
+def write_shard(path: Path, pixels: np.ndarray, storage: PixelStorage = "uint8") -> None:
     with ShardWriter(path, pixels.shape[1:], storage) as writer:
         for number, image in enumerate(pixels):
             assert writer.append(f"{number:03d}", image) == hashlib.sha256(image.tobytes()).digest()
 
 
-def test_a_shard_is_read_by_plain_pyarrow_and_says_how_to_reach_minus_one_to_one(tmp_path: Path) -> None:
+def test_plain_pyarrow_reads_a_shard_and_the_map_to_minus_one_to_one(tmp_path: Path) -> None:
     pixels = random_pixels(5, (4, 6, 3))
-    write(tmp_path / "a.parquet", pixels)
+    write_shard(tmp_path / "a.parquet", pixels)
     table = pq.read_table(tmp_path / "a.parquet")
     facts = json.loads(table.schema.metadata[b"ddpm"])
     assert (facts["layout"], facts["storage"]) == ("HWC", "uint8")
@@ -64,10 +64,10 @@ def test_a_shard_is_read_by_plain_pyarrow_and_says_how_to_reach_minus_one_to_one
     assert table.column("sha256").to_pylist() == [hashlib.sha256(image.tobytes()).digest() for image in pixels]
 
 
-def test_float32_shards_hold_exactly_the_values_of_all_256_pixels_at_a_byte_each(tmp_path: Path) -> None:
+def test_float32_shards_hold_all_256_values_exactly_at_a_byte_each(tmp_path: Path) -> None:
     every = np.random.default_rng(0).permuted(np.tile(np.arange(256, dtype=np.uint8), (64, 16)), axis=1)
     every = every.reshape(64, 32, 32, 4)
-    write(tmp_path / "a.parquet", every, "float32")
+    write_shard(tmp_path / "a.parquet", every, "float32")
     column = pq.read_table(tmp_path / "a.parquet").column("image")
     assert column.type == pa.fixed_shape_tensor(pa.float32(), [32, 32, 4])
     values = column.chunk(0).to_numpy_ndarray()
@@ -88,58 +88,58 @@ def test_the_bytes_of_an_image_lie_where_the_footer_says(rows: int, width: int, 
         for number, image in enumerate(pixels):
             writer.append(f"{number:03d}", image)
     content = sink.getvalue().to_pybytes()
-    offsets = image_offsets(pq.read_metadata(pa.BufferReader(content)), (1, width, 1))
+    offsets = pixel_offsets(pq.read_metadata(pa.BufferReader(content)), (1, width, 1))
     assert offsets is not None
     assert len(offsets) == 1
     assert content[offsets[0] :][: pixels.nbytes] == pixels.tobytes()
 
 
 def test_row_groups_hold_16_mib_or_1024_images_and_at_least_one(tmp_path: Path) -> None:
-    for shape, count, wanted in [
+    for shape, count, rows in [
         ((32, 32, 3), 2500, [1024, 1024, 452]),
         ((256, 256, 3), 90, [85, 5]),
         ((4096, 4096, 3), 2, [1, 1]),
     ]:
         images = np.zeros((count, *shape), np.uint8)
         images[-1] = 7
-        write(tmp_path / "a", images)
+        write_shard(tmp_path / "a", images)
         metadata = pq.read_metadata(tmp_path / "a")
-        assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == wanted
-        offsets = image_offsets(metadata, shape)
+        assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == rows
+        offsets = pixel_offsets(metadata, shape)
         assert offsets is not None
         content = (tmp_path / "a").read_bytes()
-        assert content[offsets[-1] :][: images[0].size * wanted[-1]] == images[count - wanted[-1] :].tobytes()
+        assert content[offsets[-1] :][: images[0].size * rows[-1]] == images[count - rows[-1] :].tobytes()
 
 
 REWRITTEN: list[dict[str, Any]] = [
     {"compression": "zstd"},
     {"use_dictionary": True},
     {"data_page_size": 100_000, "write_batch_size": 1},
-    {"data_page_size": 1 << 24, "max_rows_per_page": 340},  # two pages, the least overhead that they can have
+    {"data_page_size": 1 << 24, "max_rows_per_page": 340},  # two pages, with the least overhead that two can have
     {"column_encoding": {"image": "BYTE_STREAM_SPLIT"}},
 ]
 
 
 @pytest.mark.parametrize("options", REWRITTEN, ids=lambda options: next(iter(options)))
-def test_a_shard_written_anew_in_another_encoding_is_still_read(
+def test_a_shard_rewritten_in_another_encoding_is_still_read(
     pixels: np.ndarray, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     dataset = write_dataset(tmp_path / "set", pixels[:400], [400])
     file = tmp_path / "set" / "shard-00000.parquet"
     metadata = pq.read_metadata(file)
-    assert image_offsets(metadata, SHAPE) is not None
+    assert pixel_offsets(metadata, SHAPE) is not None
     table = pq.read_table(file)
     pq.write_table(table, file, **{"compression": "none", "use_dictionary": False, "row_group_size": 341, **options})
-    assert image_offsets(pq.read_metadata(file), SHAPE) is None
-    wanted = [399, 0, 341, 340]
-    assert (dataset.pixels(wanted) == pixels[wanted]).all()
+    assert pixel_offsets(pq.read_metadata(file), SHAPE) is None
+    indices = [399, 0, 341, 340]
+    assert (dataset.pixels(indices) == pixels[indices]).all()
 
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_the_bytes_of_a_shard_depend_on_its_content_alone(tmp_path: Path, storage: PixelStorage) -> None:
     pixels = random_pixels(1030, (4, 4, 1))
-    write(tmp_path / "a", pixels, storage)
-    write(tmp_path / "b", np.asfortranarray(pixels), storage)
+    write_shard(tmp_path / "a", pixels, storage)
+    write_shard(tmp_path / "b", np.asfortranarray(pixels), storage)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -158,7 +158,7 @@ def test_ray_data_reads_the_shards_too(digits: ShardedDataset, tmp_path: Path) -
     assert sorted(row["key"] for row in rows) == [key for number in range(5) for key in digits.keys(number)]
     assert {len(row["image"]) for row in rows} == {64}
     pixels = random_pixels(6, (4, 5, 3))
-    write(tmp_path / "tensor.parquet", pixels, "float32")
+    write_shard(tmp_path / "tensor.parquet", pixels, "float32")
     rows = ray.data.read_parquet(str(tmp_path / "tensor.parquet")).take_all()
     for row in rows:
         value = pixels[int(row["key"])].astype(np.float32) / np.float32(127.5) - np.float32(1)
@@ -166,12 +166,12 @@ def test_ray_data_reads_the_shards_too(digits: ShardedDataset, tmp_path: Path) -
 
 
 def test_images_come_back_by_index_in_any_order_and_across_shards(dataset: ShardedDataset, pixels: np.ndarray) -> None:
-    wanted = [799, 0, 340, 341, 399, 400, 741, 740, 797, 798, 400]
-    assert (dataset.pixels(wanted) == pixels[wanted]).all()
-    images = dataset.images(wanted)
+    indices = [799, 0, 340, 341, 399, 400, 741, 740, 797, 798, 400]
+    assert (dataset.pixels(indices) == pixels[indices]).all()
+    images = dataset.images(indices)
     assert images.shape == (11, 3, 128, 128)
     assert images.dtype == torch.float32
-    assert torch.equal(images, torch.from_numpy(pixels[wanted]).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert torch.equal(images, torch.from_numpy(pixels[indices]).permute(0, 3, 1, 2) / 127.5 - 1)
     assert dataset.pixels([]).shape == (0, *SHAPE)
     assert [list(dataset.shard_range(shard)) for shard in (1, 3)] == [[], [798, 799]]
     assert dataset.keys(3) == ["0000000798", "0000000799"]
@@ -183,7 +183,7 @@ def test_an_index_beyond_the_data_is_refused(dataset: ShardedDataset, indices: l
         dataset.pixels(indices)
 
 
-def test_a_data_set_in_use_is_sent_to_other_processes_as_its_place_and_manifest(dataset: ShardedDataset) -> None:
+def test_a_data_set_in_use_is_pickled_as_its_path_and_manifest(dataset: ShardedDataset) -> None:
     dataset.pixels([5])
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy == dataset
@@ -194,7 +194,7 @@ def test_a_data_set_in_use_is_sent_to_other_processes_as_its_place_and_manifest(
 def test_threads_read_what_one_reads_however_few_files_may_be_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "OPEN_FILES", 2)
+    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 2)
     pixels = random_pixels(300, (8, 8, 1))
     dataset = write_dataset(tmp_path / "set", pixels, [30] * 10)
     batches = np.random.default_rng(0).integers(0, 300, (200, 40))
@@ -205,7 +205,7 @@ def test_threads_read_what_one_reads_however_few_files_may_be_open(
     assert len(os.listdir("/proc/self/fd")) <= open_before + 2
 
 
-def test_row_groups_are_read_once_by_all_threads_and_dropped_beyond_the_limit() -> None:
+def test_threads_read_a_row_group_once_and_drop_it_beyond_the_limit() -> None:
     reads: list[int] = []
     started = threading.Barrier(2)
 
@@ -234,7 +234,7 @@ def test_row_groups_are_read_once_by_all_threads_and_dropped_beyond_the_limit() 
     assert sorted(reads) == [0, 0, 1, 2, 3, 4]
 
 
-def test_a_failed_read_is_told_to_all_threads_and_tried_again() -> None:
+def test_a_failed_read_raises_in_all_threads_and_is_tried_again() -> None:
     attempts: list[int] = []
 
     def read(group: int) -> np.ndarray:
@@ -253,8 +253,8 @@ def test_a_failed_read_is_told_to_all_threads_and_tried_again() -> None:
 def test_an_object_store_is_read_by_row_groups_once_each(
     pixels: np.ndarray, s3_bucket: str, tmp_path: Path, storage: PixelStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = location(f"{s3_bucket}/{tmp_path.name}", option="--shards")
-    dataset = write_dataset(place, pixels[:500], [400, 100], storage)
+    path = location(f"{s3_bucket}/{tmp_path.name}", option="--shards")
+    dataset = write_dataset(path, pixels[:500], [400, 100], storage)
     assert ShardedDataset.open(f"{s3_bucket}/{tmp_path.name}") == dataset
     groups: list[int] = []
     cache = dataset._reader._cache
@@ -265,13 +265,13 @@ def test_an_object_store_is_read_by_row_groups_once_each(
         return inner(group)
 
     monkeypatch.setattr(cache, "_read", read)
-    for wanted in ([0, 499, 340, 341], [399, 400, 7]):
-        assert (dataset.pixels(wanted) == pixels[wanted]).all()
+    for indices in ([0, 499, 340, 341], [399, 400, 7]):
+        assert (dataset.pixels(indices) == pixels[indices]).all()
     assert sorted(groups) == [0, 1, 2]
     assert dataset.keys(1) == [f"{index:010d}" for index in range(400, 500)]
     dataset.verify()
-    (place / "shard-00001.parquet").unlink()
-    dataset = ShardedDataset.open(place)
+    (path / "shard-00001.parquet").unlink()
+    dataset = ShardedDataset.open(path)
     with pytest.raises(InputError, match=r"damaged file 'shard-00001\.parquet' "):
         dataset.pixels([450])
 
@@ -292,7 +292,7 @@ def small(tmp_path: Path) -> ShardedDataset:
 
 
 def rewrite(small: ShardedDataset, shard: int, change: Callable[[pa.Table], pa.Table]) -> dict[str, Any]:
-    """A manifest for a shard changed and written anew, its file's size and sha256 right."""
+    """A manifest for a shard that is changed and rewritten, with the right size and sha256 of its file."""
     file = small.path / small.manifest["shards"][shard]["file"]
     with file.open("rb") as source:
         table = change(pq.read_table(source))
@@ -330,7 +330,7 @@ def swapped_both(table: pa.Table) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (swapped("key"), r"\(key '0000000003' comes after '0000000004'\)"),
         (swapped("image"), r"\(image '0000000003' differs from its sha256\)"),
@@ -342,10 +342,10 @@ def swapped_both(table: pa.Table) -> pa.Table:
     ids=["keys", "images", "digests", "pairs", "count", "column"],
 )
 def test_verify_finds_what_the_files_hashes_do_not_show(
-    small: ShardedDataset, change: Callable[[pa.Table], pa.Table], said: str
+    small: ShardedDataset, change: Callable[[pa.Table], pa.Table], message: str
 ) -> None:
     manifest = rewrite(small, 0, change)
-    with pytest.raises(InputError, match=r"damaged file 'shard-00000\.parquet' " + said):
+    with pytest.raises(InputError, match=r"damaged file 'shard-00000\.parquet' " + message):
         ShardedDataset(small.path, manifest).verify()
 
 

@@ -1,29 +1,35 @@
-"""Tracking: what passes is waited for, nothing is made twice, no password is written down, one protocol is one ranking."""
+"""Tracking: what is transient is waited for, nothing is made twice, no password is written down, one protocol is one ranking."""
 
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
+from support.http_server import HttpServer, http_server
 from support.states import new_state
 
 from ddpm_core.checkpoint import Checkpoint, snapshot, write_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import evaluate
-from pipelines.runtime.locations import location
+from pipelines.runtime.locations import holds_password, location
 from pipelines.tracking import retry, sqlite_lease
-from pipelines.tracking.queries import name_of_run
-from pipelines.tracking.retry import at_once
-from pipelines.tracking.tracker import TrackedRun, Tracker, passes
+from pipelines.tracking.client import is_transient
+from pipelines.tracking.queries import name_of_run, path_of_model
+from pipelines.tracking.registry import Registry
+from pipelines.tracking.retry import with_retries, without_retries
+from pipelines.tracking.run import TrackedRun
+from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.uri import UnreachableError, check_answers
 
 
 def tracker(folder: Path) -> Tracker:
@@ -55,7 +61,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptu
     assert (metric.step, metric.value) == (3, 0.5)
 
 
-def test_what_never_passes_is_raised_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_that_is_not_transient_is_raised_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = new_run(tmp_path)
     gone = TrackedRun(run.client, run.experiment_id, "0" * 32)
     with pytest.raises(MlflowException):
@@ -65,52 +71,80 @@ def test_what_never_passes_is_raised_at_once(tmp_path: Path, caplog: pytest.LogC
     assert not caplog.records
 
 
+@dataclass
+class FailingServer:
+    """A server that is healthy, and whose every other answer has a status that a test may change."""
+
+    server: HttpServer
+    status: int = 503
+
+    @property
+    def calls(self) -> int:
+        return sum(request.path != "/health" for request in self.server.requests)
+
+
 @pytest.fixture
-def failing_server() -> Iterator[tuple[str, list[int]]]:
-    """The address of a server whose every answer has a given status, which a test may change; and the requests so far."""
-    answers: list[int] = [503]
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            if self.path != "/health":
-                answers.append(answers[0])
-            self.send_response(200 if self.path == "/health" else answers[0])
-            self.end_headers()
-            self.wfile.write(b"no")
-
-        do_GET = do_POST = answer
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", answers
-    server.shutdown()
-    server.server_close()
+def failing_server() -> Iterator[FailingServer]:
+    with http_server(lambda path: 200 if path == "/health" else failing.status) as server:
+        failing = FailingServer(server)
+        yield failing
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_patience_ends_in_a_sentence(
-    failing_server: tuple[str, list[int]], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_server_that_stays_away_is_named_in_a_sentence(
+    failing_server: FailingServer, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    uri, answers = failing_server
-    answers[0] = status
+    uri, failing_server.status = failing_server.server.uri, status
     monkeypatch.setattr(retry, "PATIENCE", 0.5)
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.1)
     began = time.monotonic()
     with pytest.raises(InputError, match=rf"tracking server '{uri}' has not answered for 0 s .*: start it or repair"):
         Tracker(uri, "tests", tmp_path)
     assert 0.5 <= time.monotonic() - began < 5
-    assert 3 <= len(answers) - 1 <= 5  # at 0, 0.1, 0.3 and 0.5 s: MLflow does not try by itself
+    assert 3 <= failing_server.calls <= 5  # at 0, 0.1, 0.3 and 0.5 s: MLflow does not try by itself
 
 
-def test_a_refusal_is_not_waited_for(failing_server: tuple[str, list[int]], tmp_path: Path) -> None:
-    uri, answers = failing_server
-    answers[0] = 403
+def test_a_refusal_is_not_waited_for(failing_server: FailingServer, tmp_path: Path) -> None:
+    failing_server.status = 403
     with pytest.raises(MlflowException):
-        Tracker(uri, "tests", tmp_path)
-    assert len(answers) == 2
+        Tracker(failing_server.server.uri, "tests", tmp_path)
+    assert failing_server.calls == 1
+
+
+@pytest.mark.parametrize("status", [200, 302, 401, 500])
+def test_a_server_is_reached_if_it_answers_its_health_at_all(status: int) -> None:
+    with http_server(lambda path: status) as server:
+        check_answers(f"{server.uri}/")
+        assert [request.path for request in server.requests] == ["/health"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("http://127.0.0.1:9", "Connection refused"),
+        ("http://no.such.host.invalid:5000", "not known|name resolution"),
+        ("http://[::bad", "not a valid host"),
+    ],
+)
+def test_an_address_without_a_server_is_refused_after_one_try(uri: str, why: str) -> None:
+    with pytest.raises(UnreachableError, match=rf"tracking server '{re.escape(uri)}' cannot be reached .*({why})"):
+        check_answers(uri)
+
+
+def test_an_alias_leaves_the_default_tracking_uri_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    model_id = run.checkpoint_model("m", 1, "/nowhere", "0")
+    for before in ("sqlite:////nowhere/else.db", None):
+        if before is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
+        Registry(run.client, "names").set_alias("best", model_id, run.run_id, {"a": "b"})
+        assert os.environ.get("MLFLOW_TRACKING_URI") == before
+    assert Registry(run.client, "names").tags("best") == {"a": "b"}
+    assert path_of_model(run.client.tracking_uri, "models:/names@best") == "/nowhere"
+    assert path_of_model(run.client.tracking_uri, "models:/names/1") == "/nowhere"
+    assert path_of_model(run.client.tracking_uri, "models:/names") is None
 
 
 def test_calls_within_calls_do_not_multiply_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +157,12 @@ def test_calls_within_calls_do_not_multiply_the_waiting(monkeypatch: pytest.Monk
         raise ConnectionError("away")
 
     def inner() -> None:
-        retry.persist(fail, lambda error: True, "it")
+        with_retries(fail, lambda error: True, "it")
 
     with pytest.raises(InputError, match="it has not answered"):
-        retry.persist(inner, lambda error: True, "it")
+        with_retries(inner, lambda error: True, "it")
     assert len(tries) == 4  # at 0, 0.1, 0.3 and 0.4 s
-    with at_once(), pytest.raises(ConnectionError):
+    with without_retries(), pytest.raises(ConnectionError):
         inner()
     assert len(tries) == 5
 
@@ -219,7 +253,7 @@ def test_a_result_that_only_the_run_has_is_given_to_the_model(tmp_path: Path, mo
         ("postgresql://database/mlflow?user=alice&password=hunter2", "PGPASSWORD or ~/.pgpass"),
     ],
 )
-def test_a_tracking_uri_with_a_password_is_refused_without_repeating_it(uri: str, instead: str, tmp_path: Path) -> None:
+def test_a_tracking_uri_with_a_password_is_refused_unrepeated(uri: str, instead: str, tmp_path: Path) -> None:
     config = EvaluateConfig(run="a", storage=str(tmp_path), tracking_uri=uri)
     for call in (lambda: Tracker(uri, "e", tmp_path), lambda: name_of_run(uri, "a"), lambda: evaluate(config)):
         with pytest.raises(InputError, match=instead) as raised:
@@ -229,16 +263,14 @@ def test_a_tracking_uri_with_a_password_is_refused_without_repeating_it(uri: str
 
 
 @pytest.mark.parametrize("url", ["sftp://alice:hunter2@host/runs", "https://host/shards?X-Amz-Signature=hunter2"])
-def test_a_place_with_a_password_is_refused_without_repeating_it(url: str) -> None:
+def test_a_storage_url_with_a_password_is_refused_unrepeated(url: str) -> None:
     with pytest.raises(InputError, match="--storage is a URL that holds a password") as raised:
         location(url, option="--storage")
     assert "hunter2" not in str(raised.value)
 
 
 @pytest.mark.parametrize("uri", ["http://host:5000/a@b", "postgresql://alice@host:5432/db", "memory://a/b?x=1"])
-def test_a_uri_without_a_password_is_none_with_one(uri: str) -> None:
-    from pipelines.runtime.locations import holds_password
-
+def test_a_uri_without_a_password_is_not_taken_for_one_with(uri: str) -> None:
     assert not holds_password(uri)
 
 
@@ -279,7 +311,7 @@ def test_sqlite_is_written_to_from_one_machine(tmp_path: Path) -> None:
     run.finish()
 
 
-def test_a_machine_that_is_gone_is_in_nobodys_way_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claim_of_a_machine_that_is_gone_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = tmp_path / "mlflow.db"
     killed = writer_elsewhere(database)
     killed.kill()
@@ -287,14 +319,14 @@ def test_a_machine_that_is_gone_is_in_nobodys_way_for_long(tmp_path: Path, monke
     (left,) = (tmp_path / "mlflow.db.writers").iterdir()
     with pytest.raises(InputError, match="if 'elsewhere' no longer runs, wait 3 minutes"):
         sqlite_lease.claim(database)
-    old = left.stat().st_mtime - sqlite_lease.EXPIRED - 1
+    old = left.stat().st_mtime - sqlite_lease.EXPIRES_AFTER - 1
     os.utime(left, (old, old))
     sqlite_lease.claim(database)
     assert not left.exists()
 
 
-def test_a_writer_renews_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_lease, "RENEWED", 0.05)
+def test_a_writer_renews_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_lease, "RENEWED_EVERY", 0.05)
     monkeypatch.setattr(sqlite_lease, "_renewing", -1)  # a thread of this test's own
     sqlite_lease.claim(tmp_path / "mlflow.db")
     (mine,) = (tmp_path / "mlflow.db.writers").iterdir()
@@ -305,16 +337,14 @@ def test_a_writer_renews_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         time.sleep(0.01)
 
 
-def test_what_passes() -> None:
-    from mlflow.exceptions import RestException
-
+def test_errors_of_an_absent_or_busy_server_are_transient() -> None:
     calls: list[Callable[[], Exception]] = [
         lambda: RestException({"error_code": "TEMPORARILY_UNAVAILABLE"}),
         lambda: MlflowException("API request to http://host failed with exception ..."),
         lambda: RestException({"error_code": "REQUEST_LIMIT_EXCEEDED"}),
     ]
-    assert all(passes(call()) for call in calls)
+    assert all(is_transient(call()) for call in calls)
     for code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"):
-        assert not passes(RestException({"error_code": code}))
-    assert not passes(MlflowException("a bug"))
-    assert not passes(OSError(28, "no space"))
+        assert not is_transient(RestException({"error_code": code}))
+    assert not is_transient(MlflowException("a bug"))
+    assert not is_transient(OSError(28, "no space"))

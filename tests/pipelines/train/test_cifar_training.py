@@ -82,7 +82,7 @@ def squared_norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 @pytest.mark.slow
-def test_the_papers_recipe_takes_the_steps_of_a_plain_loop_over_diffusers_network(
+def test_the_recipe_takes_the_steps_of_a_plain_loop_over_diffusers(
     cifar: ShardedDataset, pixels: np.ndarray, tmp_path: Path
 ) -> None:
     """Every value of the recipe but the batch and the warm-up, which make three steps affordable and their weights move;
@@ -153,7 +153,7 @@ def test_the_papers_recipe_takes_the_steps_of_a_plain_loop_over_diffusers_networ
 
 
 @pytest.mark.slow
-def test_the_loss_begins_at_one_and_falls_below_what_a_scalar_a_timestep_reaches(
+def test_the_loss_begins_at_one_and_falls_below_the_best_scalar_predictor(
     cifar: ShardedDataset, pixels: np.ndarray, tmp_path: Path
 ) -> None:
     """With E[x_0^2] = m a dimension, eps_hat = c x_t has the loss 1 - 2 c sqrt(1-abar) + c^2 (abar m + 1-abar); the best c

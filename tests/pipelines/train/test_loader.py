@@ -31,7 +31,7 @@ WINDOWS = st.none() | st.integers(1, 60)
 
 
 @given(GROUPS, st.integers(0, 5), st.integers(1, 25), WINDOWS)
-def test_an_epoch_visits_every_image_once_whatever_groups_batches_and_windows(
+def test_an_epoch_visits_every_image_once_for_any_groups_and_windows(
     groups: np.ndarray, seed: int, batch: int, window: int | None
 ) -> None:
     order, images = BatchOrder(groups), int(groups.sum())
@@ -52,7 +52,7 @@ def test_a_batch_is_the_same_whatever_was_asked_for_before(
         assert (order.global_batch(seed, step, batch, window) == fresh).all()
 
 
-def test_without_a_window_an_epoch_is_the_addressed_permutation_of_all_images() -> None:
+def test_without_a_window_an_epoch_is_the_addressed_permutation() -> None:
     """Runs that are under way go on with the images that they would have had."""
     batches = [BatchOrder(np.array([40, 10])).global_batch(3, step, 20, None) for step in range(5)]
     stream = torch.cat([rng.permutation(3, "epoch", epoch, 50) for epoch in range(2)])
@@ -327,7 +327,7 @@ def test_a_window_is_part_of_what_decides_a_run_and_its_absence_is_not() -> None
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("resident", [True, False])
-def test_on_a_cuda_device_images_t_and_flips_are_equal_and_noise_to_rounding(
+def test_on_cuda_images_t_and_flips_are_equal_and_noise_to_rounding(
     dataset: ShardedDataset, resident: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not resident:

@@ -67,6 +67,23 @@ def test_the_same_command_again_does_nothing(undisturbed: TrainResult, digits: S
     assert lines == [f"train: {again.run.name} is done, 12 steps"]
 
 
+@pytest.mark.parametrize("damage", ["zeros", "cut", "manifest"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_ends_alike(
+    undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(Path(str(undisturbed.run.folder)), tmp_path / "train" / undisturbed.run.name)
+    newest = tmp_path / "train" / undisturbed.run.name / "step-00000012"
+    victim = newest / ("manifest.json" if damage == "manifest" else "ema.safetensors")
+    content = victim.read_bytes()
+    victim.write_bytes(bytes(len(content)) if damage == "zeros" else content[: len(content) // 2])
+    lines: list[str] = []
+    again = train(config(digits, tmp_path), lines.append)
+    assert sum("is set aside as step-00000012.damaged-" in line for line in lines) == 1
+    assert any("from step 8 on" in line for line in lines)
+    assert contents(again) == contents(undisturbed)
+    assert len(list(newest.parent.glob("step-00000012.damaged-*"))) == 1
+
+
 def test_one_worker_takes_the_same_steps_as_two(
     undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
@@ -224,7 +241,7 @@ def test_an_elastic_run_takes_a_new_node_in(long_run: TrainResult, digits: Shard
 
 
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
+def test_a_run_asked_to_stop_saves_the_newest_step_and_goes_on_from_it(
     long_run: TrainResult, digits: ShardedDataset, tmp_path: Path
 ) -> None:
     """SIGTERM in the middle of everything: of a logging interval, and between checkpoints."""

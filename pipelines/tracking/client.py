@@ -1,0 +1,53 @@
+"""Calls to MLflow, made again while its server or database is away."""
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from pipelines.tracking.retry import with_retries
+
+TRANSIENT_CODES = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class HasClient(Protocol):
+    """Whatever holds a client of MLflow."""
+
+    @property
+    def client(self) -> MlflowClient: ...
+
+
+Holder = TypeVar("Holder", bound=HasClient)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether a call may succeed if it is made again: a server or database that is away, busy or locked."""
+    if isinstance(error, MlflowException):
+        # What MLflow's HTTP client makes of a refused connection, a timeout, a 429 or a 5xx; elsewhere this code is a bug.
+        failed_request = error.error_code == "INTERNAL_ERROR" and "API request to" in str(error)
+        return failed_request or error.error_code in TRANSIENT_CODES
+    if isinstance(error, RequestException):
+        return error.response is None or error.response.status_code >= 500 or error.response.status_code == 429
+    # SQLAlchemy's own, when MLflow makes its first connection to a database.
+    return isinstance(error, OperationalError | InterfaceError)
+
+
+def retried(
+    method: Callable[Concatenate[Holder, Arguments], Result],
+) -> Callable[Concatenate[Holder, Arguments], Result]:
+    """A method, or a function whose first argument holds a client, that is called again while the server is away. Whatever
+    it does must be possible twice: an answer may have been lost."""
+
+    @functools.wraps(method)
+    def call(holder: Holder, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        what = f"tracking server {holder.client.tracking_uri!r}"
+        return with_retries(lambda: method(holder, *args, **kwargs), is_transient, what)
+
+    return call

@@ -1,0 +1,187 @@
+"""An MLflow run: its metrics, tags, files, and the models of its checkpoints. Every call can be made again: what is there
+already is found, not made twice."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
+
+from ddpm_core.checkpoint import Checkpoint
+from pipelines.tracking.client import retried
+
+METRICS_A_CALL = 1000  # MLflow's limit
+Weights = Literal["ema", "raw"]
+
+
+def now() -> int:
+    """The time in ms, as MLflow counts it."""
+    return int(time.time() * 1000)
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """An MLflow run that is written to."""
+
+    client: MlflowClient
+    experiment_id: str
+    run_id: str
+
+    @retried
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run, in place of those of the same names."""
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    @retried
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+        """End the run; Tracker.run() has it running again."""
+        self.client.set_terminated(self.run_id, status)
+
+    # Metrics.
+
+    @retried
+    def logged_steps(self, key: str) -> set[int]:
+        """The steps at which the metric `key` has a value."""
+        return {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
+
+    def log_records(self, records: Iterable[Mapping[str, float]], timestamp: int | None = None) -> None:
+        """Log metrics by step: each record has `step` and any number of values, and is logged as a whole. timestamp: in ms,
+        by default now; MLflow drops a value that it has with the same one."""
+        timestamp = now() if timestamp is None else timestamp
+        metrics: list[Metric] = []
+        for record in records:
+            values = [
+                Metric(key, float(value), timestamp, int(record["step"]))
+                for key, value in record.items()
+                if key != "step"
+            ]
+            if len(metrics) + len(values) > METRICS_A_CALL:
+                self._log_metrics(metrics)
+                metrics = []
+            metrics += values
+        if metrics:
+            self._log_metrics(metrics)
+
+    @retried
+    def _log_metrics(self, metrics: Sequence[Metric]) -> None:
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_result(
+        self,
+        owner: "TrackedRun",
+        name: str,
+        checkpoint: Checkpoint,
+        weights: Weights,
+        values: Mapping[str, float],
+        *,
+        dataset: str,
+        protocol: str,
+    ) -> bool:
+        """Log metrics of a checkpoint of the training `name`: on this run at its step, and on its model, which the run
+        `owner` has, with the data set. Whether any was new: not there yet, or of a checkpoint that was made anew.
+
+        protocol: the fingerprint, which stands for the data set's digest and ends its name. MLflow ranks models by the
+        metrics of one name and digest; its table tells a model's metrics apart by the name alone.
+        """
+        timestamp, model_id = now(), owner.model_of(name, checkpoint, weights)
+        return self._log_on_model(model_id, checkpoint.step, values, f"{dataset}-{protocol[:6]}", protocol, timestamp)
+
+    @retried
+    def _log_on_model(
+        self, model_id: str, step: int, values: Mapping[str, float], dataset: str, digest: str, timestamp: int
+    ) -> bool:
+        by_time = sorted(self.client.get_logged_model(model_id).metrics or [], key=lambda metric: metric.timestamp)
+        of_model = {
+            metric.key: metric.value
+            for metric in by_time
+            if metric.dataset_digest == digest and metric.run_id == self.run_id
+        }
+        new = [key for key, value in values.items() if {self._last_at(step, key), of_model.get(key)} != {value}]
+        for key in new:
+            self.client.log_metric(
+                self.run_id,
+                key,
+                values[key],
+                timestamp=timestamp,
+                step=step,
+                model_id=model_id,
+                dataset_name=dataset,
+                dataset_digest=digest,
+            )
+        return bool(new)
+
+    def _last_at(self, step: int, key: str) -> float | None:
+        """The value that a metric got last at a step."""
+        history = [metric for metric in self.client.get_metric_history(self.run_id, key) if metric.step == step]
+        return max(history, key=lambda metric: metric.timestamp).value if history else None
+
+    # Files.
+
+    @retried
+    def log_json(self, name: str, value: Any) -> None:
+        """Write a value under the path `name` of the run's artifacts."""
+        self.client.log_text(self.run_id, json.dumps(value, indent=1, sort_keys=True), name)
+
+    @retried
+    def read_json(self, name: str) -> Any:
+        """What log_json() wrote under a path, None if nothing."""
+        parent = str(Path(name).parent)
+        files = self.client.list_artifacts(self.run_id, None if parent == "." else parent)
+        if name not in {file.path for file in files}:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            return json.loads(Path(self.client.download_artifacts(self.run_id, name, folder)).read_text())
+
+    @retried
+    def log_bytes(self, name: str, data: bytes) -> None:
+        """Write a file under the path `name` of the run's artifacts."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(data)
+            parent = str(Path(name).parent)
+            self.client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+
+    # Models.
+
+    def model_of(self, name: str, checkpoint: Checkpoint, weights: Weights = "ema") -> str:
+        """The id of the LoggedModel of a checkpoint of the training `name`, made if there is none."""
+        sha256 = checkpoint.weights_sha256(weights)
+        return self.checkpoint_model(
+            f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, sha256, weights
+        )
+
+    @retried
+    def checkpoint_model(self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema") -> str:
+        """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
+        name = name if weights == "ema" else f"{name}-raw"
+        found, place = self._models(name), {"ddpm.path": str(path), "ddpm.sha256": sha256}
+        if not found:
+            self.client.create_logged_model(
+                self.experiment_id,
+                name=name,
+                source_run_id=self.run_id,
+                model_type="ddpm",
+                params={"step": str(step), "weights": weights},
+                tags={**place, "mlflow.model.isExternal": "true"},
+            )
+            found = self._models(name)
+        model, *others = found
+        if not place.items() <= model.tags.items():  # the checkpoint was made anew, or moved
+            self.client.set_logged_model_tags(model.model_id, place)
+        if model.status != LoggedModelStatus.READY:
+            self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        for other in others:  # made by another process in the same moment, or by a call whose answer was lost
+            self.client.delete_logged_model(other.model_id)
+        return str(model.model_id)
+
+    def _models(self, name: str) -> list[LoggedModel]:
+        """The run's models of a name, the first one first."""
+        found = self.client.search_logged_models(
+            [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{self.run_id}'"
+        )
+        return sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
