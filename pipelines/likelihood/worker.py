@@ -15,9 +15,9 @@ from ddpm_core.configs import Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.gaussian import Cdf
 from ddpm_core.likelihood import Bound, bound_term, estimate_bound, rate_distortion, variational_bound
-from ddpm_core.metrics.intervals import mean_interval
 from ddpm_core.pixel_range import SCALE
 from ddpm_core.precision import full_float32
+from ddpm_core.verdicts import mean_interval
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import load_chunk, save_chunk
 from pipelines.shards.dataset import ShardedDataset

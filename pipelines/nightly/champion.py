@@ -16,6 +16,7 @@ from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
+from ddpm_core.verdicts import intervals_overlap
 from pipelines.checkpoints.retention import MARK, mark_best, unmark
 from pipelines.checkpoints.store import made_at
 from pipelines.evaluate.driver import Evaluator
@@ -63,9 +64,8 @@ def replaces(new: Evaluation, old: Evaluation, same_run: bool) -> bool:
     """Whether the alias moves from one checkpoint to another of a lower or equal distance."""
     if same_run and new.step < old.step:
         return True
-    if new.interval is None or old.interval is None:
-        return new.distance < old.distance
-    return new.interval[1] < old.interval[0]
+    overlap = intervals_overlap(new.interval, old.interval)
+    return new.distance < old.distance if overlap is None else not overlap
 
 
 def hold(evaluator: Evaluator, kept: Sequence[Evaluation]) -> None:

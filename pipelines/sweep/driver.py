@@ -21,6 +21,7 @@ import torch
 from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.protocol import fingerprint
 from ddpm_core.schedules import PriorCheck, check_prior
+from ddpm_core.verdicts import Standing, standings
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.runtime.cluster import check_fits, connect
@@ -31,7 +32,7 @@ from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
-from pipelines.sweep.ranking import Outcome, Standing, halve, spread, standings, summary
+from pipelines.sweep.ranking import Outcome, halve, measurements, summary
 from pipelines.sweep.trial import Trials
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker, open_tracker
@@ -54,12 +55,12 @@ class SweepResult:
     @property
     def ranking(self) -> list[Standing]:
         """The points that finished, the lowest mean distance first."""
-        return standings([outcome for outcome in self.outcomes if outcome.status == "finished"])
+        return standings(measurements([outcome for outcome in self.outcomes if outcome.status == "finished"]))
 
     def describe(self) -> list[str]:
         """The outcome in sentences."""
         lines = [
-            f"{place}. {standing.point}: {self.metric} {standing.mean:.4g}{spread(standing)} over {standing.seeds} of its seeds"
+            f"{place}. {standing.point}: {self.metric} {standing.mean:.4g}{standing.spread} over {standing.seeds} of its seeds"
             for place, standing in enumerate(self.ranking, 1)
         ]
         failed = [outcome for outcome in self.outcomes if outcome.status != "finished"]
