@@ -180,7 +180,7 @@ def test_what_waits_is_sent_as_soon_as_the_server_is_back(servers: tuple[Server,
 
 
 @pytest.mark.slow
-def test_a_training_ends_well_without_its_server_and_the_night_finds_what_was_sent_later(
+def test_a_training_ends_without_its_server_and_a_night_finds_its_entries(
     servers: tuple[Server, Postgres], digits: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _ = servers
