@@ -22,7 +22,7 @@ from reports.sections.likelihoods import LikelihoodSection, likelihood_section
 from reports.sections.making import Making, making_of
 from reports.sections.memorization import memorization
 from reports.sections.paper_tables import PaperTable, comparisons
-from reports.sections.seeds import settings_of, settings_table
+from reports.sections.seeds import points_table
 from reports.sections.training_curves import training_charts
 from reports.summary import markdown, since_previous, summary, with_previous
 from reports.verdicts import commands
@@ -185,7 +185,8 @@ def _title(protocol: Protocol) -> str:
 
 
 def _sweep_section(result: SweepResult) -> SweepSection:
-    seeds_vary = any("seed" in trial.values for trial in result.sweep.trials)
+    trials = result.sweep.trials
+    seeds_vary = len({trial.point for trial in trials}) < len(trials)
     note = (
         "" if seeds_vary else "Each setting was trained once: the intervals hold no variation between training seeds."
     )
@@ -199,12 +200,8 @@ def _sweep_section(result: SweepResult) -> SweepSection:
 
 
 def _sweep_ranking(trials: TrialRanking) -> tuple[str, tuple[tables.Table, ...]]:
-    settings, protocol = settings_of(trials.results), trials.ranking.protocol
-    each = tables.trial_table(trials)
-    if not settings:
-        return trials.conclusion, (each,)
-    over_seeds = settings_table(settings, protocol.distance, protocol.fingerprint)
-    return trials.conclusion, (over_seeds, each)
+    over_seeds, each = points_table(trials), tables.trial_table(trials)
+    return trials.conclusion, (over_seeds, each) if over_seeds else (each,)
 
 
 def _facts(record: ExperimentRecord, rankings: tuple[Ranking, ...], lead: TrainingRun) -> tuple[tuple[str, str], ...]:

@@ -98,9 +98,10 @@ def test_no_package_is_too_large_to_see_at_once() -> None:
     assert sizes <= {"ddpm_core", "jobs"}
 
 
-def test_only_tracking_writes_to_mlflow() -> None:
-    writers = {named(path) for path in FILES if "mlflow" in imported(path) and "reports" not in path.parts}
-    assert writers == {f"pipelines/tracking/{name}.py" for name in ("client", "run", "tracker", "registry", "queries")}
+def test_only_tracking_talks_to_mlflow() -> None:
+    users = {named(path) for path in FILES if "mlflow" in imported(path) and "reports" not in path.parts}
+    assert users
+    assert all(name.startswith("pipelines/tracking/") for name in users)
 
 
 def test_only_images_converts_between_pixels_and_floats() -> None:

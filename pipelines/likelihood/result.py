@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddpm_core.commit import MANIFEST, read_manifest
 from ddpm_core.likelihood import Bound, rate_distortion
-from ddpm_core.metrics.intervals import mean_interval
 from ddpm_core.pixel_range import SCALE
+from ddpm_core.verdicts import mean_interval
 from pipelines.likelihood.worker import LikelihoodProtocol
 from pipelines.runtime.chunks import load_chunk
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddpm_core.commit import MANIFEST
-from pipelines.sweep.ranking import Outcome, Standing, spread, standings
+from ddpm_core.verdicts import Standing, standings
+from pipelines.sweep.ranking import Outcome, measurements
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class SweepResult:
     @property
     def ranking(self) -> list[Standing]:
         """The points that finished, the lowest mean distance first."""
-        return standings([outcome for outcome in self.outcomes if outcome.status == "finished"])
+        return standings(measurements([outcome for outcome in self.outcomes if outcome.status == "finished"]))
 
     def describe(self) -> list[str]:
         """The result in sentences, the conclusion last."""
         lines = [
-            f"{rank}. {standing.point}: {self.metric} {standing.mean:.4g}{spread(standing)} over {standing.seeds} of its seeds"
+            f"{rank}. {standing.point}: {self.metric} {standing.mean:.4g}{standing.spread} over {standing.seeds} of its seeds"
             for rank, standing in enumerate(self.ranking, 1)
         ]
         lines += [

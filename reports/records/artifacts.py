@@ -44,7 +44,7 @@ def trial(row: Mapping[str, Any]) -> Trial:
     """A row of a sweep's trials.json."""
     return Trial(
         label=str(row["label"]),
-        values=dict(row.get("values") or {}),
+        point=str(row["point"]),
         run_id=row.get("run_id"),
         evaluation_run_id=row.get("evaluation_run_id"),
         steps=row.get("steps"),

@@ -313,7 +313,7 @@ def digits() -> Ids:
     rows = [
         {
             "label": label,
-            "values": {"diffusion.schedule": label},
+            "point": label,
             "run_id": run_id,
             "evaluation_run_id": evaluation,
             "steps": 300,
