@@ -22,7 +22,7 @@ from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.sqlite_lease import claim
 from pipelines.tracking.uri import check_answers, check_no_password, tracking_uri
 
-Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
+Kind = Literal["train", "evaluate", "checkpoint", "likelihood", "compression", "sweep"]
 STEPS_TAG = "ddpm.steps"  # of a training, up to which it was last asked to go
 STARTED_TAG = "ddpm.started"  # seconds, when a run was last begun or gone on with
 PARAMS_A_CALL = 100  # MLflow's limit
