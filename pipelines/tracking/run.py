@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
 
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.records import PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
 METRICS_A_CALL = 1000  # MLflow's limit
@@ -167,7 +168,7 @@ class TrackedRun:
     def checkpoint_model(self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema") -> str:
         """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
         name = name if weights == "ema" else f"{name}-raw"
-        found, place = self._models(name), {"ddpm.path": str(path), "ddpm.sha256": sha256}
+        found, place = self._models(name), {PATH_TAG: str(path), SHA256_TAG: sha256}
         if not found:
             self.client.create_logged_model(
                 self.experiment_id,

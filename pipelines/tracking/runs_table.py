@@ -10,14 +10,12 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from ddpm_core.protocol import KIND_TAG
+from ddpm_core.records import CI_HIGH, CI_LOW, KIND_TAG, PROTOCOL_TAG, STANDING_TAG
 from ddpm_core.verdicts import Interval, intervals_overlap, known_interval
 from pipelines.tracking.client import retried
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
 
-PROTOCOL_TAG = "ddpm.protocol"  # the fingerprint of what a run's numbers depend on
-STANDING_TAG = "ddpm.standing"  # best, not distinguishable (from the best), higher
 SHARED_VIEW = "mlflow.sharedViewState."  # of an experiment: begins the tags that hold views, as MLflow's UI writes them
 VIEW: dict[str, Any] = {  # what such a view has besides
     "startTime": "ALL",
@@ -56,7 +54,7 @@ def share_ranking(tracker: Tracker, protocol: str, metric: str, others: Sequence
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": True,
         "selectedColumns": [
-            *(f"metrics.`{name}`" for name in (metric, f"{metric}_ci_low", f"{metric}_ci_high", "step", *others)),
+            *(f"metrics.`{name}`" for name in (metric, metric + CI_LOW, metric + CI_HIGH, "step", *others)),
             f"tags.`{STANDING_TAG}`",
         ],
     }
@@ -92,8 +90,7 @@ def standings_of(metrics: Mapping[str, Mapping[str, float]], metric: str) -> dic
     if not values:
         return {}
     intervals: dict[str, Interval | None] = {
-        key: known_interval(metrics[key].get(f"{metric}_ci_low"), metrics[key].get(f"{metric}_ci_high"))
-        for key in values
+        key: known_interval(metrics[key].get(metric + CI_LOW), metrics[key].get(metric + CI_HIGH)) for key in values
     }
     best = min(values, key=lambda key: (values[key], metrics[key].get("step", 0.0)))
     return {
