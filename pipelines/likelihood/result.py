@@ -1,4 +1,4 @@
-"""What a likelihood measurement comes to: values with an interval, and the curves of Fig. 5, from the chunks' files."""
+"""The result of a likelihood measurement: values with an interval, and the curves of Fig. 5, from the chunks' files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -90,13 +90,13 @@ def bound_values(total: Tensor, prior: Tensor, decoder: Tensor, mse: Tensor) -> 
     low, high = mean_interval(total.tolist())
     return {
         "bpd": float(total.mean()),
-        "bpd_se": float(total.std()) / math.sqrt(len(total)),
+        "bpd_se": float(total.std()) / math.sqrt(len(total)),  # s / sqrt(n), of which the interval is a multiple
         "bpd_ci_low": low,
         "bpd_ci_high": high,
         "rate_bpd": float((total - decoder).mean()),
         "distortion_bpd": float(decoder.mean()),
         "prior_bpd": float(prior.mean()),
-        "rmse": SCALE * float(mse.mean().sqrt()),
+        "rmse": SCALE * float(mse.mean().sqrt()),  # mse is in units of [-1, 1]
     }
 
 
