@@ -44,6 +44,7 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
         raise InputError(f"--images is {config.images}, but data set {dataset.name!r} has {len(dataset)}: give fewer")
     output = absolute(config.output, option="--output")
     process = model.checkpoint.diffusion_config().build().to(model.codec.device)
+    # A strided chain is a model of its own, with a looser bound.
     chain = process.strided(spread_timesteps(process, config.theory_steps or process.num_timesteps))
     numbers = rng.permutation(config.seed, "curve", 0, len(dataset))[: config.images]
     pixels = torch.from_numpy(dataset.pixels(numbers.numpy()))
@@ -94,7 +95,7 @@ def _round_trip(
     seconds = {"encode": 0.0, "decode": 0.0}
     progress = Progress("curve", config.images, "images", say)
     for batch in pixels.split(config.batch_size):
-        started = time.monotonic()
+        started = time.monotonic()  # no synchronisation on a GPU: both ends return bytes and pixels on the CPU
         files = codec.encode(batch, steps=config.steps, seed=config.seed)
         encoded = time.monotonic()
         coded += files
@@ -111,7 +112,7 @@ def _coded_points(pixels: Tensor, decoded: Sequence[Decoded]) -> list[dict[str, 
     """Rate and RMSE of files cut to a budget of bytes, each at the last check that it holds."""
     most = max(image.frames[-1].nbytes for image in decoded)
     least = max(image.frames[0].nbytes for image in decoded)
-    points: dict[float, dict[str, float]] = {}
+    points: dict[float, dict[str, float]] = {}  # by rate: budgets between the same two checks give one point
     for budget in np.geomspace(least, most, BUDGETS):
         shown = [[frame for frame in image.frames if frame.nbytes <= budget][-1] for image in decoded]
         rate = bits_per_dim([frame.nbytes for frame in shown], pixels)

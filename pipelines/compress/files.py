@@ -44,7 +44,7 @@ def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> CodingRe
     """Code every image. Raises InputError, before the first is coded, for one that is not of the network's size and mode."""
     model = load_model(config)
     paths = find_files(config.images, "--images", "images", _is_image_name)
-    pixels = [_read_pixels(path, model.checkpoint) for path in paths]
+    pixels = [_read_pixels(path, model.checkpoint) for path in paths]  # all before the first is coded
     output, started, size = absolute(config.output, option="--output"), time.monotonic(), 0
     targets = [output / f"{path.stem}{SUFFIX}" for path in paths]
     progress = Progress("encode", len(paths), "images", say)
@@ -67,6 +67,7 @@ def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> CodingRe
     progress = Progress("decode", len(paths), "images", say)
     for start in range(0, len(paths), config.batch_size):
         batch = slice(start, start + config.batch_size)
+        # The names are what errors call the files.
         files, names = [path.read_bytes() for path in paths[batch]], [f"file {str(path)!r}" for path in paths[batch]]
         decoded = codec.decode(files, names, whole=not config.partial)
         for target, data, image in zip(targets[batch], files, decoded, strict=True):

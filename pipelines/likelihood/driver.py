@@ -44,7 +44,7 @@ class LikelihoodResult:
 def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -> LikelihoodResult:
     """Measure the likelihood under checkpoints, or finish that, or read it if it is done.
 
-    Raises InputError for a run nobody knows, and for images, terms or workers that cannot be.
+    Raises InputError for an unknown run, and for images, terms or workers that do not fit.
     """
     storage = local_storage(config.storage)
     run, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, tracking_uri(config, storage))
@@ -121,6 +121,7 @@ def make_chunks(
 ) -> Iterator[Checkpoint]:
     """Make the chunks that are missing; yields each checkpoint when its last one is there. folders: by step."""
     numbers = choose_images(protocol.seed, len(dataset), protocol.images)
+    # A training that was started again from nothing has other weights at the same step: its old chunks are made again.
     weights = {c.step: c.weights_sha256(protocol.weights) for c in checkpoints}
     missing = {c.step: len(chunks) for c in checkpoints}
     for unit, _ in make_missing(
@@ -140,7 +141,7 @@ def make_chunks(
 
 
 def finish(checkpoint: Checkpoint, chunks: Sequence[range], folder: Path, protocol: LikelihoodProtocol) -> Likelihood:
-    """Merge a checkpoint's chunks and commit what they come to."""
+    """Merge a checkpoint's chunks and commit the result."""
     sha256, T = checkpoint.weights_sha256(protocol.weights), checkpoint.diffusion_config().num_timesteps
     likelihood = Likelihood(checkpoint.step, sha256, T, protocol, *merge_chunks(folder, chunks))
     write_json(folder / MANIFEST, asdict(likelihood))

@@ -1,4 +1,4 @@
-"""What a likelihood measurement comes to: values with an interval, and the curves of Fig. 5, from the chunks' files."""
+"""The result of a likelihood measurement: values with an interval, and the curves of Fig. 5, from the chunks' files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -91,13 +91,13 @@ def bound_values(total: Tensor, prior: Tensor, decoder: Tensor, mse: Tensor) -> 
     low, high = mean_interval(total.tolist())
     return {
         BPD: float(total.mean()),
-        BPD_SE: float(total.std()) / math.sqrt(len(total)),
+        BPD_SE: float(total.std()) / math.sqrt(len(total)),  # s / sqrt(n), of which the interval is a multiple
         BPD + CI_LOW: low,
         BPD + CI_HIGH: high,
         RATE_BPD: float((total - decoder).mean()),
         DISTORTION_BPD: float(decoder.mean()),
         PRIOR_BPD: float(prior.mean()),
-        RMSE: SCALE * float(mse.mean().sqrt()),
+        RMSE: SCALE * float(mse.mean().sqrt()),  # mse is in units of [-1, 1]
     }
 
 

@@ -21,7 +21,7 @@ from pipelines.shards.dataset import ShardedDataset
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodProtocol:
-    """Everything besides the checkpoint that the numbers depend on.
+    """Everything but the checkpoint that the numbers depend on.
 
     images: how many. strata: of the timesteps, for an estimate; None for the full bound.
     """

@@ -60,6 +60,7 @@ def moments(records: Sequence[Mapping[str, Any]], pixels_per_image: int) -> dict
     The last is what L_T depends on (paper, Eq. 5).
     """
     pixels = sum(record["images"] for record in records) * pixels_per_image
+    # in pixels of 0..255, per channel; the map to [-1, 1] is x / SCALE + OFFSET
     mean = np.sum([record["sum"] for record in records], axis=0) / pixels
     square = np.sum([record["sum_of_squares"] for record in records], axis=0) / pixels
     scaled_mean = mean / SCALE + OFFSET

@@ -48,6 +48,7 @@ def make_plan(
         "filter": config.filter,
         "storage": config.storage,
         "images_per_shard": config.images_per_shard,
+        # Of the policies only what changes a shard's bytes; an output may go on under a larger --max-skipped.
         "enlarge": config.too_small == "enlarge",
         "skip_duplicates": config.duplicates == "skip",
     }

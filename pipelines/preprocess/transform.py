@@ -43,7 +43,7 @@ def decode(value: bytes | np.ndarray) -> Image.Image:
         return Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value)
     if not value:
         raise ValueError("0 bytes")
-    image: Image.Image = Image.open(io.BytesIO(value))
+    image: Image.Image = Image.open(io.BytesIO(value))  # reads the header alone
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):

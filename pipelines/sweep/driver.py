@@ -87,12 +87,14 @@ def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]]) -> d
         "runs": names,
         "steps": config.train.steps,
         "rungs": config.rungs,
+        # A finished sweep is known by the fingerprint of this value: other keys would be another sweep.
         "evaluate": [evaluation_identity(config.evaluation(steps)) for steps in (*config.rungs, config.train.steps)],
     }
 
 
 def evaluation_identity(config: EvaluateConfig) -> dict[str, Any]:
     """The options of an evaluation that decide its numbers."""
+    # Not workers, chunk size or storage, nor what is drawn for a person.
     keys = (
         "extractor",
         "samples",

@@ -66,6 +66,7 @@ def ablation_points(train: TrainConfig) -> dict[str, Point]:
             f"--train.diffusion.var-type is {train.diffusion.var_type!r}: Table 2 says which cells learn it; give "
             "fixedlarge or fixedsmall for the other cells"
         )
+    # mu is the posterior mean (Eq. 8), eps the noise (Eq. 12); L the bound (Eq. 5), mse unweighted; L_simple is Eq. 14.
     cells: list[tuple[str, MeanType, LossType, bool, str]] = [
         ("mu L learned", "xprev", "kl", True, "FID 23.69, IS 7.28 in Table 2"),
         ("mu L fixed", "xprev", "kl", False, "FID 13.22, IS 8.06 in Table 2"),

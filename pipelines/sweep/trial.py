@@ -99,7 +99,7 @@ def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: i
     except DivergedError as error:
         say(f"diverged: {error}")
         return Outcome(label, seed, "diverged", steps, error.run_id or run_id, reason=str(error))
-    (result,) = evaluated.evaluations
+    (result,) = evaluated.evaluations  # of the one checkpoint
     low, high = result.interval or (None, None)
     metric = result.protocol.distance
     if steps == config.train.steps:

@@ -74,6 +74,12 @@ def checkpoint_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     return make_checkpoint(tmp_path, 0), pixels
 
 
+def encode_images(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, images: str) -> None:
+    """Code the images in eight steps into the folder `coded`."""
+    options = ["--run", str(checkpoint), "--images", images, "--output", "coded", "--steps", "8"]
+    assert run_job(monkeypatch, "compress.py", "encode", *options) == 0
+
+
 def test_another_process_with_other_threads_and_batches_decodes_the_images(
     checkpoint_and_images: tuple[Path, np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
@@ -81,8 +87,7 @@ def test_another_process_with_other_threads_and_batches_decodes_the_images(
     tmp_path: Path,
 ) -> None:
     model, pixels = checkpoint_and_images
-    encode = ["encode", "--run", str(model), "--images", "images", "--output", "coded", "--steps", "8"]
-    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    encode_images(monkeypatch, model, "images")
     size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
     assert f"encode: 3 images, {size} bytes, {8 * size / pixels.size:.3f} bits/dim" in capsys.readouterr().out
     decode = ["decode", "--run", str(model), "--files", "coded", "--output", "back", "--batch-size", "2"]
@@ -104,8 +109,7 @@ def test_wrong_files_end_with_2_and_one_sentence_and_write_nothing(
     tmp_path: Path,
 ) -> None:
     model, _ = checkpoint_and_images
-    encode = ["encode", "--run", str(model), "--images", "images/slope0.png", "--output", "coded", "--steps", "8"]
-    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    encode_images(monkeypatch, model, "images/slope0.png")
     capsys.readouterr()
     data = (tmp_path / "coded" / "slope0.x0").read_bytes()
     other = make_checkpoint(tmp_path, 1)
@@ -182,8 +186,7 @@ def test_a_curve_holds_the_rate_and_distortion_of_files_and_theory(
     (run,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
     text = Path(client.download_artifacts(run.info.run_id, "compression/curve.json")).read_text()
     assert json.loads(text) == curve  # what the report reads
-    encode = ["encode", "--run", str(model), "--images", "images", "--output", "coded", "--steps", "8"]
-    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    encode_images(monkeypatch, model, "images")
     size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
     assert curve["lossless"]["coded"] == pytest.approx(8 * size / pixels.size, rel=1e-12)
     account = curve["account"]

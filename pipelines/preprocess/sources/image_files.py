@@ -52,6 +52,7 @@ class FolderSource:
                     if is_image_name(name) and file.is_file():
                         yield (below / name).as_posix(), file.stat().st_size
         else:
+            # find() lists a store by pages of keys: one request for a thousand files, sizes included.
             root = self.path.path.rstrip("/") + "/"
             for name, facts in self.path.fs.find(self.path.path, detail=True).items():
                 yield name.removeprefix(root), int(facts["size"])
@@ -67,6 +68,7 @@ class FolderSource:
 
     def _fetch(self, items: Sequence[Item]) -> Iterator[Value]:
         if not isinstance(self.path, Path):
+            # cat_ranges() asks for all at once and gives errors as values; None, None is the whole file.
             root = self.path.path.rstrip("/")
             yield from self.path.fs.cat_ranges([f"{root}/{item.key}" for item in items], None, None)
             return

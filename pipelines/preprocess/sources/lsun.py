@@ -54,7 +54,8 @@ class LmdbSource:
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[Any]:
         try:
-            # lock=False: a lock file cannot be written to a read-only disk.
+            # lock=False: a lock file cannot be written to a read-only disk. readahead=False: listing the keys would
+            # read the values between them.
             environment = lmdb.open(str(self.path), readonly=True, lock=False, readahead=False, max_readers=1)
         except lmdb.Error as error:
             raise self._unreadable(error) from error

@@ -47,13 +47,14 @@ class ParquetSource:
             rows_before = len(items) if self.split is not None else 0
             prefix = self.split if self.split is not None else name.removesuffix(".parquet")
             items += [Item(f"{prefix}/{rows_before + row:08d}", row, number) for row in range(rows)]
-        return sorted(items)
+        return sorted(items)  # by key: files of any name may lie in another order
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         for number, in_file in itertools.groupby(items, key=lambda item: item.size):
             with _open_parquet(self.folder / self.files[number][0]) as file:
                 counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 starts = list(itertools.accumulate(counts, initial=0))
+                # Row group g holds the rows starts[g] to starts[g + 1] - 1.
                 for group, in_group in itertools.groupby(
                     in_file, key=lambda item: bisect.bisect(starts, item.offset) - 1
                 ):
@@ -64,6 +65,7 @@ class ParquetSource:
     ) -> Iterator[tuple[str, Value]]:
         """The values of items of one row group, whose first row is row `start` of the file."""
         is_struct = pa.types.is_struct(file.schema_arrow.field(self.column).type)
+        # Of a struct, Parquet stores each field as a column of its own: `path` is not read.
         leaf = f"{self.column}.bytes" if is_struct else self.column
         try:
             column = file.read_row_group(group, columns=[leaf]).column(self.column)
@@ -74,7 +76,7 @@ class ParquetSource:
             return
         values = pc.struct_field(column, "bytes") if is_struct else column
         for item in items:
-            yield item.key, values[item.offset - start].as_py() or b""
+            yield item.key, values[item.offset - start].as_py() or b""  # null: a row without an image
 
     def facts(self) -> dict[str, Any]:
         split = {} if self.split is None else {"split": self.split}
@@ -139,7 +141,7 @@ def parts_by_split(names: Sequence[str], folder: Location) -> dict[str, list[str
         if [int(part["number"]) for part in parts] != list(range(int(parts[0]["parts"]))):
             raise InputError(
                 f"source {str(folder)!r} has {len(parts)} files of the split {split!r}, not the numbers 0 to "
-                f"{int(parts[0]['parts']) - 1} that their names speak of: download the split anew, or give one of its files"
+                f"{int(parts[0]['parts']) - 1} that their names state: download the split again, or give one of its files"
             )
     return {split: [part.string for part in parts] for split, parts in splits.items()}
 
