@@ -28,7 +28,6 @@ from torch import Tensor
 from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
 from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
 from ddpm_core.errors import InputError
-from ddpm_core.records import checkpoint_name as checkpoint_name
 from ddpm_core.training import TrainState
 
 WHAT = "checkpoint"
@@ -54,20 +53,21 @@ class Checkpoint:
         return DiffusionConfig(**self.config["diffusion"])
 
     def weights(self, kind: Weights = "ema") -> dict[str, Tensor]:
-        """The network's weights, on the CPU. InputError where the file is damaged or gone."""
+        """The network's weights, on the CPU. Raises InputError if the file is damaged or gone."""
         return safetensors.torch.load(self._read(_weights_file(kind)))
 
     def weights_sha256(self, kind: Weights = "ema") -> str:
+        """The sha256 of the weights' file, as the manifest states it: what protocols and chunks are keyed by."""
         return str(self._facts(_weights_file(kind))["sha256"])
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The log records of the run so far, in order, read anew. InputError where the file is damaged or gone."""
+        """The log records of the run so far, in order, read anew. Raises InputError if the file is damaged or gone."""
         return [json.loads(line) for line in self._read(HISTORY).splitlines()]
 
     def restore(self, state: TrainState) -> None:
-        """Put model, EMA, optimizer and step back into `state`. InputError where a file is damaged or gone; `state` is
-        as it was then."""
+        """Put model, EMA, optimizer and step back into `state`. Raises InputError if a file is damaged or gone;
+        `state` stays as it was then."""
         model, ema = self.weights("raw"), self.weights("ema")
         try:
             optimizer = torch.load(io.BytesIO(self._read("optimizer.pt")), weights_only=True, map_location="cpu")
@@ -151,30 +151,39 @@ def write_checkpoint(
     history: Sequence[Mapping[str, Any]] = (),
 ) -> Checkpoint:
     """Write a snapshot() to folder/step-00001234, with all records of the run so far. It appears whole, under its final
-    name, or not at all. OSError if the disk is full or gone. Its calls let other threads run all the while."""
+    name, or not at all. Raises OSError if the disk is full or gone. Its calls let other threads run all the while."""
     path = folder / checkpoint_name(saved["step"])
     with committed_folder(path, {"step": saved["step"], "config": config}) as temporary:
         for kind in ("model", "ema"):
             weights = {name: tensor.contiguous() for name, tensor in saved[kind].items()}
             try:
                 save_file(weights, temporary / f"{kind}.safetensors")
-            except SafetensorError as error:  # its name for an OSError
+            except SafetensorError as error:  # safetensors wraps the OSError of a full disk in its own
                 raise OSError(str(error)) from error
-        try:
-            # Given a name, torch.save writes with the interpreter locked.
-            with (temporary / "optimizer.pt").open("wb") as file:
-                torch.save(saved["optimizer"], file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # what stopped it, before it fell over its own half of a file
-                raise error.__context__ from None
-            raise
+        _save_tensors(saved["optimizer"], temporary / "optimizer.pt")
         with (temporary / HISTORY).open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in history)
     return open_checkpoint(path)
 
 
+def _save_tensors(value: Any, path: Path) -> None:
+    """torch.save(), with an OSError of the disk as such, and without holding the interpreter's lock."""
+    try:
+        with path.open("wb") as file:  # given a name, torch.save writes with the interpreter locked
+            torch.save(value, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # what stopped it, before it fell over its own half of a file
+            raise error.__context__ from None
+        raise
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
 def open_checkpoint(path: ReadablePath) -> Checkpoint:
-    """InputError where there is no finished checkpoint at `path`."""
+    """The checkpoint at `path`. Raises InputError if there is no finished one."""
     manifest = read_manifest(path, what=WHAT)
     missing = {"step", "config", "files"} - manifest.keys()
     if missing:
@@ -195,11 +204,11 @@ def list_steps(folder: ReadablePath) -> list[int]:
 
 def list_checkpoints(folder: ReadablePath) -> list[Checkpoint]:
     """The finished checkpoints of a run, by ascending step, without those that are deleted in this moment."""
-    found = []
+    checkpoints = []
     for step in list_steps(folder):
         try:
-            found.append(open_checkpoint(folder / checkpoint_name(step)))
+            checkpoints.append(open_checkpoint(folder / checkpoint_name(step)))
         except InputError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-    return found
+    return checkpoints

@@ -33,7 +33,7 @@ _PEAKS = (
 class Memory:
     """Bytes on one GPU during a step. A floor: workspaces of kernels and the allocator's gaps come on top."""
 
-    weights: int  # float32, and their bfloat16 copies where there are any
+    weights: int  # float32, and their bfloat16 copies, if any
     gradients: int  # in the wrapper's buckets (gradient_as_bucket_view); with clip_replicas, sums and buckets besides
     adam: int
     ema: int
@@ -71,9 +71,9 @@ def plan(
     utilisation: float,
 ) -> Plan:
     """A run of `steps` on `workers` GPUs of `peak_flops` each, used to the fraction `utilisation`: model FLOPs done over
-    FLOPs possible (MFU), which falls by a quarter where activation checkpointing computes the forward pass twice.
+    FLOPs possible (MFU), which falls by a quarter with activation checkpointing, which computes the forward pass twice.
 
-    ValueError for a utilisation outside (0, 1], a peak that is not positive, or counts below 1.
+    Raises ValueError for a utilisation outside (0, 1], a peak that is not positive, or counts below 1.
     """
     if not 0.0 < utilisation <= 1.0:
         raise ValueError(f"utilisation is {utilisation}: a fraction of the peak in (0, 1] is wanted")
@@ -109,12 +109,13 @@ def peak_flops(device: str, execution: Execution) -> float | None:
 
 @functools.cache
 def parameters(unet: UNetConfig) -> int:
+    """How many numbers the network learns."""
     return sum(p.numel() for p in _on_meta(unet).parameters())
 
 
 @functools.cache
 def forward_flops(unet: UNetConfig) -> int:
-    """Of one image."""
+    """FLOPs of one image's forward pass."""
     with FlopCounterMode(display=False) as counter:
         _on_meta(unet)(*_inputs(unet, 1, "meta"))
     return counter.get_total_flops()
@@ -122,7 +123,7 @@ def forward_flops(unet: UNetConfig) -> int:
 
 @functools.cache
 def training_flops(unet: UNetConfig) -> int:
-    """Of one image, forward and backward: three times the forward pass, less the first layer's gradient of the image."""
+    """FLOPs of one image, forward and backward: three times the forward pass, less the first layer's gradient of the image."""
     with FlopCounterMode(display=False) as counter:
         _on_meta(unet)(*_inputs(unet, 1, "meta")).sum().backward()
     return counter.get_total_flops()
@@ -134,7 +135,7 @@ def checkpoint_bytes(unet: UNetConfig) -> int:
 
 
 def memory(unet: UNetConfig, optim: OptimConfig, execution: Execution, workers: int) -> Memory:
-    """Of the worker with the largest share of the batch."""
+    """The memory of the worker with the largest share of the batch."""
     weights = 4 * parameters(unet)
     share = -(-optim.batch_size // workers)
     images = min(share, execution.micro_batch or share, optim.batch_size // optim.clip_replicas)
@@ -158,45 +159,60 @@ def _saved(unet: UNetConfig, batch: int, precision: Precision, checkpointing: bo
     layers' inputs and what lies between layers, and at the fullest moment one layer's own."""
     with FakeTensorMode():
         model = UNet(unet)
-        sizes: dict[int, int] = {}  # of each storage
-        kept: dict[nn.Module | None, set[int]] = defaultdict(set)  # storages by the layer that keeps them, None between
-        alive: list[Tensor] = []  # a freed storage's number would be another's soon
-        current: list[nn.Module | None] = [None]
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
-
-        def note(tensor: Any, owner: nn.Module | None) -> None:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in own:
-                storage = tensor.untyped_storage()
-                alive.append(tensor)
-                sizes[storage._cdata] = storage.nbytes()
-                kept[owner].add(storage._cdata)
-
-        def enter(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            current[0] = layer
-
-        def leave(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            current[0] = None
-            if checkpointing:
-                note(output, None)  # the next layer's input, and a skip
-
-        def pack(tensor: Tensor) -> Tensor:
-            note(tensor, current[0])
-            return tensor
-
-        for layer in (*model.down, model.mid1, model.mid2, *model.up):
-            layer.register_forward_pre_hook(enter)
-            layer.register_forward_hook(leave)
+        kept = _Kept(model, checkpointing)
         x, t, *key = _inputs(unet, batch, "cpu")
         with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
             autocast(torch.device("cpu"), precision),
         ):
-            out = model(x, t, *key)
-        note(out, None)
-        between = kept.pop(None)
-        inside = [sum(sizes[storage] for storage in layer - between) for layer in kept.values()]
-        largest_or_all = max(inside) if checkpointing else sum(inside)
-        return sum(sizes[storage] for storage in between) + largest_or_all
+            kept.add(model(x, t, *key), None)
+    return kept.bytes_at_the_fullest()
+
+
+class _Kept:
+    """The storages that one forward pass of a network keeps, by the layer that keeps them; None for those between layers."""
+
+    def __init__(self, model: UNet, checkpointing: bool) -> None:
+        self.checkpointing = checkpointing
+        self.sizes: dict[int, int] = {}  # of each storage
+        self.by_layer: dict[nn.Module | None, set[int]] = defaultdict(set)
+        self.layer: nn.Module | None = None  # the one that runs now
+        self._alive: list[Tensor] = []  # a freed storage's number would be another's soon
+        self._weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        for layer in (*model.down, model.mid1, model.mid2, *model.up):
+            layer.register_forward_pre_hook(self._enter)
+            layer.register_forward_hook(self._leave)
+
+    def add(self, tensor: Any, layer: nn.Module | None) -> None:
+        """Count what a tensor lies in, unless it is a weight."""
+        if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._weights:
+            storage = tensor.untyped_storage()
+            self._alive.append(tensor)
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.by_layer[layer].add(storage._cdata)
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """autograd's hook: it keeps this tensor."""
+        self.add(tensor, self.layer)
+        return tensor
+
+    def bytes_at_the_fullest(self) -> int:
+        """What lies between layers and in all of them; checkpointed, in the one that keeps most."""
+        between = self.by_layer[None]
+        inside = [
+            sum(self.sizes[storage] for storage in storages - between)
+            for layer, storages in self.by_layer.items()
+            if layer is not None
+        ]
+        return sum(self.sizes[storage] for storage in between) + (max(inside) if self.checkpointing else sum(inside))
+
+    def _enter(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.layer = layer
+
+    def _leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.layer = None
+        if self.checkpointing:
+            self.add(output, None)  # the next layer's input, and a skip
 
 
 def _on_meta(unet: UNetConfig) -> UNet:

@@ -28,7 +28,7 @@ CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLDER_WEIGHTS = "diffusion_pytorch_model.bin"
 
-# What UNet2DModel takes where config.json is silent, and what our network is; the two differ in the first five.
+# (what UNet2DModel takes if config.json does not say, what our network is); the two differ in the first five.
 _FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "attention_head_dim": (8, (None,)),
     "downsample_padding": (1, (0,)),
@@ -59,47 +59,47 @@ def from_diffusers(folder: Path) -> tuple[UNetConfig, dict[str, Tensor]]:
     """(configuration, state dict in float32 for UNet(configuration)) from config.json and the weights beside it.
 
     Reads diffusion_pytorch_model.safetensors, or the older .bin (tensors only: nothing in it is executed), with new or
-    old names of the attention layers. InputError, one sentence, where a file is missing or damaged, the network is not
-    the paper's, or a tensor is missing, surplus or of another shape.
+    old names of the attention layers. Raises InputError if a file is missing or damaged, the network is not the paper's,
+    or a tensor is missing, surplus or of another shape.
     """
     config = _read_config(folder)
     path, tensors = _read_weights(folder)
     for new, old in _OLDER_ATTENTION.items():
         for name in [name for name in tensors if f".{old}." in name and ".attentions." in name]:
             tensors[name.replace(f".{old}.", f".{new}.")] = tensors.pop(name)
-    renamed = {}
-    for ours, theirs, shape in _names(config):
-        tensor = tensors.pop(theirs, None)
+    state_dict = {}
+    for name, diffusers_name, shape in _names(config):
+        tensor = tensors.pop(diffusers_name, None)
         if tensor is None:
             raise InputError(
-                f"weights {str(path)!r} lack the tensor {theirs!r}: they do not fit the {CONFIG} beside them"
+                f"weights {str(path)!r} lack the tensor {diffusers_name!r}: they do not fit the {CONFIG} beside them"
             )
         if tensor.shape != shape:
             raise InputError(
-                f"weights {str(path)!r} hold {theirs!r} as {list(tensor.shape)}: the {CONFIG} beside them wants "
+                f"weights {str(path)!r} hold {diffusers_name!r} as {list(tensor.shape)}: the {CONFIG} beside them wants "
                 f"{list(shape)}"
             )
-        renamed[ours] = tensor.to(torch.float32)
+        state_dict[name] = tensor.to(torch.float32)
     if tensors:
         raise InputError(
             f"weights {str(path)!r} hold {len(tensors)} tensors that the {CONFIG} beside them has no place for, such as "
             f"{min(tensors)!r}: they belong to another network"
         )
-    return config, renamed
+    return config, state_dict
 
 
 def to_diffusers(folder: Path, config: UNetConfig, state_dict: Mapping[str, Tensor]) -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, which UNet2DModel.from_pretrained(folder) reads.
 
-    The configuration is written last. ValueError where the state dict is not that of UNet(config).
+    The configuration is written last. Raises ValueError if the state dict is not that of UNet(config).
     """
-    given = {(name, tensor.shape) for name, tensor in state_dict.items()}
-    if wrong := sorted(given ^ {(ours, shape) for ours, _, shape in _names(config)}):
+    shapes = {(name, tensor.shape) for name, tensor in state_dict.items()}
+    if wrong := sorted(shapes ^ {(name, shape) for name, _, shape in _names(config)}):
         raise ValueError(f"state_dict does not fit {config}: its tensors differ, first in {wrong[0][0]!r}")
     # A fresh copy of each: safetensors refuses tensors that share storage.
     tensors = {
-        theirs: state_dict[ours].detach().cpu().clone(memory_format=torch.contiguous_format)
-        for ours, theirs, _ in _names(config)
+        diffusers_name: state_dict[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, diffusers_name, _ in _names(config)
     }
     with committed_file(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -115,7 +115,7 @@ def _diffusers_config(config: UNetConfig) -> dict[str, Any]:
         "attention_head_dim": None,
         "block_out_channels": [config.ch * factor for factor in config.ch_mult],
         "center_input_sample": False,
-        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attention],
+        "down_block_types": ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention],
         "downsample_padding": 0,
         "dropout": config.dropout,
         "flip_sin_to_cos": False,
@@ -128,7 +128,7 @@ def _diffusers_config(config: UNetConfig) -> dict[str, Any]:
         "out_channels": config.out_channels or config.in_channels,
         "sample_size": config.image_size,
         "time_embedding_type": "positional",
-        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)],
+        "up_block_types": ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)],
     }
 
 
@@ -145,8 +145,8 @@ def _read_config(folder: Path) -> UNetConfig:
     except ValueError as error:
         raise InputError(f"{str(path)!r} is damaged ({error}): fetch it again") from error
     if not isinstance(values, dict) or values.get("_class_name") != "UNet2DModel":
-        found = values.get("_class_name") if isinstance(values, dict) else type(values).__name__
-        raise InputError(f"{str(path)!r} is the configuration of {found!r}: one of 'UNet2DModel' is wanted")
+        kind = values.get("_class_name") if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"{str(path)!r} is the configuration of {kind!r}: one of 'UNet2DModel' is wanted")
     for name, (default, wanted) in _FIXED.items():
         value = values.get(name, default)
         if value not in wanted:
@@ -214,6 +214,20 @@ def _names(config: UNetConfig) -> Iterator[tuple[str, str, torch.Size]]:
     """(our name, diffusers' name, shape) of every tensor."""
     with torch.device("meta"):  # no storage, and no random numbers drawn
         unet = UNet(config)
+    prefixes = _prefixes(unet)
+    for name, weight in unet.state_dict().items():
+        path, tensor = name.rsplit(".", 1)
+        if path in prefixes:
+            yield name, f"{prefixes[path]}.{tensor}", weight.shape
+        else:
+            block, layer_name = path.rsplit(".", 1)
+            table = _ATTENTION if block.endswith("attn") else _RESIDUAL
+            yield name, f"{prefixes[block]}.{table.get(layer_name, layer_name)}.{tensor}", weight.shape
+
+
+def _prefixes(unet: UNet) -> dict[str, str]:
+    """What diffusers calls each block, and each layer that stands outside the blocks: there, blocks are numbered within
+    their level, and a level's resampling comes after them."""
     prefixes = {
         "temb.0": "time_embedding.linear_1",
         "temb.2": "time_embedding.linear_2",
@@ -235,11 +249,4 @@ def _names(config: UNetConfig) -> Iterator[tuple[str, str, torch.Size]]:
                 prefixes[f"{side}.{index}.res"] = f"{side}_blocks.{level}.resnets.{number}"
                 prefixes[f"{side}.{index}.attn"] = f"{side}_blocks.{level}.attentions.{number}"
                 number += 1
-    for name, weight in unet.state_dict().items():
-        path, tensor = name.rsplit(".", 1)
-        if path in prefixes:
-            yield name, f"{prefixes[path]}.{tensor}", weight.shape
-        else:
-            block, layer_name = path.rsplit(".", 1)
-            table = _ATTENTION if block.endswith("attn") else _RESIDUAL
-            yield name, f"{prefixes[block]}.{table.get(layer_name, layer_name)}.{tensor}", weight.shape
+    return prefixes

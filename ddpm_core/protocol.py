@@ -55,7 +55,7 @@ class Protocol:
 
     @property
     def samples_fingerprint(self) -> str:
-        """Of the samples and their features alone: measured against two references, they are the same."""
+        """A fingerprint of the samples and their features alone: measured against two references, they are the same."""
         of_reference = ("reference", "reference_sha256", "reference_images", "against", "neighbours")
         return fingerprint({key: value for key, value in asdict(self).items() if key not in of_reference})
 

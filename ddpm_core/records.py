@@ -1,17 +1,19 @@
 """What MLflow holds: the names that pipelines write and reports read.
 
-One training is one MLflow run of the kind TRAIN. What is measured of its checkpoints lies in runs below it, one for each
-protocol: EVALUATE, LIKELIHOOD and COMPRESSION. A run of the kind SWEEP stands above the trainings of its trials. Paths are
-of artifacts; a metric's step is the training step of the checkpoint that it is of.
+One training is one MLflow run of the kind TRAIN. What is measured of its checkpoints lies in runs below it: one for each
+protocol, EVALUATE, LIKELIHOOD and COMPRESSION, and one for each checkpoint that an evaluation measured under a protocol,
+CHECKPOINT. A run of the kind SWEEP stands above the trainings of its trials. Paths are of artifacts; a metric's step is the
+training step of the checkpoint that it is of.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, Final, Literal
 
-Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
+Kind = Literal["train", "evaluate", "checkpoint", "likelihood", "compression", "sweep"]
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
+CHECKPOINT: Final = "checkpoint"
 LIKELIHOOD: Final = "likelihood"
 COMPRESSION: Final = "compression"
 SWEEP: Final = "sweep"
@@ -32,6 +34,8 @@ DATA_TAG = "ddpm.data"  # the name of a data set
 RUN_TAG = "ddpm.run"  # the name of the training, or of the weights from elsewhere, that was measured
 STEP_TAG = "ddpm.step"
 PROTOCOL_TAG = "ddpm.protocol"  # a fingerprint
+PURPOSE_TAG = "ddpm.purpose"  # of an evaluation's noise: selection, report
+STANDING_TAG = "ddpm.standing"  # of a checkpoint under a protocol: best, not distinguishable (from the best), higher
 PATH_TAG = "ddpm.path"  # where a checkpoint lies
 SHA256_TAG = "ddpm.sha256"  # of a checkpoint's weights
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the id of the run above a run

@@ -55,7 +55,7 @@ class TrainState:
             group["fused"] = (device.type == "cuda" if fused is None else fused) or None
 
     def parameter_norm(self) -> Tensor:
-        """The Euclidean norm of all weights, on the device; not finite where an update overflowed."""
+        """The Euclidean norm of all weights, on the device; not finite if an update overflowed."""
         return nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,12 +83,13 @@ class TrainState:
 class StepMetrics(NamedTuple):
     """What a step measured, left on the device: reading it is the caller's choice, and a synchronisation."""
 
-    loss: Tensor  # of this worker's images, times their share of the global batch; the sum over workers is the loss
-    grad_norm: (
-        Tensor  # of the global gradient, before the clip; the mean over the replicas where they are clipped apart
-    )
-    quarter_losses: Tensor  # [4] sums of this worker's losses by quarter of 0..T-1, and
-    quarter_counts: Tensor  # [4] how many there were: both add up over steps and workers
+    # Of this worker's images, times their share of the global batch: the sum over workers is the loss.
+    loss: Tensor
+    # Of the global gradient, before the clip; with clip_replicas, the mean over the replicas.
+    grad_norm: Tensor
+    # [4] the sums of this worker's losses by quarter of 0..T-1, and how many there were: both add up over steps and workers.
+    quarter_losses: Tensor
+    quarter_counts: Tensor
 
 
 class _Share(NamedTuple):
@@ -122,14 +123,14 @@ def train_step(
     x_start, noise: [b,C,H,W]; t: [b]; dropout_key: as UNet takes it. denoise_fn: the model, or its
     DistributedDataParallel wrapper, which averages gradients over `world_size` workers. The loss is the mean over the
     global batch of config.batch_size images, however they are shared out and whatever state.execution cuts a share into;
-    workers exchange gradients once. ValueError where config.clip_replicas asks for parts that the share is not made of.
+    workers exchange gradients once. Raises ValueError if config.clip_replicas asks for parts that the share is not made of.
     """
     for group in state.optimizer.param_groups:
         group["lr"], group["eps"] = config.learning_rate(state.step), config.epsilon(state.step)
     state.optimizer.zero_grad(set_to_none=True)
     share = _Share(x_start, t, noise, dropout_key)
     if config.clip_replicas == 1:
-        # The wrapper divides by world_size.
+        # The wrapper averages gradients over the workers: times world_size, they add up to the global batch's.
         losses = _backward(state, diffusion, denoise_fn, share, config.batch_size, world_size, exchange=True)
         grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     else:
@@ -189,24 +190,30 @@ def _clip_replicas(
             "clip_replicas"
         )
     parameters = list(state.model.parameters())
-    total = [torch.zeros_like(p) for p in parameters]
+    sums = [torch.zeros_like(p) for p in parameters]
     norms, losses = [], []
     for replica in share.split(size):
         state.optimizer.zero_grad(set_to_none=True)
         losses.append(_backward(state, diffusion, denoise_fn, replica, size, 1, exchange=False))
         norms.append(nn.utils.clip_grad_norm_(parameters, config.grad_clip))
-        torch._foreach_add_(total, cast(list[Tensor], [p.grad for p in parameters]))
+        torch._foreach_add_(sums, cast(list[Tensor], [p.grad for p in parameters]))
     norm = torch.stack(norms).sum()
     if world_size > 1:
-        flat = torch.cat([norm.reshape(1), *(g.flatten() for g in total)])
-        torch.distributed.all_reduce(flat)
-        norm, *pieces = flat.split([1, *(g.numel() for g in total)])
-        for g, piece in zip(total, pieces, strict=True):
-            g.copy_(piece.view(g.shape))
-    torch._foreach_div_(total, config.clip_replicas)
-    for p, g in zip(parameters, total, strict=True):
-        p.grad = g
-    return torch.cat(losses), norm.reshape(()) / config.clip_replicas
+        norm = _all_reduce(norm, sums)
+    torch._foreach_div_(sums, config.clip_replicas)
+    for p, gradient in zip(parameters, sums, strict=True):
+        p.grad = gradient
+    return torch.cat(losses), norm / config.clip_replicas
+
+
+def _all_reduce(norm: Tensor, gradients: list[Tensor]) -> Tensor:
+    """Add up a scalar and gradients over the workers, in one exchange: the gradients in place, the scalar returned."""
+    flat = torch.cat([norm.reshape(1), *(g.flatten() for g in gradients)])
+    torch.distributed.all_reduce(flat)
+    total, *pieces = flat.split([1, *(g.numel() for g in gradients)])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view(gradient.shape))
+    return total.reshape(())
 
 
 def _measure(losses: Tensor, grad_norm: Tensor, t: Tensor, batch_size: int, num_timesteps: int) -> StepMetrics:
@@ -217,7 +224,7 @@ def _measure(losses: Tensor, grad_norm: Tensor, t: Tensor, batch_size: int, num_
 
 
 def _remember_first_bad(state: TrainState, metrics: StepMetrics) -> None:
-    """Without reading anything back: a queue of kernels as any other."""
+    """Note the first update whose loss or gradient is not finite, on the device: reading them here would wait for it."""
     loss, norm = metrics.loss.to(torch.float64), metrics.grad_norm.to(torch.float64)
     now = torch.stack([torch.full_like(loss, state.step), loss, norm])
     first = ~now.isfinite().all() & state.first_bad[0].isinf()

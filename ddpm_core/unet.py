@@ -40,6 +40,7 @@ def timestep_embedding(t: Int[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}
     half = dim // 2
     # float64 for the frequencies: a relative error of 1e-7 in f is an error of 1e-4 radians at t = 999.
     exponents = torch.arange(half, dtype=torch.float64, device=t.device) / (half - 1)
+    # f_k = 10000^(-k / (half - 1))
     angles = t.to(torch.float64)[:, None] * torch.exp(-math.log(10000.0) * exponents)[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(torch.float32)
 
@@ -77,6 +78,7 @@ class Downsample(nn.Module):
         self.conv = _init(nn.Conv2d(channels, channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
+        # [B,C,H,W] -> [B,C,H/2,W/2]; TensorFlow's SAME pads an even size at its far end alone.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -105,7 +107,7 @@ class ResBlock(nn.Module):
         self.shortcut = _init(nn.Conv2d(in_channels, out_channels, 1)) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, temb: Tensor, key: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(F.silu(self.norm1(x)))  # [B,C_in,H,W] -> [B,C_out,H,W]
         h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
         h = F.silu(self.norm2(h))
         h = self.dropout(h) if key is None else addressed_dropout(h, self.dropout.p, key)
@@ -131,7 +133,7 @@ class AttnBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, followed by attention where the resolution asks for it."""
+    """A residual block, followed by attention at the resolutions that have it."""
 
     def __init__(
         self, in_channels: int, out_channels: int, temb_channels: int, dropout: float, attention: bool
@@ -144,7 +146,7 @@ class Block(nn.Module):
         return self.attn(self.res(x, temb, key))
 
 
-def _on_joined(block: Block, h: Tensor, skip: Tensor, temb: Tensor, key: Tensor | None) -> Tensor:
+def _run_joined(block: Block, h: Tensor, skip: Tensor, temb: Tensor, key: Tensor | None) -> Tensor:
     """A block on [h, skip]: one call, so that a checkpointed block keeps both and not their concatenation too."""
     return block(torch.cat([h, skip], dim=1), temb, key)
 
@@ -173,7 +175,7 @@ class UNet(nn.Module):
 
         widths = [ch * factor for factor in config.ch_mult]
         last = len(widths) - 1
-        skips, current = [ch], ch
+        skips, current = [ch], ch  # channels of each output on the way down, which the way up takes again
         self.down = nn.ModuleList()  # per level: the blocks, then the downsampling of all levels but the last
         for level, width in enumerate(widths):
             resolution = config.image_size // 2**level
@@ -188,7 +190,9 @@ class UNet(nn.Module):
         self.mid1 = Block(current, current, temb_channels, config.dropout, attention=True)
         self.mid2 = Block(current, current, temb_channels, config.dropout, attention=False)
 
-        self.up = nn.ModuleList()
+        self.up = (
+            nn.ModuleList()
+        )  # per level from the last: the blocks, then the upsampling of all levels but the first
         for level, width in reversed(list(enumerate(widths))):
             resolution = config.image_size // 2**level
             for _ in range(config.num_res_blocks + 1):
@@ -199,6 +203,23 @@ class UNet(nn.Module):
 
         self.norm_out = Norm(current)
         self.conv_out = _conv3x3(current, config.out_channels or config.in_channels, scale=0.0)
+
+    def _check_input(self, x: Tensor, t: Tensor) -> None:
+        channels, size = self.config.in_channels, self.config.image_size
+        check_images("x", x)
+        check_timesteps(t, len(x))
+        if x.shape[1:] != (channels, size, size):
+            raise ValueError(f"x is {list(x.shape)}: this network wants [B, {channels}, {size}, {size}]")
+
+    def _layer_keys(self, dropout_key: Tensor | None) -> list[Tensor | None]:
+        """The dropout key of each residual block, the last block's first: forward() pops them. None for torch's dropout."""
+        if dropout_key is None or not self.training:
+            return [None] * (len(self.down) + len(self.up) + 2)
+        if dropout_key.shape[1] != self.config.dropout_layers:
+            raise ValueError(
+                f"dropout_key is {list(dropout_key.shape)}: this network wants [B, {self.config.dropout_layers}, 2]"
+            )
+        return list(reversed(dropout_key.unbind(1)))
 
     def _run(self, layer: Callable[..., Tensor], *args: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -211,22 +232,9 @@ class UNet(nn.Module):
         t: Int[Tensor, " b"],
         dropout_key: Int32[Tensor, "b layers 2"] | None = None,
     ) -> Float[Tensor, "b out h w"]:
-        config = self.config
-        check_images("x", x)
-        check_timesteps(t, len(x))
-        if x.shape[1:] != (config.in_channels, config.image_size, config.image_size):
-            raise ValueError(
-                f"x is {list(x.shape)}: this network wants [B, {config.in_channels}, {config.image_size}, "
-                f"{config.image_size}]"
-            )
-        keys: list[Tensor | None] = [None] * (len(self.down) + len(self.up) + 2)
-        if dropout_key is not None and self.training:
-            if dropout_key.shape[1] != config.dropout_layers:
-                raise ValueError(
-                    f"dropout_key is {list(dropout_key.shape)}: this network wants [B, {config.dropout_layers}, 2]"
-                )
-            keys = list(reversed(dropout_key.unbind(1)))
-        temb = self.temb(timestep_embedding(t, config.ch).to(x.dtype))
+        self._check_input(x, t)
+        keys = self._layer_keys(dropout_key)
+        temb = self.temb(timestep_embedding(t, self.config.ch).to(x.dtype))  # [B, 4 ch]
         h = self.conv_in(x)
         skips = [h]
         for layer in self.down:
@@ -236,7 +244,7 @@ class UNet(nn.Module):
         h = self._run(self.mid2, h, temb, keys.pop())
         for layer in self.up:
             if isinstance(layer, Block):
-                h = self._run(_on_joined, layer, h, skips.pop(), temb, keys.pop())
+                h = self._run(_run_joined, layer, h, skips.pop(), temb, keys.pop())
             else:
                 h = self._run(layer, h)
         return self.conv_out(F.silu(self.norm_out(h)))

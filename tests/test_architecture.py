@@ -123,9 +123,10 @@ def test_no_public_class_name_is_given_twice() -> None:
     assert {name: files for name, files in places.items() if len(files) > 1 and name not in AMBIGUOUS} == {}
 
 
-def test_only_tracking_writes_to_mlflow() -> None:
-    writers = {named(path) for path in FILES if "mlflow" in imported(path) and "reports" not in path.parts}
-    assert writers == {f"pipelines/tracking/{name}.py" for name in ("client", "run", "tracker", "registry", "queries")}
+def test_only_tracking_talks_to_mlflow() -> None:
+    users = {named(path) for path in FILES if "mlflow" in imported(path) and "reports" not in path.parts}
+    assert users
+    assert all(name.startswith("pipelines/tracking/") for name in users)
 
 
 def test_only_images_converts_between_pixels_and_floats() -> None:

@@ -69,6 +69,14 @@ class TrackedRun:
             self._log_metrics(metrics)
 
     @retried
+    def log_values(self, values: Mapping[str, float], step: int) -> bool:
+        """Log those values that the run does not show yet, at a step; whether there were any."""
+        shown = self.client.get_run(self.run_id).data.metrics
+        new = {key: value for key, value in values.items() if shown.get(key) != value}
+        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now(), step) for key, value in new.items()])
+        return bool(new)
+
+    @retried
     def _log_metrics(self, metrics: Sequence[Metric]) -> None:
         self.client.log_batch(self.run_id, metrics=metrics)
 

@@ -29,7 +29,6 @@ from ddpm_core.records import (
     DATA_CARD,
     DATA_TAG,
     DEVICE_TAG,
-    LOSS,
     PRESET_TAG,
     STEPS_TAG,
     TRAIN,
@@ -186,7 +185,7 @@ class Training:
         self, trainer: ray.train.torch.TorchTrainer, outbox: ray.util.queue.Queue, stop: ray.util.queue.Queue
     ) -> Follower:
         """Train to an end, whichever it is, with the records passed on. Raises what ended the workers."""
-        logged = self.tracked.logged_steps(LOSS)
+        logged = self.tracked.logged_steps("loss")
         self.unsent.start()
         try:
             with (
