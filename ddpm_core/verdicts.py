@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Any
 
@@ -25,6 +26,24 @@ def intervals_overlap(one: Interval | None, other: Interval | None) -> bool | No
     if one is None or other is None:
         return None
     return one[0] <= other[1] and other[0] <= one[1]
+
+
+class Verdict(StrEnum):
+    """How a checkpoint stands to the best one that was measured under the same protocol."""
+
+    BEST = "best"
+    INDISTINGUISHABLE = "not distinguishable"
+    HIGHER = "higher"
+    NO_INTERVAL = "no interval, cannot be told"
+    NOT_FINITE = "not a finite number"
+
+
+def verdict_beside(best: Interval | None, other: Interval | None) -> Verdict:
+    """The verdict on a checkpoint with a finite distance, by its interval and that of the best one, which is another."""
+    overlap = intervals_overlap(best, other)
+    if overlap is None:
+        return Verdict.NO_INTERVAL
+    return Verdict.INDISTINGUISHABLE if overlap else Verdict.HIGHER
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_core.verdicts import Verdict
 from reports.formatting import decimals_for, fixed
 from reports.records.entities import BitsPerDim, ExperimentRecord, LikelihoodRecord, RunRecord
 from reports.sections.paper_tables import PaperTable
 from reports.verdicts.comparison import data_name, data_of, is_of_training, paper_result
 from reports.verdicts.conclusions import Answer
-from reports.verdicts.ranking import Entry, Ranking, Verdict, measured_again
+from reports.verdicts.ranking import Entry, Ranking, measured_again
 
 VERSION = 1
 Facts = dict[str, Any]  # values of report.schema.json

@@ -4,12 +4,13 @@ import json
 from collections.abc import Sequence
 
 from ddpm_core.records import KID, PRECISION, RECALL, STD, chain_path
+from ddpm_core.verdicts import Verdict
 from reports.drawing import figures
 from reports.drawing.elements import Chart
 from reports.formatting import counted, number
 from reports.records import artifacts
 from reports.records.store import Series, Store
-from reports.verdicts.ranking import Entry, Ranking, Verdict
+from reports.verdicts.ranking import Entry, Ranking
 from reports.verdicts.wording import metric_name
 
 

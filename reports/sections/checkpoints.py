@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from ddpm_core.protocol import Protocol
 from ddpm_core.records import INFINITY, KID, PRECISION, RECALL
+from ddpm_core.verdicts import Verdict
 from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table
 from reports.formatting import NOT_RECORDED, count, decimals_for, fixed, shortened
 from reports.records.store import Store
 from reports.sections.checkpoint_charts import further_charts, ranking_charts
-from reports.verdicts.ranking import Entry, Ranking, Verdict
+from reports.verdicts.ranking import Entry, Ranking
 from reports.verdicts.wording import decimals_of, interval_text, metric_name, score_text
 
 # Beside distance and score: metric -> title; {} is the distance's name.

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from ddpm_core.records import LOSS
+from ddpm_core.verdicts import Verdict
 from reports.formatting import count, counted, listed, number
 from reports.records.entities import ExperimentRecord
 from reports.verdicts.comparison import compare_with_paper
-from reports.verdicts.ranking import Entry, Ranking, Verdict, measured_again
+from reports.verdicts.ranking import Entry, Ranking, measured_again
 from reports.verdicts.wording import distance_text, interval_text, metric_name
 
 

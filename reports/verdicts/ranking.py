@@ -6,21 +6,10 @@ Only results of the same protocol are ever compared: there is one ranking for ea
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.verdicts import intervals_overlap
+from ddpm_core.verdicts import Verdict, verdict_beside
 from reports.records.entities import CheckpointRecord, EvaluationRecord, RunRecord
-
-
-class Verdict(StrEnum):
-    """How a checkpoint stands to the best one of its protocol."""
-
-    BEST = "best"
-    INDISTINGUISHABLE = "not distinguishable"
-    HIGHER = "higher"
-    NO_INTERVAL = "no interval, cannot be told"
-    NOT_FINITE = "not a finite number"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +46,7 @@ class Ranking:
             return Verdict.NOT_FINITE
         if entry is best:
             return Verdict.BEST
-        overlap = intervals_overlap(best.checkpoint.interval, entry.checkpoint.interval)
-        if overlap is None:
-            return Verdict.NO_INTERVAL
-        return Verdict.INDISTINGUISHABLE if overlap else Verdict.HIGHER
+        return verdict_beside(best.checkpoint.interval, entry.checkpoint.interval)
 
     def count(self, verdict: Verdict) -> int:
         """How many entries have a verdict."""

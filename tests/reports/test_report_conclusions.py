@@ -8,6 +8,7 @@ import pytest
 from support.report_experiments import DIGITS, FEWER, FID
 
 from ddpm_core.protocol import Protocol
+from ddpm_core.verdicts import Verdict
 from reports.records.entities import (
     CheckpointRecord,
     DataCard,
@@ -20,7 +21,7 @@ from reports.records.entities import (
 from reports.verdicts import paper
 from reports.verdicts.comparison import compare_with_paper
 from reports.verdicts.conclusions import answer
-from reports.verdicts.ranking import Entry, Verdict, rank
+from reports.verdicts.ranking import Entry, rank
 from reports.verdicts.sweeps import SweepAnalysis, analyse
 
 CIFAR10 = DataCard(name="CIFAR-10", images=50_000, shape=(32, 32, 3))
