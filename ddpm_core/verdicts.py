@@ -46,6 +46,12 @@ def verdict_beside(best: Interval | None, other: Interval | None) -> Verdict:
     return Verdict.INDISTINGUISHABLE if overlap else Verdict.HIGHER
 
 
+def difference_half_width(one: Interval, other: Interval) -> float:
+    """Half the width of the interval of the difference of two values with independent errors."""
+    # Their variances add up: h = sqrt(h_1^2 + h_2^2).
+    return math.hypot(*((high - low) / 2.0 for low, high in (one, other)))
+
+
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's interval for the mean of a normal law of which two or more independent values were seen."""
     import scipy.stats  # takes a second to load, which a report without several seeds does not need
@@ -146,7 +152,7 @@ def compare_with_best(ranking: Sequence[Standing], measurements: Sequence[Measur
         if best.seeds > 1 and other.seeds > 1:
             low, high = difference_interval(distances[other.point], distances[best.point])
         elif best.interval is not None and other.interval is not None:
-            reach = math.hypot(*((end - start) / 2.0 for start, end in (best.interval, other.interval)))
+            reach = difference_half_width(best.interval, other.interval)
             low, high = difference - reach, difference + reach
         apart = None if low is None else low > 0.0
         comparisons.append(Comparison(other.point, difference, low, high, apart))

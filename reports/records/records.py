@@ -171,8 +171,8 @@ class _Reader:
 
     def _with_measurements(self, record: RunRecord, children: Sequence[Run]) -> RunRecord:
         def each(kind: Kind, read: Callable[[Run], Entity | None]) -> tuple[Entity, ...]:
-            found = (read(child) for child in _of_kinds(children, kind))
-            return tuple(entity for entity in found if entity is not None)
+            entities = (read(child) for child in _of_kinds(children, kind))
+            return tuple(entity for entity in entities if entity is not None)
 
         return replace(
             record,

@@ -111,7 +111,7 @@ def changes_text(run: RunRecord) -> str:
     """How the configuration differs from the preset, in a sentence."""
     changed, preset = changes(run), preset_of(run)
     if changed is None:
-        return f"Preset {preset} is not one of this version's: no difference is told." if preset else ""
+        return f"Preset {preset} is not known to this version, and so is not what was changed of it." if preset else ""
     if not changed:
         return f"The values are those of the preset {preset}."
     values = ", ".join(f"{name} {run.params[name]} (preset: {value})" for name, value in changed.items())

@@ -1,8 +1,7 @@
-"""The tables of Ho, Jain & Abbeel 2020 (arXiv:2006.11239v2) and its in-text numbers as data, with their
-places.
+"""The tables of Ho, Jain & Abbeel 2020 (arXiv:2006.11239v2) and its in-text numbers as data, with their places.
 
-FID and IS are those of the Inception network of 2015-12-05 over 50,000 samples; NLL is in bits/dim, RMSE on
-the 0..255 scale. None stands for a blank cell: not reported, or, in Table 2, too unstable to be scored.
+FID and IS are those of the Inception network of 2015-12-05 over 50,000 samples; NLL is in bits/dim, RMSE on the 0..255
+scale. None stands for a blank cell: not reported, or, in Table 2, too unstable to be scored.
 """
 
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ Group = Literal["conditional", "unconditional"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10Row:
-    """A row of Table 1. `nll` bounds from above where `nll_is_bound`; `nll_train` stands in brackets
-    there."""
+    """A row of Table 1. `nll` is of the test set, and an upper bound if `nll_is_bound`."""
 
     group: Group
     model: str
@@ -85,8 +83,7 @@ TABLE_1 = (
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
-    """A row of Table 2: what the network predicts and which objective it is trained by, in this project's
-    words."""
+    """A row of Table 2: what the network predicts and which objective it is trained by, in this project's words."""
 
     mean_type: Literal["xprev", "eps"]
     objective: str
@@ -161,8 +158,8 @@ TABLE_3 = (
 
 @dataclass(frozen=True, kw_only=True)
 class RateDistortionRow:
-    """A row of Table 4 (CIFAR-10 test set): after `steps_sent` = T - t + 1 steps, `rate` bits/dim were sent
-    and the progressive estimate of the image is off by `rmse`."""
+    """A row of Table 4 (CIFAR-10 test set): after `steps_sent` = T - t + 1 steps, `rate` bits/dim were sent and the
+    progressive estimate of the image is off by `rmse`."""
 
     steps_sent: int
     rate: float

@@ -151,9 +151,9 @@ def test_the_verdict_follows_from_the_intervals(other: CheckpointRecord, verdict
 
 
 def test_without_an_interval_the_best_is_not_called_distinguishable() -> None:
-    told = " ".join(answer(record(a := run("a", point(1, 1.0, half=None), point(2, 2.0))), rank([a])).sentences)
-    assert "Its interval is not measured." in told
-    assert "can be told apart from it is not known" in told
+    text = " ".join(answer(record(a := run("a", point(1, 1.0, half=None), point(2, 2.0))), rank([a])).sentences)
+    assert "Its interval is not measured." in text
+    assert "can be told apart from it is not known" in text
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_without_an_interval_the_best_is_not_called_distinguishable() -> None:
 def test_the_papers_number_is_that_of_the_data_set(name: str, shape: tuple[int, ...], reported: str) -> None:
     card = DataCard(name=name, shape=shape)
     protocol = replace(FID, reference="train")
-    told = compare_with_paper(entry(20.0, card, protocol))
-    assert f"The paper reports {reported}" in told
-    assert "not measured as" not in told
+    text = compare_with_paper(entry(20.0, card, protocol))
+    assert f"The paper reports {reported}" in text
+    assert "not measured as" not in text
 
 
 @pytest.mark.parametrize("name", ["cifar100", "celebahq256", "digits", "caterpillars"])
@@ -183,22 +183,22 @@ def test_a_data_set_the_paper_has_no_fid_of_is_compared_with_nothing(name: str) 
 
 
 def test_a_distance_on_other_features_is_never_compared() -> None:
-    told = compare_with_paper(entry(3.0, CIFAR10, DIGITS))
-    assert "not comparable" in told
-    assert "3.17" not in told
+    text = compare_with_paper(entry(3.0, CIFAR10, DIGITS))
+    assert "not comparable" in text
+    assert "3.17" not in text
 
 
 def test_the_test_set_has_its_own_number_in_the_paper() -> None:
-    told = compare_with_paper(entry(5.0, CIFAR10, replace(FID, reference="cifar10-test", reference_images=10_000)))
-    assert "5.24 for CIFAR-10 (section 4.1, against the test set); this is 0.2 lower." in told
+    text = compare_with_paper(entry(5.0, CIFAR10, replace(FID, reference="cifar10-test", reference_images=10_000)))
+    assert "5.24 for CIFAR-10 (section 4.1, against the test set); this is 0.2 lower." in text
 
 
 def test_every_departure_from_the_papers_protocol_is_told() -> None:
     protocol = replace(
         FID, num_samples=10_000, sampler="ddim", sampler_steps=50, weights="raw", reference_images=10_000
     )
-    told = compare_with_paper(entry(8.0, replace(CIFAR10, shape=(16, 16, 3)), protocol))
-    assert told.endswith(
+    text = compare_with_paper(entry(8.0, replace(CIFAR10, shape=(16, 16, 3)), protocol))
+    assert text.endswith(
         "It was not measured as the paper's was: 10,000 samples instead of 50,000, "
         "10,000 reference images instead of 50,000, 50 ddim steps instead of 1,000 ancestral ones, "
         "raw weights instead of their moving average and 16 × 16 pixels instead of 32 × 32."
@@ -210,17 +210,17 @@ def test_a_sweep_says_which_trials_it_tells_apart() -> None:
         "linear has the lowest fd_digits, 9 (1 seed); quad is 3 above (95 % interval 1.59 to 4.41); all others are above it "
         "for certain, as far as the samples' noise goes: one seed says nothing of the training's"
     )
-    told = conclusion(
+    text = conclusion(
         run("a", point(1, 9.0)), run("b", point(1, 9.5)), run("c", point(1, 10.0)), run("d", point(1, 20.0))
     )
-    assert "not to be told apart from it: b, c, as far" in told
+    assert "not to be told apart from it: b, c, as far" in text
     unknown = conclusion(run("a", point(1, 9.0)), run("b", point(1, 10.0, half=None)))
     assert unknown.endswith("and nothing says whether that is more than noise")
 
 
 def test_a_trial_counts_by_its_last_checkpoint_not_its_luckiest() -> None:
-    told = conclusion(run("a", point(1, 1.0), point(2, 9.0)), run("b", point(1, 8.0), point(2, 5.0)))
-    assert told.startswith("b has the lowest fd_digits, 5 ")
+    text = conclusion(run("a", point(1, 1.0), point(2, 9.0)), run("b", point(1, 8.0), point(2, 5.0)))
+    assert text.startswith("b has the lowest fd_digits, 5 ")
 
 
 def test_a_sweep_at_different_steps_says_that_it_compares_more() -> None:

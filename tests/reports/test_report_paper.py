@@ -35,7 +35,7 @@ def rows_of(page: Page, caption: str) -> list[list[str]]:
 def commands_of(page: Page) -> list[str]:
     """The commands of missing cells, of all tables in order."""
     lists = page.section("Beside the paper").all("ol")
-    return [item.text for found in lists for item in found.all("li")]
+    return [item.text for each in lists for item in each.all("li")]
 
 
 def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
@@ -56,10 +56,10 @@ def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
     assert table[-1] == [
         "Ours: cifar10-a, step 2,000", "7.00 ± 0.10", "3.250", "≤ 3.760 ± 0.010", "≤ 3.730 ± 0.010 (estimate)",
     ]  # fmt: skip
-    told = {row[0]: row[1:] for row in rows_of(page, "Numbers in the paper's text")}
-    assert told["FID against the test set"] == ["5.24", "5.300"]
-    assert told["NLL, test less training set (bits/dim)"] == ["at most 0.03", "0.030"]
-    assert told["L_T (bits/dim)"] == ["about 1 × 10⁻⁵", "2.00 × 10⁻⁵"]
+    numbers = {row[0]: row[1:] for row in rows_of(page, "Numbers in the paper's text")}
+    assert numbers["FID against the test set"] == ["5.24", "5.300"]
+    assert numbers["NLL, test less training set (bits/dim)"] == ["at most 0.03", "0.030"]
+    assert numbers["L_T (bits/dim)"] == ["about 1 × 10⁻⁵", "2.00 × 10⁻⁵"]
     assert commands_of(page) == []
     table_4 = rows_of(page, "Table 4 of the paper beside ours: 10,000 images of cifar10-test, step 2,000")
     assert [row[1] for row in table_4] == [row[2] for row in table_4]  # ours were made to be the paper's
@@ -68,7 +68,7 @@ def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "departure"),
     [
         ({"num_samples": 10_000}, "10,000 samples instead of 50,000"),
         ({"sampler": "ddim", "sampler_steps": 50}, "50 ddim steps instead of 1,000 ancestral ones"),
@@ -77,7 +77,7 @@ def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
         ({"reference_images": 49_999}, "49,999 reference images instead of 50,000"),
     ],
 )
-def test_a_number_measured_otherwise_stands_in_no_cell(change: Mapping[str, Any], told: str) -> None:
+def test_a_number_measured_otherwise_stands_in_no_cell(change: Mapping[str, Any], departure: str) -> None:
     protocol: Protocol = replace(TRAIN, **change)
     point = CheckpointRecord(step=1000, distance=3.0, low=2.95, high=3.05)
     evaluation = EvaluationRecord(run_id="e", status="FINISHED", protocol=protocol, checkpoints=(point,))
@@ -90,7 +90,7 @@ def test_a_number_measured_otherwise_stands_in_no_cell(change: Mapping[str, Any]
     assert table_1.table.rows[-1].cells == (
         "Ours: cifar10-b", "not measured [1]", "not measured [1]", "not measured [2]", "not measured [3]",
     )  # fmt: skip
-    assert table_1.note == f"Measured otherwise, and so in no cell: FID 3.000 with {told}."
+    assert table_1.note == f"Measured otherwise, and so in no cell: FID 3.000 with {departure}."
 
 
 def test_missing_cells_name_the_commands_that_fill_them() -> None:
@@ -148,12 +148,12 @@ def test_an_ablation_stands_beside_table_2() -> None:
         ("13.51", "13.600"),
         ("3.17", "3.300"),
     ]
-    told = page.section("Beside the paper").text
+    text = page.section("Beside the paper").text
     assert (
         "--diffusion.mean-type xprev --diffusion.loss-type kl --diffusion.var-type learned --unet.out-channels 6"
-        in told
+        in text
     )
-    assert "python jobs/evaluate.py --run cifar10-learned" in told  # trained, and only to be evaluated
+    assert "python jobs/evaluate.py --run cifar10-learned" in text  # trained, and only to be evaluated
 
 
 def test_lsun_stands_in_the_column_of_its_data_set() -> None:
