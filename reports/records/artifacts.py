@@ -127,7 +127,7 @@ def compression(fingerprint: str, curve: Mapping[str, Any]) -> CompressionRecord
         others={str(name): points(rows) for name, rows in curve["lossy"].items()},
         lossless={str(name): float(rate) for name, rate in curve["lossless"].items()},
         bound=float(theory["total"]),
-        overhead={name: float(curve["overhead"][name]) for name in ("lossy", "total")},
+        lossy_overhead=float(curve["overhead"]["lossy"]),
     )
 
 

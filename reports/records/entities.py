@@ -112,7 +112,8 @@ class LikelihoodRecord:
 @dataclass(frozen=True, kw_only=True)
 class CompressionRecord:
     """Coded files of some images: points (bits/dim, RMSE on 0..255) of files cut short, of the theory and of other formats;
-    `lossless` bits/dim by format, the codec's own as "coded"; `overhead` over the bound, of the lossy part and in total."""
+    `lossless` bits/dim by format, the codec's own as "coded"; `bound` in bits/dim, and by which fraction the lossy part of
+    the files is above its own."""
 
     fingerprint: str
     step: int
@@ -124,7 +125,7 @@ class CompressionRecord:
     others: Mapping[str, tuple[tuple[float, float], ...]]
     lossless: Mapping[str, float]
     bound: float
-    overhead: Mapping[str, float]
+    lossy_overhead: float
 
 
 @dataclass(frozen=True, kw_only=True)

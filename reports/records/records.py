@@ -55,15 +55,9 @@ from reports.records.store import Series, Store, public_uri
 Entity = TypeVar("Entity")
 
 
-def load_experiment(tracking_uri: str, experiment: str) -> ExperimentRecord:
-    """The records of one experiment. Raises InputError for a store or an experiment that does not exist, and for an
-    experiment in which nothing was trained or evaluated."""
-    return read_experiment(Store(tracking_uri), experiment)
-
-
 def read_experiment(store: Store, experiment: str, only: str | None = None) -> ExperimentRecord:
-    """As `load_experiment`, from a store that is open. `only` is the name or MLflow id of one training or sweep, to which
-    the records are limited; raises InputError if there is no such."""
+    """The records of one experiment, limited to one training or sweep if `only` is its name or MLflow id. Raises InputError
+    for an experiment that does not exist, in which nothing was trained or evaluated, or which has no such run."""
     experiment_id = store.experiment_id(experiment)
     runs = store.runs(experiment_id)
     trainings, measurements = _of_kinds(runs, TRAIN), _of_kinds(runs, EVALUATE, LIKELIHOOD, COMPRESSION)

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 
 RUNS_A_CALL = 1000
 
@@ -52,9 +52,8 @@ class Store:
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiments: Sequence[Any] = self._client.search_experiments()
         except MlflowException as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise InputError(
-                f"Tracking store {public_uri(tracking_uri)} cannot be read by this MLflow ({reason}); "
+                f"Tracking store {public_uri(tracking_uri)} cannot be read by this MLflow ({one_line(error)}); "
                 "give the address that the training used."
             ) from error
 

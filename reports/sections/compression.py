@@ -29,6 +29,7 @@ def compression_section(lead: RunRecord) -> CompressionSection:
 
 
 def _chart(record: CompressionRecord) -> Chart:
+    """Distortion against rate, up to a little above that of the whole files."""
     curves = {"files, cut": record.coded, "theory": record.theory, **record.others}
     most = 1.05 * max(rate for rate, _ in record.coded)
     lines = [
@@ -39,22 +40,23 @@ def _chart(record: CompressionRecord) -> Chart:
         )
         for name, points in curves.items()
     ]
-    what = f"{counted(record.images, 'image')} of {record.data}, step {record.step:,}"
+    images = f"{counted(record.images, 'image')} of {record.data}, step {record.step:,}"
     svg = figures.relation(
         "compression",
         lines,
         x="rate (bits/dim)",
         y="distortion (RMSE)",
-        alt=f"Distortion against rate of coded files, of the theory and of {' and '.join(record.others)}: {what}.",
+        alt=f"Distortion against rate of coded files, of the theory and of {' and '.join(record.others)}: {images}.",
     )
     caption = (
         f"Distortion (RMSE on 0..255) against rate in bits/dim: files of {record.steps} steps that were cut, the theory of "
-        f"Fig. 5 for the same images, and other formats. {what}."
+        f"Fig. 5 for the same images, and other formats. {images}."
     )
     return Chart(svg=svg, caption=caption)
 
 
 def _table(record: CompressionRecord) -> Table:
+    """Bits/dim of whole images by format, the fewest first, and the bound."""
     rows = [
         Row(cells=(_NAMES.get(name, name), fixed(rate, 3), f"{100 * (rate / record.bound - 1):+.1f} %"))
         for name, rate in sorted(record.lossless.items(), key=lambda item: item[1])
@@ -63,12 +65,9 @@ def _table(record: CompressionRecord) -> Table:
     return Table(
         caption=(
             f"Bits/dim of whole images, bit for bit: {count(record.images)} of {record.data}; the lossy part of these files is "
-            f"{100 * record.overhead['lossy']:.1f} % above L₁ + … + L_T (protocol {record.fingerprint})"
+            f"{100 * record.lossy_overhead:.1f} % above L₁ + … + L_T (protocol {record.fingerprint})"
         ),
-        columns=(
-            Column(title="Format"),
-            *numeric("Bits/dim", "Against the bound"),
-        ),
+        columns=(Column(title="Format"), *numeric("Bits/dim", "Against the bound")),
         rows=tuple(rows),
         sortable=True,
     )

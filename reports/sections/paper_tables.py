@@ -86,7 +86,7 @@ def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ..
                 _bound(row.nll, row.nll_is_bound),
                 _bound(row.nll_train, row.nll_is_bound),
             ),
-            mark="close" if row.ours else "",
+            mark="close" if row.is_ddpm else "",
         )
         for row in paper.TABLE_1
     ]
@@ -177,7 +177,7 @@ def _table_3(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reporte
     rows = [
         Row(
             cells=(row.model, _given(row.bedroom), _given(row.church), _given(row.cat)),
-            mark="close" if row.ours else "",
+            mark="close" if row.is_ddpm else "",
         )
         for row in paper.TABLE_3
     ]

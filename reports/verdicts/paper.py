@@ -25,7 +25,7 @@ class Cifar10Row:
     nll: float | None = None
     nll_train: float | None = None
     nll_is_bound: bool = False
-    ours: bool = False
+    is_ddpm: bool = False
 
 
 TABLE_1 = (
@@ -65,7 +65,7 @@ TABLE_1 = (
         nll=3.70,
         nll_train=3.69,
         nll_is_bound=True,
-        ours=True,
+        is_ddpm=True,
     ),
     Cifar10Row(
         group="unconditional",
@@ -76,7 +76,7 @@ TABLE_1 = (
         nll=3.75,
         nll_train=3.72,
         nll_is_bound=True,
-        ours=True,
+        is_ddpm=True,
     ),
 )
 
@@ -144,15 +144,15 @@ class LsunRow:
     bedroom: float | None = None
     church: float | None = None
     cat: float | None = None
-    ours: bool = False
+    is_ddpm: bool = False
 
 
 TABLE_3 = (
     LsunRow(model="ProgressiveGAN", bedroom=8.34, church=6.42, cat=37.52),
     LsunRow(model="StyleGAN", bedroom=2.65, church=4.21, cat=8.53),
     LsunRow(model="StyleGAN2", church=3.86, cat=6.93),
-    LsunRow(model="DDPM (L_simple)", bedroom=6.36, church=7.89, cat=19.75, ours=True),
-    LsunRow(model="DDPM (L_simple, large)", bedroom=4.90, ours=True),
+    LsunRow(model="DDPM (L_simple)", bedroom=6.36, church=7.89, cat=19.75, is_ddpm=True),
+    LsunRow(model="DDPM (L_simple, large)", bedroom=4.90, is_ddpm=True),
 )
 
 
