@@ -57,7 +57,7 @@ class Checkpoint:
         return safetensors.torch.load(self._read(_weights_file(kind)))
 
     def weights_sha256(self, kind: Weights = "ema") -> str:
-        """Of the weights' file, as the manifest states it: what protocols and chunks are keyed by."""
+        """The sha256 of the weights' file, as the manifest states it: what protocols and chunks are keyed by."""
         return str(self._facts(_weights_file(kind))["sha256"])
 
     @property

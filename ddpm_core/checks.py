@@ -1,12 +1,12 @@
-"""What may be passed as images and timesteps. Dtypes and shapes are checked everywhere, values only where reading them
-is cheap: a tensor on the CPU. On another device that would wait for it at every step."""
+"""What may be passed as images and timesteps. Dtypes and shapes are checked on every device, values on the CPU alone:
+reading them from another device would wait for it at every step."""
 
 import torch
 from torch import Tensor
 
 
 def check_images(name: str, x: Tensor, like: Tensor | None = None, *, finite: bool = False) -> None:
-    """ValueError unless x is floating-point [B,C,H,W], of the shape of `like`, and, if asked for, finite."""
+    """Raises ValueError unless x is floating-point [B,C,H,W], of the shape of `like`, and, if asked for, finite."""
     if not x.is_floating_point() or x.ndim != 4:
         raise ValueError(
             f"{name} is {x.dtype} {list(x.shape)}: floating-point images [B,C,H,W], nominally in [-1, 1], are wanted; "
@@ -21,7 +21,7 @@ def check_images(name: str, x: Tensor, like: Tensor | None = None, *, finite: bo
 
 
 def check_timesteps(t: Tensor, batch: int, num_timesteps: int | None = None) -> None:
-    """ValueError unless t is int64 or int32 [batch] and, where num_timesteps is given, in 0..num_timesteps-1: indexing
+    """Raises ValueError unless t is int64 or int32 [batch] and, if num_timesteps is given, in 0..num_timesteps-1: indexing
     would take -1 for the last timestep, and a byte for a mask."""
     if t.dtype not in (torch.int64, torch.int32) or t.shape != (batch,):
         raise ValueError(f"t is {t.dtype} {list(t.shape)}: one int64 timestep an image, [{batch}], is wanted")

@@ -39,11 +39,13 @@ class ReadablePath(Protocol):
 
 
 def sha256_file(path: ReadablePath) -> str:
+    """The sha256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -66,6 +68,7 @@ def committed_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
     with committed_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -75,6 +78,7 @@ def _json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """A JSON file with sorted keys, whole or not at all."""
     write_text(path, _json(value))
 
 
@@ -104,7 +108,7 @@ def committed_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Give `temporary` the name `path`, moving away what stands there; also where another writer is as quick."""
+    """Give `temporary` the name `path`, moving away what stands there; also if another writer does so in this moment."""
     while True:
         discarded = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
         with contextlib.suppress(FileNotFoundError):  # nothing stood there
@@ -125,7 +129,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 
 def read_manifest(folder: ReadablePath, *, what: str) -> dict[str, Any]:
-    """The manifest of a committed folder. InputError where there is none or it is not JSON."""
+    """The manifest of a committed folder. Raises InputError if there is none or it is not a JSON object."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -145,7 +149,7 @@ def read_manifest(folder: ReadablePath, *, what: str) -> dict[str, Any]:
 
 
 def verify_files(folder: ReadablePath, manifest: Mapping[str, Any], *, what: str) -> None:
-    """Check every file of a manifest by size and sha256. InputError names the first that differs."""
+    """Check every file of a manifest by size and sha256. Raises an InputError that names the first that differs."""
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():

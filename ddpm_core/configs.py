@@ -31,13 +31,13 @@ WITHOUT_ENDS: tuple[Schedule, ...] = ("jsd", "cosine")  # num_timesteps alone de
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """ValueError unless `value` is among the values of the Literal `choices`."""
+    """Raises ValueError unless `value` is among the values of the Literal `choices`."""
     if value not in get_args(choices):
         raise ValueError(f"{name} is {value!r}: it must be one of {', '.join(get_args(choices))}")
 
 
 def check_schedule(schedule: Schedule, num_timesteps: int, beta_start: float, beta_end: float) -> None:
-    """ValueError unless a schedule of this name and these ends consists of variances in (0, 1]."""
+    """Raises ValueError unless a schedule of this name and these ends consists of variances in (0, 1]."""
     check_choice("schedule", schedule, Schedule)
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps is {num_timesteps}: it must be 1 or more")
@@ -46,7 +46,7 @@ def check_schedule(schedule: Schedule, num_timesteps: int, beta_start: float, be
 
 
 def check_objective(mean_type: MeanType, var_type: VarType, loss_type: LossType) -> None:
-    """ValueError unless the loss trains what the network predicts."""
+    """Raises ValueError unless the loss trains what the network predicts."""
     check_choice("mean_type", mean_type, MeanType)
     check_choice("var_type", var_type, VarType)
     check_choice("loss_type", loss_type, LossType)

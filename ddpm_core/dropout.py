@@ -24,7 +24,7 @@ def dropout_keys(seed: int, positions: Int[Tensor, " b"], layers: int) -> Int32[
 def addressed_dropout(h: Float[Tensor, "b c *rest"], p: float, key: Int32[Tensor, "b 2"]) -> Float[Tensor, "b c *rest"]:
     """h with each unit 0 with probability p, rounded to a multiple of 2^-16, and scaled so that its mean stays. An image
     must have an even number of units."""
-    cut = min(round(p * 65536), 65535)
+    cut = min(round(p * 65536), 65535)  # of the 2^16 values of a half of a word, how many drop a unit
     word = torch.arange(h[0].numel() // 2, dtype=torch.int32, device=h.device).mul_(_WEYL) + key[:, :1]
     word ^= (word >> 16) & 0xFFFF  # >> repeats the sign
     word *= _FIRST
@@ -32,7 +32,7 @@ def addressed_dropout(h: Float[Tensor, "b c *rest"], p: float, key: Int32[Tensor
     word += key[:, 1:]
     word *= _SECOND
     word ^= (word >> 16) & 0xFFFF
-    keep = (word.view(torch.int16) >= cut - 32768).view(h.shape)
+    keep = (word.view(torch.int16) >= cut - 32768).view(h.shape)  # two units a word
     if not h.is_contiguous():
         keep = keep.contiguous(memory_format=torch.channels_last)  # units are numbered alike in both formats
     return h * keep.to(h.dtype).mul_(65536 / (65536 - cut))

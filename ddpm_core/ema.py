@@ -36,6 +36,7 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Fold in the weights after update number `step` (0 for the first)."""
+        # shadow += (1 - d) (weight - shadow)
         torch._foreach_lerp_(list(self.shadow.values()), list(self._weights.values()), 1.0 - self.decay_of(step))
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class FeatureExtractor(Protocol):
 
     def __call__(self, images: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"] | None]:
         """Features and logits of a batch, on the extractor's device. They may depend on the batch size in the
-        last digits of float32 (torch-fidelity#43): keep to one. ValueError unless uint8 [N, C, H, W]."""
+        last digits of float32 (torch-fidelity#43): keep to one. Raises ValueError unless uint8 [N, C, H, W]."""
         ...
 
     def to(self, device: torch.device | str) -> "FeatureExtractor":
@@ -47,8 +47,8 @@ class FeatureExtractor(Protocol):
 class InceptionFeatures:
     """The FID network's pool_3 and unbiased logits; grey images count as RGB with three equal channels.
 
-    Its name is "inception-2015-12-05" only where the weight file has the published sha256; any other file
-    that fits the network is named after its own. InputError where the weights cannot be had.
+    Its name is "inception-2015-12-05" only if the weight file has the published sha256; any other file that
+    fits the network is named after its own. Raises InputError if the weights cannot be had.
     """
 
     resize = "tf1-bilinear-299"
@@ -98,7 +98,7 @@ class TorchScriptFeatures:
 
     A TorchScript archive is a program: loading and calling it runs what it contains (on torch's interpreter,
     without Python). It is the one exception to "nothing executes on load", and only for a file that the user
-    names. The file is tried once on two images; InputError where it is not TorchScript, does not take such
+    names. The file is tried once on two images. Raises InputError if it is not TorchScript, does not take such
     images or returns something else.
     """
 
@@ -117,6 +117,10 @@ class TorchScriptFeatures:
             raise InputError(
                 f"{what} cannot be read as TorchScript ({type(error).__name__}): save one with torch.jit.save"
             ) from error
+        self.dim, self.num_logits = self._try(what, image_shape)
+
+    def _try(self, what: str, image_shape: tuple[int, int, int]) -> tuple[int, int | None]:
+        """(dim, num_logits) of what the program returns for two black images. Raises InputError if that is no features."""
         probe = torch.zeros(2, *image_shape, dtype=torch.uint8)
         try:
             features, logits = self._run(probe)
@@ -131,8 +135,7 @@ class TorchScriptFeatures:
                 f"{what} returned {_describe(features)} and {_describe(logits)} for 2 images: it must return "
                 "floating-point features [N, D], or a tuple of features [N, D] and logits [N, K], all finite"
             )
-        self.dim: int = features.shape[1]
-        self.num_logits: int | None = None if logits is None else logits.shape[1]
+        return features.shape[1], None if logits is None else logits.shape[1]
 
     def __call__(self, images: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"] | None]:
         _check_images(images)
@@ -152,7 +155,7 @@ class TorchScriptFeatures:
 def load_extractor(spec: str, image_shape: tuple[int, int, int]) -> FeatureExtractor:
     """The extractor named by `spec`: "inception", "pixels" or the path of a TorchScript file (*.pt).
 
-    `image_shape` is (C, H, W) of the images to come. InputError where the name is unknown or the extractor
+    `image_shape` is (C, H, W) of the images to come. Raises InputError if the name is unknown or the extractor
     cannot be had or does not take such images.
     """
     channels = image_shape[0]

@@ -13,7 +13,7 @@ __all__ = ["Cdf", "discretized_gaussian_log_likelihood", "normal_kl"]
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
     """KL(N(mean1, e^log_variance1) || N(mean2, e^log_variance2)) in nats, elementwise."""
-    # expm1 keeps the digits when the two variances are nearly equal: e^d - 1 - d.
+    # 0.5 (-1 + ln s2^2 - ln s1^2 + s1^2 / s2^2 + (m1 - m2)^2 / s2^2); expm1 keeps the digits of nearly equal variances.
     difference = log_variance1 - log_variance2
     return 0.5 * (torch.expm1(difference) - difference + (mean1 - mean2).square() * torch.exp(-log_variance2))
 
@@ -41,6 +41,7 @@ def discretized_gaussian_log_likelihood(
     phi = _normal_cdf if cdf == "exact" else _normal_cdf_tanh
     centred = x.to(torch.float64) - mean.to(torch.float64)
     inv_scale = torch.exp(-log_scale.to(torch.float64))
+    # Eq. 13: the integral of N(mean, scale^2) from x - 1/255 to x + 1/255
     upper = (centred + 1.0 / 255.0) * inv_scale
     lower = (centred - 1.0 / 255.0) * inv_scale
     # Both ends far to the right: Phi(u) - Phi(l) = Phi(-l) - Phi(-u) keeps the digits that 1 - 1 would lose.

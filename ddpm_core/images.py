@@ -20,7 +20,7 @@ def to_float(pixels: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
 
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:
     """float [b,c,h,w] -> uint8 [b,h,w,c], clipped to [-1, 1] and rounded half up: floor((x+1)*127.5 + 1/2).
-    ValueError for NaN, which has no pixel."""
+    Raises ValueError for NaN, which has no pixel."""
     check_images("images", images)
     if torch.isnan(images).any():
         raise ValueError("images hold NaN: give finite values, nominally in [-1, 1]")

@@ -74,7 +74,7 @@ def variational_bound(
     x_start: 8-bit images in [-1, 1]. noise: address t in 0..T-1 -> the eps of x_t, [B,C,H,W]. clip_denoised: clip the
     predicted x_0 to [-1, 1], as the authors evaluate. cdf: the decoder's normal CDF, exact, or tanh for the authors'
     approximation. With `diffusion.strided(...)` it is the bound of that shorter chain, a model of its own.
-    ValueError for images outside [-1, 1].
+    Raises ValueError for images outside [-1, 1].
     """
     _check_range(x_start)
     terms, errors = [], []
@@ -92,6 +92,7 @@ def rate_distortion(bound: Bound) -> RateDistortion:
     Having x_t (paper's t) has cost rate = L_T + L_{T-1} + .. + L_t, and the image shown is the x_0 predicted from it. The
     paper does not say how its RMSE averages over images; here it is the root of their mean MSE.
     """
+    # Algorithm 3: who sends x_t has sent L_T + L_{T-1} + .. + L_t.
     later = bound.terms.flip(1).cumsum(1).flip(1) - bound.terms  # of column i: the terms i+1..T-1
     return RateDistortion((bound.prior[:, None] + later).mean(0), SCALE * bound.mse.mean(0).sqrt())
 
@@ -112,11 +113,11 @@ def stratify(num_timesteps: int, strata: int) -> list[range]:
     """1..T-1 cut into `strata` consecutive ranges whose lengths grow in proportion to t.
 
     The terms fall about like 1/t, so that each range then contributes about the same variance.
-    ValueError where there are more strata than timesteps.
+    Raises ValueError if there are more strata than timesteps.
     """
     if not 1 <= strata <= num_timesteps - 1:
         raise ValueError(f"strata is {strata}: it must lie in 1..{num_timesteps - 1}, the number of terms L_1..L_(T-1)")
-    edges = [1]
+    edges = [1]  # T^(k / strata), at least 1 apart, with room for the strata that follow
     for k in range(1, strata + 1):
         edge = round(num_timesteps ** (k / strata))
         edges.append(min(max(edge, edges[-1] + 1), num_timesteps - (strata - k)))
@@ -152,7 +153,7 @@ def estimate_bound(
     for address, stratum in enumerate(ranges, 1):
         t = stratum.start + rng.integers(seed, "bound", indices, address, len(stratum))
         term, _ = bound_term(diffusion, denoise_fn, x_start, t, noise(address), clip_denoised=clip_denoised, cdf=cdf)
-        total = total + len(stratum) * term
+        total = total + len(stratum) * term  # a draw of probability 1 / length, weighed by its inverse
     return BoundEstimate(total, prior, decoder)
 
 

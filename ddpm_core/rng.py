@@ -74,6 +74,7 @@ def normal(
     words = bits(seed, purpose, indices, step, -(-size // 4)).reshape(len(indices), -1, 2)
     # (w + 1/2) / 2^32 lies in (0, 1], so the logarithm is finite; the largest normal is 6.8.
     uniform = (words.to(torch.float32) + 0.5) * 2.0**-32
+    # Box & Muller 1958: sqrt(-2 ln u1) (cos 2 pi u2, sin 2 pi u2)
     radius = torch.sqrt(-2.0 * torch.log(uniform[..., 0]))
     angle = (2.0 * math.pi) * uniform[..., 1]
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
@@ -93,6 +94,7 @@ def coins(seed: int, purpose: str, indices: Int[Tensor, " b"], step: int) -> Boo
 def permutation(seed: int, purpose: str, step: int, size: int) -> Int[Tensor, " size"]:
     """A uniform permutation of 0..size-1: the order of `size` random 63-bit keys."""
     words = bits(seed, purpose, torch.arange(size), step, 1)
+    # 63 bits, so that two keys of a million are equal once in 10^7 permutations; stable, so that even then it is one.
     return torch.argsort(((words[:, 0] & 0x7FFFFFFF) << 32) | words[:, 1], stable=True)
 
 

@@ -29,7 +29,7 @@ def make_betas(
 
     linear, quad, const, warmup10, warmup50 and jsd are those of Ho's code; cosine is Nichol & Dhariwal 2021,
     Eq. 17, clipped at 0.999. const uses only beta_end; jsd and cosine use neither end. What Stable Diffusion calls
-    linear is `quad` here. ValueError for an unknown name or values that are no variances.
+    linear is `quad` here. Raises ValueError for an unknown name or values that are no variances.
     """
     check_schedule(schedule, num_timesteps, beta_start, beta_end)
     T = num_timesteps
@@ -40,8 +40,9 @@ def make_betas(
     elif schedule == "const":
         betas = np.full(T, beta_end)
     elif schedule == "jsd":
-        betas = 1.0 / np.linspace(T, 1, T)
+        betas = 1.0 / np.linspace(T, 1, T)  # abar_t = 1 - t/T
     elif schedule == "cosine":
+        # Nichol & Dhariwal 2021, Eq. 17: abar_t = f(t) / f(0), f(t) = cos^2((t/T + 0.008) / 1.008 pi/2)
         u = np.arange(T + 1) / T
         alphas_cumprod = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
@@ -62,6 +63,7 @@ def prior_bits_per_dim(betas: Float64[Tensor, " T"], second_moment: float) -> fl
     abar = float(torch.cumprod(1.0 - betas, 0)[-1])
     if abar >= 1.0:
         return math.inf
+    # Eq. 5: L_T = 0.5 (-ln(1-abar_T) - abar_T + abar_T E[x_0^2]) / ln 2.
     # -ln(1-a) - a cancels to a^2/2 + a^3/3 + ...; below 1e-3 the series is exact to float64.
     gap = sum(abar**k / k for k in range(2, 9)) if abar < 1e-3 else -math.log1p(-abar) - abar
     return 0.5 * (gap + abar * second_moment) / math.log(2.0)

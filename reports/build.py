@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from ddpm_core.commit import write_text
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import ALARM_TAG, Protocol
+from ddpm_core.protocol import Protocol
+from ddpm_core.records import ALARM_TAG, LOSS
 from reports.records.entities import ExperimentRecord, TrainingRun
 from reports.records.records import read_experiment
 from reports.records.store import Store
@@ -234,7 +235,7 @@ def _attention(record: ExperimentRecord) -> tuple[str, ...]:
     for run in record.runs:
         if run.status in ("FAILED", "KILLED") and not run.foreign:
             found.append(f"Training run {run.name} {'failed' if run.status == 'FAILED' else 'was killed'}.")
-        if "loss" in run.latest and not abs(run.latest["loss"]) < float("inf"):
+        if LOSS in run.latest and not abs(run.latest[LOSS]) < float("inf"):
             found.append(f"The last loss of {run.name} is not a finite number.")
         for evaluation in run.evaluations:
             if not evaluation.checkpoints:

@@ -8,7 +8,7 @@ The one thing that two machines may compute differently is the network's output.
 of the step's noise, to a grid of 2^-4 (which adds D 2^-8 / 24 nats of KL a step), after the sender has shifted the grid,
 by trying shared offsets 0, 1, 2, .., until no value of a block lies within TOLERANCE of an edge. A receiver whose
 prediction is off by less than TOLERANCE times the noise rounds alike; one that is off by more fails the next check. This
-costs about 2 TOLERANCE n / GRID nats a block, where naming the values near an edge would cost 12 bits each.
+costs about 2 TOLERANCE n / GRID nats a block; to name the values near an edge would cost 12 bits each.
 """
 
 import math
@@ -35,7 +35,7 @@ FREQUENCY_BITS = 24  # of the decoder's symbols
 
 def spread_timesteps(diffusion: GaussianDiffusion, steps: int) -> list[int]:
     """About `steps` timesteps from 0 to T-1 at even distances of `_capacity`, so that each step has about as much to say.
-    Neighbours that fall together are one. InputError unless 2 <= steps <= T."""
+    Neighbours that fall together are one. Raises InputError unless 2 <= steps <= T."""
     T = diffusion.num_timesteps
     if not 2 <= steps <= T:
         raise InputError(f"steps is {steps}: it must lie in 2..{T}, the model's number of timesteps")
@@ -80,7 +80,7 @@ class Chain:
 
     @torch.no_grad()
     def predict(self, x: Float64[Tensor, "b d"], i: int) -> Float64[Tensor, "b d"]:
-        """The x_0 predicted from step i's x (Eq. 15), clipped, before any rounding. ValueError where it is not float64."""
+        """The x_0 predicted from step i's x (Eq. 15), clipped, before any rounding. Raises ValueError if it is not float64."""
         t = torch.full((len(x),), i, device=self.device)
         return self.diffusion.p_mean_variance(self.denoise_fn, x.reshape(-1, *self.shape), t).pred_xstart.flatten(1)
 
@@ -89,11 +89,16 @@ class Chain:
         missing = self.blocks * self.width - self.size
         return torch.nn.functional.pad(values[:, self._order], (0, missing)).reshape(-1, self.width)
 
+    def block_of_rows(self, count: int) -> Int[Tensor, " rows"]:
+        """Which block each of to_blocks()'s rows is."""
+        return torch.arange(count, device=self.device) % self.blocks
+
     def from_blocks(self, rows: Float64[Tensor, "rows width"]) -> Float64[Tensor, "b d"]:
+        """What to_blocks() was given."""
         return rows.reshape(-1, self.blocks * self.width)[:, : self.size][:, self._back]
 
     def safe_shifts(self, values: Float64[Tensor, "b d"]) -> Int[Tensor, " rows"]:
-        """For each block the first shift of the grid that no value is in danger under; the last where there is none."""
+        """For each block the first shift of the grid under which no value is in danger; the last if there is none."""
         rows = self.to_blocks(values) / GRID
         shifts = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         for _ in range(MOST_SHIFTS):

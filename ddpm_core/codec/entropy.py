@@ -41,7 +41,7 @@ class RangeEncoder:
         return 8 * len(self._out) + WIDTH - math.log2(self._range)
 
     def finish(self) -> bytes:
-        """The fewest bytes within the interval; trailing zeros are left to the decoder to think."""
+        """The fewest bytes within the interval; trailing zeros are left out, for the decoder reads zeros beyond the end."""
         for zeros in reversed(range(BYTES + 1)):
             step = 1 << (8 * zeros)
             value = -(-self._low // step) * step
@@ -52,6 +52,7 @@ class RangeEncoder:
         return bytes(self._out + self._low.to_bytes(BYTES, "big")).rstrip(b"\0")
 
     def _carry(self) -> None:
+        """Add a bit that has left the interval's start to the bytes before it."""
         if self._low > MASK:
             self._low &= MASK
             place = len(self._out) - 1
@@ -84,6 +85,7 @@ class RangeDecoder:
             self._read += 1
 
     def uniform(self, bits: int) -> int:
+        """`bits` bits that were as likely 0 as 1."""
         value = 0
         for shift in range(0, bits, 16):
             width = min(16, bits - shift)
@@ -119,6 +121,7 @@ def encode_flag(coder: RangeEncoder, flag: bool, chance: int) -> None:
 
 
 def decode_flag(coder: RangeDecoder, chance: int) -> bool:
+    """What encode_flag() sent."""
     flag = coder.target(16) < chance
     coder.take(0 if flag else chance, chance if flag else (1 << 16) - chance, 16)
     return flag
@@ -132,7 +135,7 @@ def encode_count(coder: RangeEncoder, count: int, chance: int) -> None:
 
 
 def decode_count(coder: RangeDecoder, chance: int, limit: int) -> int:
-    """`limit` where a damaged stream would go on."""
+    """What encode_count() sent; at most `limit`, beyond which only a damaged stream goes."""
     count = 0
     while count < limit and not decode_flag(coder, chance):
         count += 1

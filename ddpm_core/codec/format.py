@@ -38,7 +38,7 @@ def model_digest(*facts: str) -> bytes:
 
 
 def read_header(data: bytes, name: str) -> tuple[Header, int]:
-    """(header, its length). InputError where these are not the first bytes of a coded image of this version."""
+    """(header, its length). Raises InputError if these are not the first bytes of a coded image of this version."""
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
         raise InputError(f"{name} is not a coded image: give a file that jobs/compress.py encode wrote")
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:

@@ -1,6 +1,6 @@
 """One image's stream of symbols, as it is sent and as it is received.
 
-    for each step:  each block's shift of the grid, each block's rate, each block's path, and where it is due a check
+    for each step:  each block's shift of the grid, each block's rate, each block's path, and a check if one is due
     at the end:     the decoder's scale, its shifts, the levels, a check of 32 bits
 
 A rate is a number of bits, from a ladder whose rungs are 12 % apart, and is sent as the distance from what the step before
@@ -70,6 +70,7 @@ class _Pace:
         return self.rung(self._last[block] * self._chain.growth[i]) if self._last else None
 
     def check_is_due(self, i: int, rungs: Sequence[int]) -> bool:
+        """Take step i's rungs as sent; whether a check follows."""
         bits = [self.ladder[rung] for rung in rungs]
         self._last = [max(1.0, each) for each in bits]
         self._sent += sum(bits) + 4 * len(bits)
@@ -91,6 +92,7 @@ class Sender:
     def step(
         self, i: int, shifts: Sequence[int], rungs: Sequence[int], paths: Sequence[Sequence[int]], numbers: Tensor
     ) -> None:
+        """Write step i: each block's shift, rung and path, and what the check covers, the rounded predictions `numbers`."""
         coder, ledger, spent = self._coder, self.ledger, [self._coder.bits]
         for shift in shifts:
             encode_count(coder, shift, self._chain.shift_chance)
@@ -121,20 +123,20 @@ class Sender:
 
     def finish(self, scale: int, shifts: Sequence[int], mean: Tensor, levels: Tensor, numbers: Tensor) -> bytes:
         """The file. mean: of the decoder, [D]. levels: the pixels, uint8 [D] in the order of x."""
-        coder, start = self._coder, self._coder.bits
+        coder, bits_before = self._coder, self._coder.bits
         coder.uniform(scale, SCALE_BITS)
         for shift in shifts:
             encode_count(coder, shift, self._chain.shift_chance)
         for part, symbols in zip(mean.split(BLOCK), levels.split(BLOCK), strict=True):
             tables = self._chain.level_frequencies(part, SCALES[scale])
-            at = symbols.long()[:, None]
-            low, high = tables.gather(1, at)[:, 0], tables.gather(1, at + 1)[:, 0]
-            for first, behind in zip(low.tolist(), high.tolist(), strict=True):
-                coder.encode(first, behind - first, FREQUENCY_BITS)
+            level = symbols.long()[:, None]
+            low, high = tables.gather(1, level)[:, 0], tables.gather(1, level + 1)[:, 0]
+            for below, up_to in zip(low.tolist(), high.tolist(), strict=True):
+                coder.encode(below, up_to - below, FREQUENCY_BITS)
         self._hash.update(_content([levels.tolist()], numbers))
         coder.uniform(_check(self._hash, LAST_CHECK_BITS), LAST_CHECK_BITS)
         stream = coder.finish()
-        self.ledger.decoder = 8 * len(stream) - start
+        self.ledger.decoder = 8 * len(stream) - bits_before
         return self._header + stream
 
 
@@ -170,7 +172,7 @@ class Receiver:
         return min(max(rung, 0), len(self._pace.ladder) - 1)  # beyond the ladder only in a damaged stream
 
     def verify(self, i: int, numbers: Tensor) -> None:
-        """Compare the check that is due after step i, if one is. InputError where it differs."""
+        """Compare the check that is due after step i, if one is. Raises InputError if it differs."""
         self._hash.update(_content(self._paths, numbers))
         self.checked = False
         if self._pace.check_is_due(i, self._rungs):
@@ -183,7 +185,7 @@ class Receiver:
         return scale, [decode_count(self._coder, chance, MOST_SHIFTS) for _ in range(self._chain.blocks)]
 
     def finish(self, scale: float, mean: Tensor, numbers: Tensor) -> list[int]:
-        """The levels. InputError where the check differs or bytes are left over."""
+        """The levels. Raises InputError if the check differs or bytes are left over."""
         coder, levels = self._coder, []
         for part in mean.split(BLOCK):
             for table in self._chain.level_frequencies(part, scale).numpy():
@@ -209,6 +211,7 @@ class Receiver:
 
 
 def _content(symbols: Sequence[Sequence[int]], numbers: Tensor) -> bytes:
+    """What a check covers, as bytes."""
     return b"".join(bytes(each) for each in symbols) + numbers.cpu().numpy().astype("<i4").tobytes()
 
 

@@ -6,7 +6,7 @@ candidates must be about 2^KL(q || p), and KL(q || p) = n/2 log2(1 + r) bits; so
 
 A path is B bits. The n dimensions are cut into cells, about one a bit and at most 64 wide; a cell reads the WINDOW newest
 bits at its place, and their value picks its noise from one code book of 2^WINDOW rows, with signs of the cell's own (and
-where cells share a place, a permutation of the rows). So the best of 2^B candidates is found exactly in B 2^WINDOW
+if cells share a place, a permutation of the rows). So the best of 2^B candidates is found exactly in B 2^WINDOW
 additions (Viterbi 1967); with at most WINDOW bits it is a plain random code. Long paths begin with WINDOW/2 bits at once
 and end in as many zeros, so that every bit is seen by enough cells.
 
@@ -58,7 +58,7 @@ class Trellis:
             return torch.zeros(len(delta), 0, dtype=torch.int64, device=self.device)
         cells, rows = _Cells(self, bits), max(1, HELD // (ROWS * (bits + 8 * WIDEST)))
         parts = zip(delta.split(rows), block.split(rows), strict=True)
-        return torch.cat([cells.search(part, its_block) for part, its_block in parts])
+        return torch.cat([cells.search(part, part_block) for part, part_block in parts])
 
     def excess(self, bits: int) -> float:
         """r of candidates that so many bits name."""
@@ -91,6 +91,7 @@ class _Cells:
         self.shift = words[..., 3] % ROWS
 
     def noise(self, path: Tensor, block: Tensor) -> Tensor:
+        """What paths name, [rows, n]: each cell's row of the code book is the number that its window of the path spells."""
         padded = torch.nn.functional.pad(path, (WINDOW, WINDOW))
         window = torch.zeros(len(path), self.count, dtype=torch.int64, device=self.device)
         for age in range(WINDOW):
@@ -100,34 +101,48 @@ class _Cells:
         return math.sqrt(1.0 + self.spread) * (self.book[window] * self.signs[block]).flatten(1)[:, : self.n]
 
     def search(self, delta: Tensor, block: Tensor) -> Tensor:
+        """The likeliest path of each row of delta, [rows, bits]."""
         padded = torch.nn.functional.pad(delta, (0, self.count * self.width - self.n))
         targets = padded.reshape(len(delta), self.count, self.width) * self.signs[block]
         targets *= math.sqrt(1.0 + self.spread)
+        # log q(z)/p(z) = sqrt(1 + r) delta.c - r |c|^2 / 2 + const
         self.cost = 0.5 * self.spread * self.book.square().sum(1)
         if self.free:
             gains = self._gains(targets, block, slice(None), 1 << self.bits)
             return _bits(gains.sum(1).argmax(1), self.bits).flip(1)
+        window, leaving = self._best_window(targets, block)
+        return self._trace_back(window, leaving)
+
+    def _best_window(self, targets: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Viterbi's forward pass over the places: (the best last window [rows], for each place, row and window without its
+        newest bit the bit that left it on the best path there [places, rows, ROWS/2])."""
         half = ROWS // 2
         first, last = int(self.places[0]), int(self.places[-1])
-        best = torch.full((len(delta), ROWS), -torch.inf, dtype=torch.float64, device=self.device)
+        best = torch.full((len(targets), ROWS), -torch.inf, dtype=torch.float64, device=self.device)
         best[:, : 1 << first] = 0.0  # the window is filled by what has been sent
-        chosen = torch.zeros(last + 1, len(delta), half, dtype=torch.bool, device=self.device)
-        behind = torch.searchsorted(self.places, torch.arange(last + 2, device=self.device)).tolist()
+        leaving = torch.zeros(last + 1, len(targets), half, dtype=torch.bool, device=self.device)
+        first_cell = torch.searchsorted(
+            self.places, torch.arange(last + 2, device=self.device)
+        ).tolist()  # at each place
         for place in range(first, last + 1):
             if place > first:
                 zero, one = best[:, :half], best[:, half:]  # by the bit that leaves the window
-                torch.gt(one, zero, out=chosen[place])
+                torch.gt(one, zero, out=leaving[place])
                 best = torch.maximum(zero, one).repeat_interleave(2, 1)
             if place > self.bits:
                 best[:, 1::2] = -torch.inf  # the path is over: zeros follow
-            if behind[place] < behind[place + 1]:
-                cells = slice(behind[place], behind[place + 1])
+            if first_cell[place] < first_cell[place + 1]:
+                cells = slice(first_cell[place], first_cell[place + 1])
                 best = best + self._gains(targets, block, cells, ROWS).sum(1)
-        window = best.argmax(1)
+        return best.argmax(1), leaving
+
+    def _trace_back(self, window: Tensor, leaving: Tensor) -> Tensor:
+        """The path that ends in a window, [rows, bits]."""
+        first, last = int(self.places[0]), int(self.places[-1])
         path = [_bits(window, WINDOW)]  # newest first
         for place in range(last, first, -1):
-            bit = chosen[place].gather(1, (window >> 1)[:, None]).to(torch.int64)
-            window = window >> 1 | bit[:, 0] * half
+            bit = leaving[place].gather(1, (window >> 1)[:, None]).to(torch.int64)
+            window = window >> 1 | bit[:, 0] * (ROWS // 2)
             path.append(bit)
         return torch.cat(path, dim=1)[:, last - self.bits : last].flip(1)
 

@@ -2,7 +2,7 @@
 
 Szegedy et al. 2015 (arXiv 1512.00567), figures 5 to 7 and 10, with the two ways in which the TensorFlow graph
 of 2015-12-05 differs from torchvision's: average pools leave the padding out of the mean, and the last block
-takes a maximum where the others take an average.
+takes a maximum and the others an average.
 """
 
 import torch
@@ -30,6 +30,7 @@ class ConvNormReLU(nn.Module):
 
 
 def _average(x: Tensor) -> Tensor:
+    """3x3 averages at the same size, of the pixels that are there: padding does not count, unlike in torchvision's."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 

@@ -39,6 +39,7 @@ def tf1_resize_bilinear(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> F
 
 
 def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(left neighbour, right neighbour, fraction of the way between) in the input of each pixel of the output."""
     position = torch.arange(new, device=device, dtype=torch.float32) * (
         torch.tensor(old, dtype=torch.float32) / torch.tensor(new, dtype=torch.float32)
     ).to(device)
@@ -160,19 +161,19 @@ class InceptionV3(nn.Module):
 def load_inception(path: Path | None = None) -> InceptionV3:
     """The FID network with its weights, found as `find_inception_weights` says. Nothing in the file executes.
 
-    Raises InputError where the weights cannot be had or the file holds something else.
+    Raises InputError if the weights cannot be had or the file holds something else.
     """
-    found = find_inception_weights(path)
+    file = find_inception_weights(path)
     try:
-        weights = torch.load(found, map_location="cpu", weights_only=True)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever the bytes lead it to: KeyError, EOFError, ...
         raise InputError(
-            f"the Inception weights {str(found)!r} cannot be read as a PyTorch weight file "
+            f"the Inception weights {str(file)!r} cannot be read as a PyTorch weight file "
             f"({type(error).__name__}): give {WEIGHTS_NAME!r} of pytorch-fid"
         ) from error
     if not isinstance(weights, Mapping):
         raise InputError(
-            f"the Inception weights {str(found)!r} hold a {type(weights).__name__}, not a state dict: "
+            f"the Inception weights {str(file)!r} hold a {type(weights).__name__}, not a state dict: "
             f"give {WEIGHTS_NAME!r} of pytorch-fid"
         )
     model = InceptionV3()

@@ -24,8 +24,8 @@ def find_inception_weights(path: Path | None = None) -> Path:
     pytorch-fid or torch-fidelity in torch's cache (`torch.hub.get_dir()/checkpoints`), else a download of
     95 MB into that cache.
 
-    A file that the user names is taken as it is; one in the cache must have the published sha256. InputError
-    where the named file does not exist, the cached one is corrupt or the download fails.
+    A file that the user names is taken as it is; one in the cache must have the published sha256. Raises
+    InputError if the named file does not exist, the cached one is corrupt or the download fails.
     """
     named = os.environ.get(WEIGHTS_VARIABLE)
     if path is None and named:

@@ -29,14 +29,15 @@ def frechet_distance(
     `mu` is [d], `sigma` a symmetric positive semi-definite [d, d]; covariances of any rank are fine. The
     trace is tr (S1^(1/2) S2 S1^(1/2))^(1/2) by two symmetric eigen-decompositions with eigenvalues clipped
     at 0: always real, and eight times as fast as scipy's sqrtm at d = 2048. Rounding moves it by about 1e-16
-    of the traces times the condition number of the sigmas, and where they are singular by up to 1e-8 of the
-    largest eigenvalue for each direction that is lost. ValueError where a shape does not fit, a value is not
-    finite or a sigma is not symmetric.
+    of the traces times the condition number of the sigmas, and if they are singular by up to 1e-8 of the
+    largest eigenvalue for each direction that is lost. Raises ValueError if a shape does not fit, a value is
+    not finite or a sigma is not symmetric.
     """
     mean1, cov1 = _checked(mu1, sigma1, "1")
     mean2, cov2 = _checked(mu2, sigma2, "2")
     if mean1.shape != mean2.shape:
         raise ValueError(f"mu2 must be [{len(mean1)}] as mu1 is; it is [{len(mean2)}]")
+    # |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2)
     root1 = symmetric_root(cov1)
     # The product is symmetric up to rounding, and eigvalsh reads one triangle of it.
     eigenvalues = torch.linalg.eigvalsh(root1 @ cov2.to(cov1.device) @ root1)
@@ -71,7 +72,7 @@ class FeatureStatistics(Mergeable):
 
     `compute()` is (mean [dim], covariance [dim, dim] with ddof = 1). The covariance is the difference of two
     sums, so it loses as many digits as mean^2 / variance has: none that matter for the features of a network
-    with ReLU, where both are of order 1.
+    with ReLU, which has both of order 1.
     """
 
     n: Tensor
@@ -95,7 +96,7 @@ class FeatureStatistics(Mergeable):
         return result
 
     def update(self, features: Float[Tensor, "n d"]) -> None:
-        """Add n features. ValueError where one is not finite or their dimension is another."""
+        """Add n features. Raises ValueError if one is not finite or their dimension is another."""
         check_features(features, self.dim)
         for start in range(0, len(features), _BLOCK):
             x = features[start : start + _BLOCK].detach().to(self.sum.device, torch.float64)
@@ -107,7 +108,7 @@ class FeatureStatistics(Mergeable):
         return self.moments()
 
     def moments(self) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-        """Mean and covariance (ddof = 1). ValueError below two samples."""
+        """Mean and covariance (ddof = 1). Raises ValueError below two samples."""
         if self.n < 2:
             raise ValueError(f"a covariance needs 2 samples or more; {type(self).__name__} has {int(self.n)}")
         mean = self.sum / self.n

@@ -32,7 +32,7 @@ class InceptionScore(Mergeable):
         self.add_state("negentropy", zeros, dist_reduce_fx="sum")
 
     def update(self, logits: Float[Tensor, "n k"], indices: Int[Tensor, " n"]) -> None:
-        """Add the samples with these indices (0..num_samples-1). ValueError where one is out of range."""
+        """Add the samples with these indices (0..num_samples-1). Raises ValueError if one is out of range."""
         check_features(logits, self.num_logits, "logits")
         if indices.shape != logits.shape[:1]:
             raise ValueError(f"indices must be [{len(logits)}], one a sample; they are {list(indices.shape)}")
@@ -43,8 +43,8 @@ class InceptionScore(Mergeable):
             )
         log_p = torch.log_softmax(logits.detach().to(self.n.device, torch.float64), dim=1)
         p = log_p.exp()
-        inner = torch.tensor(self.bounds[1:-1], device=self.n.device)
-        split = torch.bucketize(indices.to(self.n.device), inner, right=True)
+        inner_bounds = torch.tensor(self.bounds[1:-1], device=self.n.device)
+        split = torch.bucketize(indices.to(self.n.device), inner_bounds, right=True)
         self.n = self.n.index_add(0, split, torch.ones_like(p[:, 0]))
         self.probabilities = self.probabilities.index_add(0, split, p)
         self.negentropy = self.negentropy.index_add(0, split, (p * log_p).sum(1))
@@ -57,6 +57,7 @@ class InceptionScore(Mergeable):
                     f"InceptionScore wants each of its {self.num_samples} samples once; of split {split}, "
                     f"{high - low} samples from index {low}, it has seen {int(seen)}"
                 )
+        # exp(mean KL(p(y|x) || p(y))) = exp(mean sum p(y|x) ln p(y|x) - sum p(y) ln p(y)), per split
         marginal = self.probabilities / self.n[:, None]
         scores = (self.negentropy / self.n - torch.xlogy(marginal, marginal).sum(1)).exp()
         return scores.mean(), scores.std(correction=0)

@@ -6,7 +6,7 @@ first-order term,
 
     d tr M^(1/2) = 1/2 tr[ S2^(1/2) M^(-1/2) S2^(1/2) dS1 ],   M = S2^(1/2) S1 S2^(1/2).
 
-Leaving samples out keeps S1 inside its range, so where M is singular its pseudo-inverse is the right one.
+Leaving samples out keeps S1 inside its range, so if M is singular its pseudo-inverse is the right one.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ def frechet_interval(
     infinity), nor other training seeds, nor another reference set. Chunks must be independent and may differ
     in size.
 
-    Measured on Gaussians at level 95 % (as in tests/core/test_intervals.py, for d of 8 and 32, 10 to 50
-    chunks, n of 20 to 5,000): 92 to 98 % where the distributions differ by more than the bias of n, and 94 to
-    100 %, too wide by up to a half, where they are equal, because there the first-order term that a jackknife
-    measures vanishes. A bootstrap over chunks is two to five times too wide there: each resample holds fewer
+    Measured on Gaussians at level 95 % (as in tests/core/metrics/test_intervals.py, for d of 8 and 32, 10 to
+    50 chunks, n of 20 to 5,000): 92 to 98 % if the distributions differ by more than the bias of n, and 94 to
+    100 %, too wide by up to a half, if they are equal, because then the first-order term that a jackknife
+    measures vanishes. A bootstrap over chunks is two to five times too wide then: each resample holds fewer
     distinct chunks, so it adds the bias of a smaller n.
 
-    `chunks` is read twice, one at a time, so that it may load them lazily. ValueError below 5 chunks, where
-    a chunk is empty or where `level` is not inside (0, 1).
+    `chunks` is read twice, one at a time, so that it may load them lazily. Raises ValueError below 5 chunks, if
+    a chunk is empty or if `level` is not inside (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be inside (0, 1); it is {level}")
@@ -52,8 +52,9 @@ def frechet_interval(
 def jackknife_error(value: float, replicates: Float64[Tensor, " m"], counts: Float64[Tensor, " m"]) -> float:
     """The standard error of `value` from what it is without chunk j, for chunks of any size.
 
-    Busing et al. 1999, "Delete-m jackknife for unequal m"; the textbook's jackknife where counts are equal.
+    Busing et al. 1999, "Delete-m jackknife for unequal m"; the textbook's jackknife if counts are equal.
     """
+    # h_j = n / n_j; pseudo-value_j = h_j value - (h_j - 1) value_(-j); variance = mean (pseudo-value_j - centre)^2 / (h_j - 1)
     ratio = counts.sum() / counts
     centre = len(counts) * value - ((1 - 1 / ratio) * replicates).sum()
     pseudo = ratio * value - (ratio - 1) * replicates
@@ -97,6 +98,6 @@ def leave_one_out_distances(
 
 def proportion_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """(low, high): Wilson's interval for a probability of which `hits` in n > 0 independent trials were seen; honest at 0
-    and n, where the naive one has no width."""
+    and n, at which the naive one has no width."""
     interval = scipy.stats.binomtest(hits, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)

@@ -59,7 +59,9 @@ class KernelDistance(IndexedFeatures):
 
 
 def _polynomial_mmd(x: Float64[Tensor, "n d"], y: Float64[Tensor, "n d"]) -> Float64[Tensor, ""]:
+    """The unbiased estimate of the squared maximum mean discrepancy of two samples of equal size."""
     n, d = x.shape
+    # k(x, y) = (x.y / d + 1)^3
     xx, yy, xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     # Without the diagonal: a sample with itself is no pair, and leaving it out makes the estimate unbiased.
     within = xx.sum() - xx.trace() + yy.sum() - yy.trace()

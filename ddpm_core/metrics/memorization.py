@@ -1,7 +1,7 @@
 """Whether samples are copies of training images, by their nearest neighbours.
 
 The rule is that of Carlini et al. 2023 ("Extracting Training Data from Diffusion Models", section 5): a distance says
-little by itself, since flat images are near everything, so a sample counts as memorized where its nearest training image
+little by itself, since flat images are near everything, so a sample counts as memorized if its nearest training image
 is not farther than THRESHOLD times the mean distance of its NEAREST nearest ones. Real images that were never trained on
 give the rate at which the rule errs: near duplicates are common in data sets.
 """
@@ -27,7 +27,7 @@ class Neighbours(NamedTuple):
 def nearest(
     queries: Float64[Tensor, "q d"], items: Float64[Tensor, "n d"], first: int, count: int = NEAREST
 ) -> Neighbours:
-    """The `count` nearest of the items numbered first, first + 1, ..., or all where they are fewer. Distances between
+    """The `count` nearest of the items numbered first, first + 1, ..., or all if they are fewer. Distances between
     integers are exact."""
     squared = (queries**2).sum(1)[:, None] + (items**2).sum(1)[None] - 2.0 * (queries @ items.T)
     order = squared.clamp(min=0.0).sqrt().sort(dim=1, stable=True)
@@ -42,7 +42,7 @@ def merge_neighbours(parts: Sequence[Neighbours], count: int = NEAREST) -> Neigh
 
 
 def nearness(distances: Float64[Tensor, "q k"]) -> Float64[Tensor, " q"]:
-    """The nearest distance over the mean of all: 1 where no item stands out, 0 for a copy."""
+    """The nearest distance over the mean of all: 1 if no item stands out, 0 for a copy."""
     mean = distances.mean(dim=1)
     return torch.where(mean > 0.0, distances[:, 0] / mean, torch.zeros_like(mean))
 

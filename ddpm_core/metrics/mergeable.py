@@ -39,7 +39,7 @@ class Mergeable(Metric):
         }
 
     def merge_state(self, incoming_state: "Mapping[str, Tensor] | Mergeable") -> None:
-        """Add another metric's state, or stored `statistics()`. ValueError where names or shapes differ."""
+        """Add another metric's state, or stored `statistics()`. Raises ValueError if names or shapes differ."""
         statistics = incoming_state.statistics() if isinstance(incoming_state, Mergeable) else incoming_state
         own = self.metric_state
         if set(statistics) != set(own):
@@ -48,17 +48,17 @@ class Mergeable(Metric):
                 f"it holds {sorted(statistics)}"
             )
         prepared: dict[str, Tensor | list[Tensor]] = {}
-        for name, mine in own.items():
-            theirs = statistics[name].to(self.device)
-            if isinstance(mine, list):
-                prepared[name] = [theirs] if theirs.numel() else []
-            elif theirs.shape != mine.shape:
+        for name, state in own.items():
+            incoming = statistics[name].to(self.device)
+            if isinstance(state, list):
+                prepared[name] = [incoming] if incoming.numel() else []
+            elif incoming.shape != state.shape:
                 raise ValueError(
-                    f"incoming_state[{name!r}] must be {list(mine.shape)} to merge into "
-                    f"{type(self).__name__}; it is {list(theirs.shape)}"
+                    f"incoming_state[{name!r}] must be {list(state.shape)} to merge into "
+                    f"{type(self).__name__}; it is {list(incoming.shape)}"
                 )
             else:
-                prepared[name] = theirs.to(mine.dtype)
+                prepared[name] = incoming.to(state.dtype)
         super().merge_state(prepared)
 
 
@@ -78,7 +78,7 @@ class IndexedFeatures(Mergeable):
         self.add_state("indices", default=[], dist_reduce_fx="cat")
 
     def update(self, features: Float[Tensor, "n d"], indices: Int[Tensor, " n"]) -> None:
-        """Add n samples. ValueError where a feature is not finite or the shapes do not fit."""
+        """Add n samples. Raises ValueError if a feature is not finite or the shapes do not fit."""
         check_features(features, self.dim)
         if indices.shape != features.shape[:1]:
             raise ValueError(f"indices must be [{len(features)}], one a sample; they are {list(indices.shape)}")
@@ -86,7 +86,7 @@ class IndexedFeatures(Mergeable):
         self.indices.append(indices.detach().to(features.device, torch.int64))
 
     def ordered(self) -> Float[Tensor, "n d"]:
-        """All features in the order of their indices. ValueError where an index came twice, or none came."""
+        """All features in the order of their indices. Raises ValueError if an index came twice, or none came."""
         # A list of tensors, or one tensor after torchmetrics has gathered the ranks.
         features, indices = (
             torch.cat(state) if isinstance(state, list) and state else state for state in (self.features, self.indices)

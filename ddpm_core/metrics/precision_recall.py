@@ -48,9 +48,10 @@ def squared_radii(points: Float[Tensor, "n d"], k: int) -> Float64[Tensor, " n"]
         for column in range(0, len(points), _COLUMNS):
             columns = points[column : column + _COLUMNS]
             distances = _squared_distances(rows, columns)
+            # A point is not its own neighbour: its column of this block, if it lies in it.
             itself = torch.arange(len(rows), device=points.device) + (row - column)
-            here = (itself >= 0) & (itself < len(columns))
-            distances[here, itself[here]] = torch.inf
+            inside = (itself >= 0) & (itself < len(columns))
+            distances[inside, itself[inside]] = torch.inf
             nearest = torch.cat([nearest, distances], 1).topk(k, largest=False).values
         radii.append(nearest[:, -1])
     return torch.cat(radii)
@@ -70,6 +71,7 @@ def inside_manifold(
 
 
 def _squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float64[Tensor, "n m"]:
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y
     x, y = x.double(), y.double()
     scale = x.square().sum(1)[:, None] + y.square().sum(1)
     distances = scale - 2 * x @ y.T

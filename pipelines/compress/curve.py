@@ -17,6 +17,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import COMPRESSION, COMPRESSION_CURVE, DATA_TAG, IMAGES_PER_SECOND, RUN_TAG, TRAIN, flatten
 from ddpm_core.unet import UNet
 from pipelines.compress.baselines import bits_per_dim, lossless_rates, lossy_points, rmse
 from pipelines.compress.config import CurveConfig
@@ -24,7 +25,6 @@ from pipelines.compress.figure import draw_curve
 from pipelines.compress.model import LoadedModel, load_model
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute, location
-from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.tracker import open_tracker
@@ -78,7 +78,7 @@ def _measure_files(config: CurveConfig, codec: Codec, pixels: Tensor, say: Say) 
     """What coded files of the images weigh and show, how fast they are made, and the same of other formats."""
     coded, decoded, seconds = _round_trip(config, codec, pixels, say)
     return {
-        "images_per_second": {name: config.images / duration for name, duration in seconds.items()},
+        IMAGES_PER_SECOND: {name: config.images / duration for name, duration in seconds.items()},
         "coded": _coded_points(pixels, decoded),
         "lossless": {"coded": bits_per_dim([len(file.data) for file in coded], pixels), **lossless_rates(pixels)},
         "lossy": {form: lossy_points(pixels, form) for form in ("JPEG", "WEBP")},
@@ -163,14 +163,14 @@ def _theory(
 def _log_curve(config: CurveConfig, name: str, curve: dict[str, Any]) -> None:
     """Put a curve into an MLflow run of its own, a child of the training `name`."""
     tracker, digest = open_tracker(config, local_storage(config.storage)), fingerprint(curve["protocol"])
-    training = tracker.find("train", name)
+    training = tracker.find(TRAIN, name)
     tracked = tracker.run(
-        "compression",
+        COMPRESSION,
         f"{name}-compression-{digest[:6]}",
         digest,
         params=flatten(curve["protocol"]),
-        tags={"ddpm.data": curve["protocol"]["data"]},
+        tags={RUN_TAG: name, DATA_TAG: curve["protocol"]["data"]},
         parent=training.run_id if training else None,
     )
-    tracked.log_json("compression/curve.json", curve)
+    tracked.log_json(COMPRESSION_CURVE, curve)
     tracked.finish()

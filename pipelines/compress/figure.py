@@ -4,11 +4,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ddpm_core.records import IMAGES_PER_SECOND
+
 
 def describe_curve(curve: dict[str, Any]) -> list[str]:
     """The curve in lines. curve: what measure_curve returned."""
     lossless, theory, account, overhead = (curve[name] for name in ("lossless", "theory", "account", "overhead"))
-    speed = curve["images_per_second"]
+    speed = curve[IMAGES_PER_SECOND]
     totals = (
         f"lossless {lossless['coded']:.3f} bits/dim; the bound {theory['total']:.3f} ({overhead['total']:+.1%}); "
         f"PNG {lossless['png']:.3f}, WebP {lossless['webp']:.3f}"

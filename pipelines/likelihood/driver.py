@@ -15,6 +15,7 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import DATA_TAG, LIKELIHOOD, LIKELIHOOD_PROTOCOL, RUN_TAG, TRAIN, flatten, likelihood_path
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihood
@@ -23,7 +24,6 @@ from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import Pool, make_missing
 from pipelines.runtime.layout import Run, Storage, local_storage
 from pipelines.runtime.locations import location
-from pipelines.runtime.options import flatten
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.run import TrackedRun
@@ -153,16 +153,16 @@ def open_runs(
 ) -> tuple[TrackedRun | None, TrackedRun]:
     """(the training's MLflow run, if there is one; the run of the protocol's numbers, a child of it)."""
     tracker, digest = open_tracker(config, storage), fingerprint(protocol)
-    training = tracker.find("train", run.name)
+    training = tracker.find(TRAIN, run.name)
     tracked = tracker.run(
-        "likelihood",
+        LIKELIHOOD,
         f"{run.name}-likelihood-{digest[:6]}",
         digest,
         params=flatten(protocol),
-        tags={"ddpm.data": protocol.data},
+        tags={RUN_TAG: run.name, DATA_TAG: protocol.data},
         parent=training.run_id if training else None,
     )
-    tracked.log_json("likelihood/protocol.json", asdict(protocol))
+    tracked.log_json(LIKELIHOOD_PROTOCOL, asdict(protocol))
     return training, tracked
 
 
@@ -171,7 +171,7 @@ def log_likelihood(
 ) -> None:
     """Put one checkpoint's numbers into MLflow. owner: the run that has the checkpoint's model. name: the training's."""
     protocol = likelihood.protocol
-    tracked.log_json(f"likelihood/{checkpoint.path.name}.json", asdict(likelihood))
+    tracked.log_json(likelihood_path(checkpoint.step), asdict(likelihood))
     tracked.log_result(
         owner,
         name,

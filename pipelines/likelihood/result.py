@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_core.commit import MANIFEST, read_manifest
 from ddpm_core.likelihood import Bound, rate_distortion
 from ddpm_core.pixel_range import SCALE
+from ddpm_core.records import BPD, BPD_SE, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE
 from ddpm_core.verdicts import mean_interval
 from pipelines.likelihood.worker import LikelihoodProtocol
 from pipelines.runtime.chunks import load_chunk
@@ -29,7 +30,7 @@ class Likelihood:
 
     def describe(self) -> str:
         """The measurement in words."""
-        bpd, half_width = self.values["bpd"], self.values["bpd_ci_high"] - self.values["bpd"]
+        bpd, half_width = self.values[BPD], self.values[BPD + CI_HIGH] - self.values[BPD]
         strata, T = self.protocol.strata, self.num_timesteps
         how = f"full bound of {T:,} terms" if strata is None else f"estimate from {1 + strata:,} of {T:,} terms"
         images = f"{self.protocol.images:,} images of {self.protocol.data}"
@@ -89,14 +90,14 @@ def bound_values(total: Tensor, prior: Tensor, decoder: Tensor, mse: Tensor) -> 
     """
     low, high = mean_interval(total.tolist())
     return {
-        "bpd": float(total.mean()),
-        "bpd_se": float(total.std()) / math.sqrt(len(total)),  # s / sqrt(n), of which the interval is a multiple
-        "bpd_ci_low": low,
-        "bpd_ci_high": high,
-        "rate_bpd": float((total - decoder).mean()),
-        "distortion_bpd": float(decoder.mean()),
-        "prior_bpd": float(prior.mean()),
-        "rmse": SCALE * float(mse.mean().sqrt()),  # mse is in units of [-1, 1]
+        BPD: float(total.mean()),
+        BPD_SE: float(total.std()) / math.sqrt(len(total)),  # s / sqrt(n), of which the interval is a multiple
+        BPD + CI_LOW: low,
+        BPD + CI_HIGH: high,
+        RATE_BPD: float((total - decoder).mean()),
+        DISTORTION_BPD: float(decoder.mean()),
+        PRIOR_BPD: float(prior.mean()),
+        RMSE: SCALE * float(mse.mean().sqrt()),  # mse is in units of [-1, 1]
     }
 
 
@@ -112,7 +113,7 @@ def curves_by_timestep(means: Mapping[str, Tensor], prior: Tensor) -> dict[str, 
     return {
         "t": list(range(1, len(means["terms"]) + 1)),
         "terms_bpd": means["terms"].tolist(),
-        "rate_bpd": curve.rate.tolist(),
-        "rmse": curve.distortion.tolist(),
+        RATE_BPD: curve.rate.tolist(),
+        RMSE: curve.distortion.tolist(),
         "rmse_mean_of_roots": (SCALE * means["root"]).tolist(),
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from ddpm_core.records import CI_LOW, HELD_OUT, MEMORIZED, SATURATION, SATURATION_DATA, SPREAD
 from pipelines.evaluate.evaluation import Evaluation
 from pipelines.tracking.queries import Training
 
@@ -66,9 +67,9 @@ def regressions(run: str, evaluations: Sequence[Evaluation], intervals: float) -
 def degenerate(run: str, evaluation: Evaluation) -> list[Alarm]:
     """Alarms for samples that are alike, driven to black and white, or copies of training images."""
     values, protocol = evaluation.values, evaluation.protocol
-    spread = values.get(protocol.metric("spread"), 1.0)
-    saturation, of_data = (values.get(name, 0.0) for name in ("saturation", "saturation_data"))
-    copies, by_chance = values.get("memorized_ci_low", 0.0), values.get("memorized_held_out", MOST_MEMORIZED)
+    spread = values.get(protocol.metric(SPREAD), 1.0)
+    saturation, of_data = (values.get(name, 0.0) for name in (SATURATION, SATURATION_DATA))
+    copies, by_chance = values.get(MEMORIZED + CI_LOW, 0.0), values.get(MEMORIZED + HELD_OUT, MOST_MEMORIZED)
     faults: dict[Kind, tuple[bool, str]] = {
         "alike": (
             spread < LEAST_SPREAD,

@@ -16,6 +16,7 @@ from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import CODE_VERSION_TAG, DATA_TAG, PATH_TAG, PROTOCOL_TAG, RUN_TAG, STEP_TAG
 from ddpm_core.verdicts import intervals_overlap
 from pipelines.checkpoints.retention import MARK, mark_best, unmark
 from pipelines.checkpoints.store import made_at
@@ -53,7 +54,7 @@ class Candidate:
     @property
     def identity(self) -> dict[str, str]:
         """The tags by which its model version is known again."""
-        return {"ddpm.run": self.run, "ddpm.step": str(self.evaluation.step)}
+        return {RUN_TAG: self.run, STEP_TAG: str(self.evaluation.step)}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def update_alias(
         return None
     alias = f"best-{protocol.distance.replace('_', '-')}"
     present = registry.tags(alias)
-    before = f"step {int(present['ddpm.step']):,} of {present['ddpm.run']}" if present else ""
+    before = f"step {int(present[STEP_TAG]):,} of {present[RUN_TAG]}" if present else ""
     chosen = choose(finite, present, storage)
     if chosen is None:
         say(f"nightly: models:/{model}@{alias} stays at {before}, which is not among what was looked at")
@@ -133,7 +134,7 @@ def choose(candidates: Sequence[Candidate], present: Mapping[str, str], storage:
         if holder.identity.items() <= present.items():
             moves = replaces(best.evaluation, holder.evaluation, same_run=best.run == holder.run)
             return best if moves else holder
-    if is_deleted(present["ddpm.path"]):
+    if is_deleted(present[PATH_TAG]):
         return best
     holds = result_of(storage, present, best.evaluation.protocol)  # of a training that was not looked at
     if holds is None or holds.distance <= best.evaluation.distance:
@@ -160,9 +161,9 @@ def is_deleted(path: str) -> bool:
 
 def result_of(storage: Storage[Path], version: Mapping[str, str], protocol: Protocol) -> Evaluation | None:
     """The result of a checkpoint in this storage, by the tags of its model version; None if it cannot be read."""
-    folder = storage.run(version["ddpm.run"]).results(protocol.fingerprint)
+    folder = storage.run(version[RUN_TAG]).results(protocol.fingerprint)
     try:
-        return read_evaluation(folder / checkpoint_name(int(version["ddpm.step"])))
+        return read_evaluation(folder / checkpoint_name(int(version[STEP_TAG])))
     except InputError:
         return None
 
@@ -173,9 +174,9 @@ def set_alias(registry: Registry, alias: str, candidate: Candidate) -> None:
     run_id, model_id = candidate.evaluator.records.model(open_checkpoint(candidate.path), protocol)
     tags = {
         **candidate.identity,
-        "ddpm.protocol": protocol.fingerprint,
-        "ddpm.data": protocol.reference,
-        "ddpm.path": str(candidate.path),
-        "ddpm.code_version": code_version(),
+        PROTOCOL_TAG: protocol.fingerprint,
+        DATA_TAG: protocol.reference,
+        PATH_TAG: str(candidate.path),
+        CODE_VERSION_TAG: code_version(),
     }
     registry.set_alias(alias, model_id, run_id, tags)

@@ -12,7 +12,7 @@ from filelock import Timeout
 from ddpm_core.checkpoint import checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import ALARM_TAG
+from ddpm_core.records import ALARM_TAG, TRAIN
 from pipelines.checkpoints.store import made_at, saved_steps
 from pipelines.evaluate.evaluation import Evaluation
 from pipelines.evaluate.illustrate import illustrate
@@ -86,7 +86,7 @@ def tag_alarms(trainings: Sequence[NightlyTraining], alarms: Sequence[Alarm], tr
         with continue_on_error(training.name, say):
             evaluator, own = training.evaluator, [alarm for alarm in alarms if alarm.run == training.name]
             evaluated = evaluator.records.find(evaluator.subject.protocol("train", "selection")) if evaluator else None
-            trained = tracker.find("train", training.name)
+            trained = tracker.find(TRAIN, training.name)
             of_training = [alarm.text for alarm in own if alarm.of_training or evaluated is None]
             of_checkpoints = [alarm.text for alarm in own if not alarm.of_training]
             for run, texts in ((trained, of_training), (evaluated, of_checkpoints)):

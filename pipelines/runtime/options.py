@@ -1,8 +1,6 @@
 """Options that several jobs have: where results lie, and how many workers make them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ddpm_core.ranges import Positive, check_ranges
 
@@ -35,15 +33,3 @@ class PoolOptions(Checked):
     """Processes, one a GPU if there are GPUs; as many as the cluster has room for by default."""
     cpus_per_worker: Positive[float] = 0.9
     """CPUs of each."""
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """A nested configuration as one text a value: {"unet.ch": "128", ...}."""
-    plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    flat: dict[str, str] = {}
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return flat

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
@@ -138,7 +139,7 @@ def run_rungs(
                 ended[label] = [mark_stopped(outcome, stopped[label]) for outcome in of_point]
             elif steps == config.train.steps:
                 ended[label] = of_point
-        run.log_json(f"rungs/{steps:08d}.json", {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
+        run.log_json(rung_path(steps), {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
     return tuple(outcome for label in points for outcome in ended[label])
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.records import DATA_TAG, PRIOR_BPD, SCHEDULES, SUMMARY, SWEEP, TRIALS, flatten
 from ddpm_core.schedules import PriorCheck
-from pipelines.runtime.options import flatten
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
@@ -30,7 +30,7 @@ def open_run(
 ) -> TrackedRun:
     """The sweep's MLflow run, of which trials are children. digest: the fingerprint of its identity."""
     return tracker.run(
-        "sweep",
+        SWEEP,
         name,
         digest,
         params={
@@ -40,7 +40,7 @@ def open_run(
             **flatten(config.train, "train."),
             **flatten(config.evaluation(config.train.steps), "evaluate."),
         },
-        tags={"ddpm.data": dataset.name},
+        tags={DATA_TAG: dataset.name},
     )
 
 
@@ -60,7 +60,7 @@ def log_schedules(run: TrackedRun, points: Mapping[str, Point]) -> None:
             "alphas_cumprod": logged.tolist(),
             "log_snr": log_snr.tolist(),
         }
-    run.log_json("schedules.json", curves)
+    run.log_json(SCHEDULES, curves)
 
 
 def record_result(
@@ -82,13 +82,13 @@ def record_result(
             **asdict(outcome),
             "label": outcome.point if config.seeds == 1 else f"{outcome.point}, seed {outcome.seed}",
             "values": {**points[outcome.point].values, **({"seed": str(outcome.seed)} if config.seeds > 1 else {})},
-            "prior_bpd": priors[outcome.point].bits_per_dim,
+            PRIOR_BPD: priors[outcome.point].bits_per_dim,
             "prior_met": priors[outcome.point].met,
         }
         for outcome in outcomes
     ]
-    run.log_json("trials.json", rows)
-    run.log_json("summary.json", {**facts, "paper": paper})
+    run.log_json(TRIALS, rows)
+    run.log_json(SUMMARY, {**facts, "paper": paper})
     run.finish()
     result = SweepResult(name, run.run_id, metric, outcomes, facts["conclusion"])
     write_json(folder / MANIFEST, asdict(result))

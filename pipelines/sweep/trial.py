@@ -11,6 +11,7 @@ import torch
 
 from ddpm_core.commit import write_json
 from ddpm_core.errors import DivergedError
+from ddpm_core.records import CI_HIGH, CI_LOW, TRAIN
 from pipelines.evaluate.driver import evaluate
 from pipelines.runtime import console
 from pipelines.runtime.environment import prepare
@@ -106,13 +107,13 @@ def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: i
     low, high = result.interval or (None, None)
     metric = result.protocol.distance
     if steps == config.train.steps:
-        log_result(trial, trained, {metric: result.distance, f"{metric}_ci_low": low, f"{metric}_ci_high": high})
+        log_result(trial, trained, {metric: result.distance, metric + CI_LOW: low, metric + CI_HIGH: high})
     return Outcome(label, seed, "finished", steps, run_id, evaluated.run_id, metric, result.distance, low, high)
 
 
 def log_result(trial: TrainConfig, trained: TrainResult, values: Mapping[str, float | None]) -> None:
     """Put a trial's result into its training run too, beside whose parameters MLflow's parallel coordinates show it."""
-    run = open_tracker(trial, trained.storage).find("train", trained.run.name)
+    run = open_tracker(trial, trained.storage).find(TRAIN, trained.run.name)
     if run is not None:
         known = {key: value for key, value in values.items() if value is not None}
         new = {key: value for key, value in known.items() if trial.steps not in run.logged_steps(key)}

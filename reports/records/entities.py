@@ -135,6 +135,17 @@ class PictureGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeighboursFacts:
+    """How many samples were looked up among how many training images, and by which rule one counts as a copy: its nearest
+    distance is below `threshold` times the mean of the `nearest` ones."""
+
+    samples: int
+    training_images: int
+    threshold: float
+    nearest: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCard:
     """The training set. `mean`, `std` and `second_moment` are of pixels in [-1, 1]; None means not
     recorded."""

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import LOSS
 from reports.records.entities import DataCard, ExperimentRecord
 from reports.verdicts import paper
 from reports.verdicts.formatting import NOT_MEASURED, count, counted, decimals_for, fixed, listed, number
@@ -182,7 +183,7 @@ def _rivals(ranking: Ranking) -> str:
 
 def _nothing_evaluated(record: ExperimentRecord) -> Answer:
     status = f"The experiment holds {counted(len(record.runs), 'training run')}, and no result of an evaluation."
-    losses = [f"{run.name} has {number(run.latest['loss'])}" for run in record.runs if "loss" in run.latest]
+    losses = [f"{run.name} has {number(run.latest[LOSS])}" for run in record.runs if LOSS in run.latest]
     if not losses:
         return Answer(
             headline="No checkpoint has been evaluated yet", sentences=(status, "No loss was measured either.")

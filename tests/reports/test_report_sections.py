@@ -203,9 +203,7 @@ def test_a_report_of_one_run_or_sweep_holds_no_other(full: Page, tmp_path: Path)
 
 def test_weights_from_elsewhere_are_reported_without_a_training() -> None:
     writer = writer_of("foreign")
-    writer.evaluate(
-        "", replace(FID, reference="cifar10"), {790_000: 3.21}, half_width=0.05, name="google-ddpm-eval-1a2b3c"
-    )
+    writer.evaluate("", replace(FID, reference="cifar10"), {790_000: 3.21}, half_width=0.05, of_run="google-ddpm")
     page = page_of("foreign")
     assert page.root.all("h1")[0].text == "Step 790,000 has FID 3.210"
     assert "Checkpoint of google-ddpm." in page.text

@@ -198,6 +198,30 @@ def test_numbers_reach_mlflow_with_their_step_model_and_protocol(undisturbed: Ev
     assert models[0].params["step"] == str(undisturbed.best.step)
 
 
+def test_each_checkpoint_has_a_run_that_ranks_it_under_the_protocol(undisturbed: EvaluateResult) -> None:
+    from mlflow import MlflowClient
+
+    storage = undisturbed.evaluations[0].folder.parents[3]
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_run(undisturbed.run_id).info.experiment_id
+    protocol = undisturbed.best.protocol
+    wanted = f"tags.`ddpm.kind` = 'checkpoint' AND tags.`ddpm.protocol` = '{protocol.fingerprint}'"
+    ranked = client.search_runs([experiment], wanted, order_by=[f"metrics.`{protocol.distance}` ASC"])
+    by_distance = sorted(undisturbed.evaluations, key=lambda evaluation: evaluation.distance)
+    assert [run.data.metrics["step"] for run in ranked] == [evaluation.step for evaluation in by_distance]
+    for run, evaluation in zip(ranked, by_distance, strict=True):
+        assert run.info.run_name.startswith(f"step {evaluation.step} of ")
+        assert evaluation.values.items() <= run.data.metrics.items()
+        assert run.data.metrics["images_seen"] == evaluation.step * OPTIM.batch_size
+        near = evaluation.indistinguishable_from(undisturbed.best)
+        standing = "best" if evaluation == undisturbed.best else "not distinguishable" if near else "higher"
+        assert run.data.tags["ddpm.standing"] == standing
+    view = client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{protocol.fingerprint}"]
+    assert json.loads(view)["orderByKey"] == f"metrics.`{protocol.distance}`"
+    assert json.loads(view)["searchFilter"] == wanted
+    assert undisturbed.link.endswith(f"viewStateShareKey={protocol.fingerprint}")
+
+
 def test_another_protocol_is_another_evaluation(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
