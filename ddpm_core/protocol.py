@@ -9,11 +9,6 @@ from ddpm_core.configs import Method, Precision, Purpose, Spacing, Split, Weight
 
 INCEPTION = "inception-2015-12-05"
 
-# MLflow tags that the pipelines write and the reports read.
-KIND_TAG = "ddpm.kind"  # train | evaluate | likelihood | sweep
-ALARM_TAG = "ddpm.alarm"  # what a person must know of a run, in sentences; empty if all is well
-FINGERPRINT_TAG = "ddpm.fingerprint"  # of the configuration (train, sweep) or the protocol (evaluate)
-
 
 def fingerprint(value: Any) -> str:
     """12 hex digits that name a configuration: the sha256 of its canonical JSON. Dataclasses count as their

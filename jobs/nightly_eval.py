@@ -28,7 +28,7 @@ def main() -> None:
         code = 1
     for line in result.describe():
         say(f"nightly: {line}")
-    sys.exit(3 if nightly.delivered(config, result, report, say) else code)
+    sys.exit(3 if nightly.deliver_alarms(config, result, report, say) else code)
 
 
 if __name__ == "__main__":

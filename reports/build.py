@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from ddpm_core.commit import write_text
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import ALARM_TAG, Protocol
+from ddpm_core.protocol import Protocol
+from ddpm_core.records import ALARM_TAG, LOSS
 from reports.records.entities import ExperimentRecord, TrainingRun
 from reports.records.records import read_experiment
 from reports.records.store import Store
@@ -22,7 +23,7 @@ from reports.sections.likelihoods import LikelihoodSection, likelihood_section
 from reports.sections.making import Making, making_of
 from reports.sections.memorization import memorization
 from reports.sections.paper_tables import PaperTable, comparisons
-from reports.sections.seeds import settings_of, settings_table
+from reports.sections.seeds import points_table
 from reports.sections.training_curves import training_charts
 from reports.summary import markdown, since_previous, summary, with_previous
 from reports.verdicts import commands
@@ -185,7 +186,8 @@ def _title(protocol: Protocol) -> str:
 
 
 def _sweep_section(result: SweepResult) -> SweepSection:
-    seeds_vary = any("seed" in trial.values for trial in result.sweep.trials)
+    trials = result.sweep.trials
+    seeds_vary = len({trial.point for trial in trials}) < len(trials)
     note = (
         "" if seeds_vary else "Each setting was trained once: the intervals hold no variation between training seeds."
     )
@@ -199,12 +201,8 @@ def _sweep_section(result: SweepResult) -> SweepSection:
 
 
 def _sweep_ranking(trials: TrialRanking) -> tuple[str, tuple[tables.Table, ...]]:
-    settings, protocol = settings_of(trials.results), trials.ranking.protocol
-    each = tables.trial_table(trials)
-    if not settings:
-        return trials.conclusion, (each,)
-    over_seeds = settings_table(settings, protocol.distance, protocol.fingerprint)
-    return trials.conclusion, (over_seeds, each)
+    over_seeds, each = points_table(trials), tables.trial_table(trials)
+    return trials.conclusion, (over_seeds, each) if over_seeds else (each,)
 
 
 def _facts(record: ExperimentRecord, rankings: tuple[Ranking, ...], lead: TrainingRun) -> tuple[tuple[str, str], ...]:
@@ -237,7 +235,7 @@ def _attention(record: ExperimentRecord) -> tuple[str, ...]:
     for run in record.runs:
         if run.status in ("FAILED", "KILLED") and not run.foreign:
             found.append(f"Training run {run.name} {'failed' if run.status == 'FAILED' else 'was killed'}.")
-        if "loss" in run.latest and not abs(run.latest["loss"]) < float("inf"):
+        if LOSS in run.latest and not abs(run.latest[LOSS]) < float("inf"):
             found.append(f"The last loss of {run.name} is not a finite number.")
         for evaluation in run.evaluations:
             if not evaluation.checkpoints:

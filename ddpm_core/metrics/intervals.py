@@ -1,4 +1,4 @@
-"""Confidence intervals: of a Frechet distance, from the statistics of an evaluation's chunks, of a proportion and of means.
+"""Confidence intervals: of a Frechet distance, from the statistics of an evaluation's chunks, and of a proportion.
 
 The former's method is a delete-one-chunk jackknife. Its m replicates come from one eigen-decomposition: the mean and
 the traces of each leave-one-out sample are exact, and only the trace of the root is replaced by its
@@ -9,9 +9,7 @@ first-order term,
 Leaving samples out keeps S1 inside its range, so if M is singular its pseudo-inverse is the right one.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import scipy.stats
 import torch
@@ -102,23 +100,4 @@ def proportion_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, 
     """(low, high): Wilson's interval for a probability of which `hits` in n > 0 independent trials were seen; honest at 0
     and n, at which the naive one has no width."""
     interval = scipy.stats.binomtest(hits, n).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """(low, high): Student's interval for the mean of a normal law of which two or more independent values were seen."""
-    return _t_interval(lambda: scipy.stats.ttest_1samp(values, 0.0), level)
-
-
-def difference_interval(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """(low, high): Welch's interval for the mean of `one` less that of `other`, two or more independent values each, whose
-    variances may differ; Satterthwaite's degrees of freedom."""
-    return _t_interval(lambda: scipy.stats.ttest_ind(one, other, equal_var=False), level)
-
-
-def _t_interval(test: Callable[[], Any], level: float) -> tuple[float, float]:
-    with warnings.catch_warnings():
-        # Equal values have no variance: scipy doubts its test, but an interval without width is what they say.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = test().confidence_interval(level)
     return float(interval.low), float(interval.high)

@@ -1,4 +1,4 @@
-"""What can be rendered: the options of each kind of schedule, and what its template is given."""
+"""The kinds of schedule: the options of each, and the values that its template gets."""
 
 import importlib.metadata
 import re
@@ -13,18 +13,18 @@ from ddpm_core.errors import InputError
 from jobs.cluster.cron import parse_cron
 
 PROJECT = Path(__file__).resolve().parents[2]
-# What systemd and cron would leave out, and where this Python lies.
+# The $PATH of systemd and cron may lack these, and always lacks the folder of this Python.
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-# RayCronJob and RayJob append up to 11 characters to a name, and a Ray cluster's may have 53.
+# RayCronJob and RayJob append up to 11 characters to a name, and that of a Ray cluster has 53 at most.
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,34}[a-z0-9])?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What every kind has."""
+    """The options of every kind."""
 
     name: str = ""
-    """What it is called; the script's name unless given."""
+    """The name of what is installed; by default the script's name."""
 
     template: ClassVar[str]
 
@@ -40,7 +40,7 @@ class Kind:
                 raise InputError(f"--{option} is {value}: give a positive number")
 
     def values(self, command: Sequence[str]) -> dict[str, Any]:
-        """What the template is given."""
+        """The values that the template gets."""
         scripts = [Path(word).stem for word in command if word.endswith(".py")]
         name = self.name or (scripts or ["job"])[0].replace("_", "-")
         if not NAME.fullmatch(name):
@@ -51,17 +51,17 @@ class Kind:
 
 
 def check_printable(what: str, text: str) -> None:
-    """InputError for line breaks and what else no line of a crontab, unit or manifest can hold."""
+    """Raises InputError for line breaks and other characters that no line of a crontab, unit or manifest can hold."""
     if not text.isprintable():
         raise InputError(f"{what} is {text!r}: it must be one line without control characters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Kind):
-    """What starts by the clock."""
+    """The options of what starts by the clock."""
 
     every: str = "0 2 * * *"
-    """When, in cron's five fields: minute, hour, day of the month, month, day of the week."""
+    """When to start, in cron's five fields: minute, hour, day of the month, month, day of the week."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,10 +70,10 @@ class Timed(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Zoned(Timed):
-    """What may name its time zone."""
+    """The options of what starts by the clock of a time zone of its own."""
 
     time_zone: str = ""
-    """Of --every, such as Europe/Berlin; the scheduler's own unless given."""
+    """The time zone of --every, such as Europe/Berlin; by default the scheduler's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,14 +85,14 @@ class Zoned(Timed):
 
 @dataclass(frozen=True, kw_only=True)
 class OnMachine(Kind):
-    """What runs in a checkout on a machine."""
+    """The options of what runs in a checkout on a machine."""
 
     project: Path = PROJECT
-    """The checkout that it runs in; this one unless given."""
+    """The checkout that it runs in; by default this one."""
     path: str = PATH
-    """Where python and ray are found, as in $PATH."""
+    """The folders of python and ray, as in $PATH."""
     address: str = ""
-    """The dashboard of the Ray cluster that it is submitted to; run on the machine itself unless given."""
+    """The dashboard of the Ray cluster that it is submitted to; by default it runs on the machine itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,10 +102,10 @@ class OnMachine(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class InImage(Kind):
-    """What runs in a container."""
+    """The options of what runs in a container."""
 
     image: str
-    """The image: Ray, this project installed, and its checkout as the working directory."""
+    """The image, with Ray, this project installed, and a checkout of it."""
     namespace: str = "default"
     """The Kubernetes namespace."""
     project: str = "/home/ray/ddpm"
@@ -124,7 +124,7 @@ class Crontab(OnMachine, Timed):
     """A line of a crontab."""
 
     log: Path | None = None
-    """The file that takes the output; NAME.log in the home folder unless given."""
+    """The file that the output is appended to; by default NAME.log in the home folder."""
 
     template: ClassVar[str] = "crontab.j2"
 
@@ -142,43 +142,43 @@ class Systemd(OnMachine, Zoned):
 
 @dataclass(frozen=True, kw_only=True)
 class CronJob(InImage, Zoned):
-    """A Kubernetes CronJob that submits to a Ray cluster that is there."""
+    """A Kubernetes CronJob that submits to a running Ray cluster."""
 
     address: str
     """The dashboard of the Ray cluster, such as http://ray-head-svc:8265."""
     token_secret: str = ""
-    """The Secret whose key auth_token is the Ray cluster's token; KubeRay names it as the cluster."""
+    """The Secret whose key auth_token is the Ray cluster's token; KubeRay gives it the cluster's name."""
 
     template: ClassVar[str] = "cronjob.yaml.j2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayJob(InImage):
-    """A KubeRay RayJob: a Ray cluster for one run of the command."""
+    """A KubeRay RayJob, which starts a Ray cluster for one run of the command."""
 
     storage_claim: str
-    """The PersistentVolumeClaim that is mounted at /shared."""
+    """The PersistentVolumeClaim to mount at /shared."""
     workers: int = 1
-    """The worker pods."""
+    """How many worker pods."""
     cpus: int = 8
-    """The CPUs of a worker pod."""
+    """CPUs for each worker pod."""
     memory: str = "32Gi"
-    """The memory of a worker pod."""
+    """Memory for each worker pod."""
     gpus: int = 0
-    """The GPUs of a worker pod."""
+    """GPUs for each worker pod."""
     tracking_secret: str = ""
-    """The Secret with MLFLOW_TRACKING_URI, and with MLFLOW_TRACKING_USERNAME and _PASSWORD where the server asks."""
+    """The Secret with MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if the server asks."""
     retries: int = 0
-    """How often a failure is tried again on a new cluster. KubeRay takes an alarm (exit code 3) for a failure."""
+    """How often to try again after a failure, on a new cluster. KubeRay takes an alarm (exit code 3) for a failure."""
     keep_seconds: int = 3600
-    """How long the cluster, its dashboard and logs stay after the end."""
+    """How long to keep the cluster, its dashboard and logs after the end."""
 
     template: ClassVar[str] = "rayjob.yaml.j2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayCronJob(RayJob, Zoned):
-    """A KubeRay RayCronJob: a RayJob by the clock."""
+    """A KubeRay RayCronJob, which starts such a RayJob by the clock."""
 
     template: ClassVar[str] = "raycronjob.yaml.j2"
 

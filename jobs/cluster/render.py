@@ -1,8 +1,8 @@
-"""Schedules to install: python jobs/cluster/render.py KIND [options] -- COMMAND, on standard output.
+"""Render a schedule to install: python jobs/cluster/render.py KIND [options] -- COMMAND, on standard output.
 
 python jobs/cluster/render.py crontab -- python jobs/nightly_eval.py --experiment church --storage /shared/runs
 python jobs/cluster/render.py systemd ...      a service and its timer
-python jobs/cluster/render.py cronjob ...      Kubernetes: `ray job submit` to a Ray cluster that is there
+python jobs/cluster/render.py cronjob ...      Kubernetes: `ray job submit` to a running Ray cluster
 python jobs/cluster/render.py raycronjob ...   KubeRay: a Ray cluster for each run, by the clock
 python jobs/cluster/render.py rayjob ...       KubeRay: a Ray cluster for one run, such as a training
 """

@@ -1,10 +1,11 @@
-"""A kind and its command as text, every value quoted for what reads it: shell, cron, systemd, YAML, Kubernetes."""
+"""A schedule as text, with every value quoted for its reader: shell, cron, systemd, YAML, Kubernetes."""
 
 import json
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from cronsim import CronSim
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ddpm_core.errors import InputError
@@ -15,12 +16,12 @@ LONGEST_LINE = 999  # of a crontab, in Debian's cron
 
 
 def render(kind: Kind, command: Sequence[str]) -> str:
-    """The text to install, with the way to do so in its comments."""
+    """The text to install; its comments say how. Raises InputError for a command that the kind cannot hold."""
     if not command:
         raise InputError("no command is given: put it last, after --, such as -- python jobs/nightly_eval.py ...")
     for word in command:
         check_printable("a word of the command", word)
-    # What a template of YAML prints is a JSON value, which YAML reads as the same: nothing there can be left unquoted.
+    # Every value in a YAML template is printed as JSON, which is YAML too: none can be left unquoted by mistake.
     finalize = _json if ".yaml" in kind.template else None
     environment = Environment(
         loader=PackageLoader("jobs.cluster", "."),
@@ -47,44 +48,47 @@ def _json(value: Any) -> str:
 
 
 def cron_word(word: object) -> str:
-    r"""A word of the shell in a crontab, where an unescaped % ends the command. \% is %, and the backslash must not be
-    one of the word's own, nor stand within quotes."""
+    r"""A word of the shell in a crontab, where % ends the command unless written \%. That backslash must be neither one of the
+    word's own nor inside quotes."""
     return r"\%".join(shlex.quote(part) if part else "" for part in str(word).split("%")) or "''"
 
 
 def unit_word(word: object, *, expanded: bool = True) -> str:
-    """A word of a systemd unit. % begins a specifier anywhere, $ a variable where a command line is `expanded`."""
+    """A word of a systemd unit, where % begins a specifier; on a command line, which is `expanded`, $ begins a variable."""
     text = str(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{text.replace("$", "$$") if expanded else text}"'
 
 
 def unexpanded(text: str) -> str:
-    """For a container's command and arguments, in which Kubernetes reads $(NAME) as a variable and $$ as $."""
+    """A word of a container's command, in which Kubernetes reads $(NAME) as a variable and $$ as $."""
     return text.replace("$", "$$")
 
 
+def weekdays_of(schedule: CronSim) -> list[int]:
+    """The days of the week, 0 for Sunday to 6, ascending."""
+    return sorted({day % 7 for day in schedule.weekdays if isinstance(day, int)})
+
+
 def kubernetes_schedule(every: str) -> str:
-    """The expression for Kubernetes, where Sunday is 0 alone."""
+    """A cron expression as Kubernetes reads it: Sunday is 0 and never 7."""
     *others, weekday = every.split()
     if "7" in weekday:
-        found = parse_cron(every).weekdays
-        weekday = ",".join(str(day) for day in sorted({day % 7 for day in found if isinstance(day, int)}))
+        weekday = ",".join(map(str, weekdays_of(parse_cron(every))))
     return " ".join([*others, weekday])
 
 
 def calendar(every: str) -> list[str]:
-    """The expression as OnCalendar= lines of systemd. Where cron joins days of the month and of the week by "or", there
-    are two."""
-    found = parse_cron(every)
+    """A cron expression as OnCalendar= lines of systemd: two if cron joins days of the month and of the week by "or"."""
+    schedule = parse_cron(every)
     names = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"]
-    weekdays = sorted({day % 7 for day in found.weekdays if isinstance(day, int)})
+    weekdays = weekdays_of(schedule)
     week = ",".join(names[day] for day in weekdays) + " " if len(weekdays) < 7 else ""
 
-    def some(values: set[int], of: int) -> str:
+    def listed(values: set[int], of: int) -> str:
         return "*" if len(values) == of else ",".join(f"{value:02}" for value in sorted(values))
 
-    months, days = some(found.months, 12), some(found.days, 31)
-    at = f"{some(found.hours, 24)}:{some(found.minutes, 60)}:00"
-    if week and days != "*" and not found.day_and:
+    months, days = listed(schedule.months, 12), listed(schedule.days, 31)
+    at = f"{listed(schedule.hours, 24)}:{listed(schedule.minutes, 60)}:00"
+    if week and days != "*" and not schedule.day_and:
         return [f"*-{months}-{days} {at}", f"{week}*-{months}-* {at}"]
     return [f"{week}*-{months}-{days} {at}"]

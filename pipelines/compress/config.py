@@ -1,4 +1,4 @@
-"""What is coded, decoded or measured, as values."""
+"""The options of coding, decoding and measuring."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,7 +15,7 @@ class ModelConfig(StorageOptions):
     run: str
     """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
     checkpoint: str = "latest"
-    """Which of the run's: latest, or a step."""
+    """Which of the run's checkpoints: latest, or a step."""
     weights: Weights = "ema"
     """Averaged weights, or the last ones."""
     batch_size: Positive[int] = 16
@@ -29,11 +29,11 @@ class EncodeConfig(ModelConfig):
     images: tuple[str, ...]
     """Image files of the network's size, grey or RGB, or folders of them."""
     output: str
-    """The folder for the coded files, which are called as the images are, with the ending .x0."""
+    """The folder for the coded files, named after the images with the suffix .x0."""
     steps: Positive[int] = CODEC_STEPS
     """How many of the model's timesteps to visit: more make smaller files up to a point, each is a network pass."""
     seed: Annotated[int, Range("a number from 0 to 2^32 - 1", low=0.0, high=2.0**32 - 1)] = 0
-    """Of the shared noise; it is written into the file."""
+    """Decides the shared noise; it is written into the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class DecodeConfig(ModelConfig):
     output: str
     """The folder for the images, PNG."""
     partial: bool = False
-    """Decode files that were cut to the image that was predicted there; otherwise they are refused."""
+    """Decode files that were cut, to the image predicted where they end; otherwise they are refused."""
     frames: bool = False
-    """Write besides how each image sharpened: NAME-BYTES.png, what the first so many bytes are worth."""
+    """Also write how each image sharpened: NAME-BYTES.png, the image that the first BYTES bytes give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class CurveConfig(ModelConfig):
     """Files of a data set's images, their rate and distortion, and what others do with the same images."""
 
     data: str
-    """The shards whose images are coded: the first so many of a permutation that the seed decides."""
+    """The shards whose images are coded: the first of a permutation that the seed decides."""
     output: str
     """The folder for curve.json and curve.svg."""
     images: Positive[int] = 16
@@ -63,6 +63,6 @@ class CurveConfig(ModelConfig):
     steps: Positive[int] = CODEC_STEPS
     """How many of the model's timesteps the files visit."""
     theory_steps: Positive[int] | None = None
-    """Timesteps of the theory's chain: all by default, as in the paper; fewer are quicker and a looser bound."""
+    """Timesteps of the theory's chain: all by default, as in the paper; fewer are quicker and give a looser bound."""
     seed: Count[int] = 0
-    """Of the choice of images, the shared noise and the theory's noise."""
+    """Decides the choice of images, the shared noise and the theory's noise."""

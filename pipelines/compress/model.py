@@ -18,8 +18,8 @@ from pipelines.runtime.layout import Run, local_storage
 from pipelines.tracking.uri import tracking_uri
 
 
-class Model(NamedTuple):
-    """A checkpoint of a run as a codec, and its network, which computes in float64."""
+class LoadedModel(NamedTuple):
+    """A checkpoint as a codec, and the network in it, which computes in float64."""
 
     run: Run[Path]
     checkpoint: Checkpoint
@@ -27,21 +27,21 @@ class Model(NamedTuple):
     network: UNet
 
 
-def load_model(config: ModelConfig) -> Model:
+def load_model(config: ModelConfig) -> LoadedModel:
     """The model that a configuration names. Raises InputError if it names no checkpoint, or several."""
     storage = local_storage(config.storage)
-    run, chosen = find_checkpoints(config.run, config.checkpoint, storage, tracking_uri(config, storage))
-    if len(chosen) != 1:
+    run, checkpoints = find_checkpoints(config.run, config.checkpoint, storage, tracking_uri(config, storage))
+    if len(checkpoints) != 1:
         raise InputError(
-            f"--checkpoint {config.checkpoint} of run {run.name!r} is {len(chosen)} checkpoints: give one step"
+            f"--checkpoint {config.checkpoint} of run {run.name!r} is {len(checkpoints)} checkpoints: give one step"
         )
-    checkpoint, unet = chosen[0], chosen[0].unet_config()
+    (checkpoint,) = checkpoints
+    unet, process = checkpoint.unet_config(), checkpoint.diffusion_config()
     network = UNet(unet)
     network.load_state_dict(checkpoint.weights(config.weights))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device, torch.float64).eval()
-    process = checkpoint.diffusion_config()
-    facts = [json.dumps(asdict(each), sort_keys=True) for each in (unet, process)]
-    digest = model_digest(checkpoint.weights_sha256(config.weights), *facts)
+    network.to(device, torch.float64).eval()  # sender and receiver must predict alike: float64 differs by about 1e-13
+    configs = [json.dumps(asdict(part), sort_keys=True) for part in (unet, process)]
+    digest = model_digest(checkpoint.weights_sha256(config.weights), *configs)
     shape = (unet.in_channels, unet.image_size, unet.image_size)
-    return Model(run, checkpoint, Codec(process.build().to(device), network, shape, digest), network)
+    return LoadedModel(run, checkpoint, Codec(process.build().to(device), network, shape, digest), network)

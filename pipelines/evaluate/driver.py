@@ -40,10 +40,11 @@ WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a 
 @dataclass(frozen=True)
 class EvaluateResult:
     """All evaluations of a call by ascending step, on selection noise; that of the best on report noise, if there was a
-    choice; and the MLflow run of the former. `test`: those of the same samples against the test set, in the same order,
-    the reported one last."""
+    choice; the MLflow run of the former, and the link to their ranking in MLflow's UI. `test`: those of the same samples
+    against the test set, in the same order, the reported one last."""
 
     run_id: str
+    link: str
     evaluations: tuple[Evaluation, ...]
     reported: Evaluation | None
     test: tuple[Evaluation, ...]
@@ -60,7 +61,7 @@ class EvaluateResult:
         return tuple(other for other in self.evaluations if other != best and other.indistinguishable_from(best))
 
     def describe(self) -> list[str]:
-        """The outcome in sentences, the best checkpoint last."""
+        """The outcome in sentences, at the end the best checkpoint and where all of them are ranked."""
         best, again = self.best, self.reported
         lines = [f"protocol {best.protocol.fingerprint}: {best.protocol.describe()}"]
         if self.indistinguishable:
@@ -70,7 +71,8 @@ class EvaluateResult:
             lines.append(
                 f"the best, on samples it was not chosen by, has {describe_values(again.values, again.protocol)}"
             )
-        return [*lines, f"best is {self.describe_best()}"]
+        ranked = f"all checkpoints by {best.protocol.distance}, in MLflow: {self.link}"
+        return [*lines, f"best is {self.describe_best()}", ranked]
 
     def describe_best(self) -> str:
         """The best checkpoint and its numbers."""
@@ -90,7 +92,8 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         measured = evaluator.evaluate(subject.checkpoints, config.noise)
         tracked = evaluator.records.find(subject.protocol("train", config.noise))
         assert tracked is not None  # it was just written to
-        result = EvaluateResult(tracked.run_id, measured["train"], None, measured.get("test", ()))
+        link = evaluator.records.link(subject.protocol("train", config.noise))
+        result = EvaluateResult(tracked.run_id, link, measured["train"], None, measured.get("test", ()))
         if config.noise == "selection" and not config.foreign and config.weights == "ema":
             keep_best(result.best.folder.parent, subject.run, say)
         best = next(checkpoint for checkpoint in subject.checkpoints if checkpoint.step == result.best.step)
@@ -146,6 +149,7 @@ class Evaluator:
                 for checkpoint, evaluation in zip(remaining, measured, strict=True):
                     samples = subject.samples(purpose) / checkpoint.path.name
                     self.records.log_evaluation(runs[role], checkpoint, evaluation, samples)
+                self.records.rank(protocols[role], remaining, measured)
         if not todo:
             counted = "1 checkpoint" if len(remaining) == 1 else f"{len(remaining)} checkpoints"
             self.say(f"evaluate: {subject.run.name} is done, {counted} under protocol {protocols['train'].fingerprint}")

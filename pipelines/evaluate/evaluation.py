@@ -8,6 +8,8 @@ from typing import Any
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import CI_HIGH, CI_LOW, KID, PRECISION, RECALL
+from ddpm_core.verdicts import Interval, intervals_overlap, known_interval
 from pipelines.evaluate.config import MIN_CHUNKS
 
 
@@ -26,10 +28,9 @@ class Evaluation:
         return self.values[self.protocol.distance]
 
     @property
-    def interval(self) -> tuple[float, float] | None:
+    def interval(self) -> Interval | None:
         """95 % of the distance, None if the chunks were too few for one."""
-        low, high = (self.values.get(f"{self.protocol.distance}_ci_{end}") for end in ("low", "high"))
-        return None if low is None or high is None else (low, high)
+        return known_interval(*(self.values.get(self.protocol.distance + end) for end in (CI_LOW, CI_HIGH)))
 
     def indistinguishable_from(self, other: "Evaluation") -> bool:
         """Whether the intervals overlap. InputError under another protocol."""
@@ -38,18 +39,16 @@ class Evaluation:
                 f"protocols {self.protocol.fingerprint} and {other.protocol.fingerprint} differ, and so do their numbers: "
                 "compare results of one protocol"
             )
-        if self.interval is None or other.interval is None:
-            return False
-        return self.interval[0] <= other.interval[1] and other.interval[0] <= self.interval[1]
+        return intervals_overlap(self.interval, other.interval) or False
 
 
 def describe_values(values: dict[str, float], protocol: Protocol) -> str:
     """The distance with its interval, and the others, in words."""
     name = protocol.distance
     text = f"{name} {values[name]:.4g}"
-    if f"{name}_ci_low" in values:
-        text += f" (95 % interval {values[f'{name}_ci_low']:.4g} to {values[f'{name}_ci_high']:.4g})"
-    for other in (protocol.score, *(protocol.metric(metric) for metric in ("kid", "precision", "recall"))):
+    if name + CI_LOW in values:
+        text += f" (95 % interval {values[name + CI_LOW]:.4g} to {values[name + CI_HIGH]:.4g})"
+    for other in (protocol.score, *(protocol.metric(metric) for metric in (KID, PRECISION, RECALL))):
         if other in values:
             text += f", {other} {values[other]:.3g}"
     return text

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.protocol import Protocol, fingerprint
+from ddpm_core.records import neighbours_path, picture_path, pictures_path
 from pipelines.evaluate.neighbours import Memorization, find_neighbours
 from pipelines.evaluate.pictures import Picture, PictureProtocol, draw_pictures
 from pipelines.evaluate.records import Records
@@ -33,7 +34,7 @@ def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool:
             memorization, nearest = memorization_of(subject, checkpoint, protocol, pool, say)
             pictures += nearest
             records.log(runs["train"], checkpoint, protocol, memorization.values(protocol))
-            runs["train"].log_json(f"neighbours/{checkpoint.path.name}.json", memorization.facts())
+            runs["train"].log_json(neighbours_path(checkpoint.step), memorization.facts())
         log_pictures(runs["train"], checkpoint, pictures)
     return memorization
 
@@ -92,10 +93,10 @@ def first_samples(subject: Subject, checkpoint: Checkpoint, pool: Pool, say: Say
 
 def log_pictures(run: TrackedRun, checkpoint: Checkpoint, pictures: Sequence[Picture]) -> None:
     """Put pictures into MLflow, unless the same are there."""
-    name = checkpoint.path.name
+    step = checkpoint.step
     files = {picture.kind: picture.png() for picture in pictures}
     facts = [picture.facts(files[picture.kind]) for picture in pictures]
-    if run.read_json(f"pictures/{name}/pictures.json") != facts:
+    if run.read_json(pictures_path(step)) != facts:
         for kind, png in files.items():
-            run.log_bytes(f"pictures/{name}/{kind}.png", png)
-        run.log_json(f"pictures/{name}/pictures.json", facts)
+            run.log_bytes(picture_path(step, f"{kind}.png"), png)
+        run.log_json(pictures_path(step), facts)

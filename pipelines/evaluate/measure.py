@@ -20,6 +20,19 @@ from ddpm_core.metrics import (
     frechet_interval,
 )
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import (
+    CI_HIGH,
+    CI_LOW,
+    INFINITY,
+    KID,
+    PRECISION,
+    RECALL,
+    SAMPLES_PER_SECOND,
+    SATURATION,
+    SATURATION_DATA,
+    SPREAD,
+    STD,
+)
 from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.reference import SPLITS, Reference
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
@@ -140,11 +153,11 @@ def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset:
         for indices, logits in zip(samples.chunks, samples.logits, strict=True):
             score.update(logits, torch.tensor(indices))
         mean, std = score.compute()
-        values |= {protocol.score: float(mean), f"{protocol.score}_std": float(std)}
+        values |= {protocol.score: float(mean), protocol.score + STD: float(std)}
     variance = sum(float(columns.double().var(0).sum()) for columns in every.split(COLUMNS, dim=1))
     if (real := float(statistics.moments()[1].trace())) > 0:
-        values[protocol.metric("spread")] = math.sqrt(variance / real)
-    values["samples_per_second"] = protocol.num_samples / samples.seconds  # of one worker
+        values[protocol.metric(SPREAD)] = math.sqrt(variance / real)
+    values[SAMPLES_PER_SECOND] = protocol.num_samples / samples.seconds  # of one worker
     return values | saturation_values(samples.images, dataset)
 
 
@@ -156,11 +169,11 @@ def distance_values(
     distance, interval = distance_and_interval(features, statistics)
     values = {name: distance}
     if interval is not None:
-        values |= {f"{name}_ci_low": interval[0], f"{name}_ci_high": interval[1]}
+        values |= {name + CI_LOW: interval[0], name + CI_HIGH: interval[1]}
     if len(every) // 10 > every.shape[1]:  # below, covariances are singular and the line in 1/n is none
         extrapolated = ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
         extrapolated.update(every, torch.arange(len(every)))
-        values[f"{name}_infinity"] = float(extrapolated.compute())
+        values[name + INFINITY] = float(extrapolated.compute())
     return values
 
 
@@ -170,19 +183,19 @@ def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[
     kernel = KernelDistance(real, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET, smaller))
     kernel.update(samples, numbers)
     kid, kid_std = kernel.compute()
-    values = {protocol.metric("kid"): float(kid), f"{protocol.metric('kid')}_std": float(kid_std)}
+    values = {protocol.metric(KID): float(kid), protocol.metric(KID) + STD: float(kid_std)}
     if smaller > PR_K:
         neighbourhoods = PrecisionRecall(real, PR_K)
         neighbourhoods.update(samples, numbers)
         precision, recall = neighbourhoods.compute()
-        values |= {protocol.metric("precision"): float(precision), protocol.metric("recall"): float(recall)}
+        values |= {protocol.metric(PRECISION): float(precision), protocol.metric(RECALL): float(recall)}
     return values
 
 
 def saturation_values(shown: Tensor, dataset: ShardedDataset) -> dict[str, float]:
     """The share of values that are black or white to the last level, of samples uint8 [n,h,w,c] and of as many images."""
     chosen = rng.permutation(0, "saturation", 0, len(dataset))[: len(shown)].sort().values.numpy()
-    pixels = {"saturation": shown, "saturation_data": torch.from_numpy(dataset.pixels(chosen))}
+    pixels = {SATURATION: shown, SATURATION_DATA: torch.from_numpy(dataset.pixels(chosen))}
     return {name: float(((each == 0) | (each == 255)).double().mean()) for name, each in pixels.items()}
 
 

@@ -27,6 +27,7 @@ from ddpm_core.metrics.memorization import (
 )
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import CI_HIGH, CI_LOW, HELD_OUT, MEMORIZED, MEMORIZED_FEATURES
 from pipelines.evaluate.pictures import Picture
 from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of
 from pipelines.runtime.chunks import content_sha256, load_chunk, save_chunk
@@ -96,26 +97,26 @@ class Memorization:
         """The metrics: the fraction of samples called memorized with its 95 % interval, that of held-out images beside."""
         values: dict[str, float] = {}
         for space in SPACES:
-            name = "memorized" if space == "pixels" else protocol.metric("memorized_features")
+            name = MEMORIZED if space == "pixels" else protocol.metric(MEMORIZED_FEATURES)
             copies = memorized(self.neighbours[space].distances)
             hits = int(copies[: self.samples].sum())
             low, high = proportion_interval(hits, self.samples)
-            values |= {name: hits / self.samples, f"{name}_ci_low": low, f"{name}_ci_high": high}
+            values |= {name: hits / self.samples, name + CI_LOW: low, name + CI_HIGH: high}
             if self.held_out:
-                values[f"{name}_held_out"] = float(copies[self.samples :].double().mean())
+                values[name + HELD_OUT] = float(copies[self.samples :].double().mean())
         return values
 
     def describe(self, protocol: Protocol) -> str:
         """The outcome in words."""
         values = self.values(protocol)
-        hits = round(values["memorized"] * self.samples)
+        hits = round(values[MEMORIZED] * self.samples)
         text = (
-            f"{hits:,} of {self.samples:,} samples memorized (95 % interval {values['memorized_ci_low']:.2%} to "
-            f"{values['memorized_ci_high']:.2%}), that is, nearer to a training image than {THRESHOLD:g} x the mean of the "
+            f"{hits:,} of {self.samples:,} samples memorized (95 % interval {values[MEMORIZED + CI_LOW]:.2%} to "
+            f"{values[MEMORIZED + CI_HIGH]:.2%}), that is, nearer to a training image than {THRESHOLD:g} x the mean of the "
             f"{NEAREST} nearest"
         )
         if self.held_out:
-            text += f"; {values['memorized_held_out']:.2%} of {self.held_out:,} held-out images are"
+            text += f"; {values[MEMORIZED + HELD_OUT]:.2%} of {self.held_out:,} held-out images are"
         return text
 
     def facts(self) -> dict[str, Any]:

@@ -8,13 +8,33 @@ from pathlib import Path
 
 from ddpm_core import images
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.commit import MANIFEST
 from ddpm_core.protocol import Protocol
-from pipelines.evaluate.evaluation import Evaluation
+from ddpm_core.records import (
+    CHECKPOINT,
+    DATA_TAG,
+    DISTANCE_TAG,
+    EVALUATE,
+    KID,
+    PRECISION,
+    PROTOCOL,
+    PROTOCOL_TAG,
+    PURPOSE_TAG,
+    RECALL,
+    RUN_TAG,
+    SAMPLES_LAYOUT,
+    TRAIN,
+    chain_path,
+    flatten,
+    samples_path,
+)
+from pipelines.evaluate.evaluation import Evaluation, read_evaluation
 from pipelines.evaluate.measure import first_images
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import Tracker, flatten
+from pipelines.tracking.runs_table import share_ranking, update_standings
+from pipelines.tracking.tracker import Tracker
 
 
 class Records:
@@ -30,7 +50,7 @@ class Records:
     @cached_property
     def owner(self) -> TrackedRun | None:
         """The training's MLflow run, which owns the checkpoints' models."""
-        return self.tracker.find("train", self.subject.run.name)
+        return self.tracker.find(TRAIN, self.subject.run.name)
 
     def run_name(self, protocol: Protocol) -> str:
         """The name of the MLflow run that holds a protocol's numbers."""
@@ -38,7 +58,7 @@ class Records:
 
     def find(self, protocol: Protocol) -> TrackedRun | None:
         """The MLflow run that holds a protocol's numbers, if there is one."""
-        return self.tracker.find("evaluate", self.run_name(protocol))
+        return self.tracker.find(EVALUATE, self.run_name(protocol))
 
     @contextmanager
     def open(self, protocols: Mapping[Role, Protocol]) -> Iterator[dict[Role, TrackedRun]]:
@@ -46,14 +66,18 @@ class Records:
         runs: dict[Role, TrackedRun] = {}
         for role, protocol in protocols.items():
             runs[role] = self.tracker.run(
-                "evaluate",
+                EVALUATE,
                 self.run_name(protocol),
                 protocol.fingerprint,
                 params=flatten(protocol),
-                tags={"ddpm.distance": protocol.distance, "ddpm.data": self.subject.references[role].name},
+                tags={
+                    RUN_TAG: self.subject.run.name,
+                    DISTANCE_TAG: protocol.distance,
+                    DATA_TAG: self.subject.references[role].name,
+                },
                 parent=self.owner.run_id if self.owner else None,
             )
-            runs[role].log_json("protocol.json", asdict(protocol))
+            runs[role].log_json(PROTOCOL, asdict(protocol))
         try:
             yield runs
         except BaseException as error:
@@ -79,9 +103,60 @@ class Records:
     def log_evaluation(self, run: TrackedRun, checkpoint: Checkpoint, evaluation: Evaluation, samples: Path) -> None:
         """A finished evaluation with its chain, and the grid of its first samples, which lie in `samples`."""
         if evaluation.progress:
-            run.log_json(f"progress/{checkpoint.path.name}.json", evaluation.progress)
+            run.log_json(chain_path(checkpoint.step), evaluation.progress)
         if self.log(run, checkpoint, evaluation.protocol, evaluation.values):
             log_samples(run, evaluation, samples, self.subject.chunks)
+
+    def rank(self, protocol: Protocol, checkpoints: Sequence[Checkpoint], evaluations: Sequence[Evaluation]) -> None:
+        """Give each checkpoint a run of its own under the protocol, by which MLflow's table of runs ranks checkpoints, and
+        the training's run the curve, the best and the newest of them."""
+        for checkpoint, evaluation in zip(checkpoints, evaluations, strict=True):
+            self._log_checkpoint(checkpoint, evaluation)
+        update_standings(self.tracker, protocol.fingerprint, protocol.distance)
+        if self.owner is not None:
+            self._log_on_training(self.owner, protocol)
+
+    def _log_checkpoint(self, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
+        protocol, training, step = evaluation.protocol, self.subject.run.name, checkpoint.step
+        run = self.tracker.run(
+            CHECKPOINT,
+            f"step {step:,} of {training} ({protocol.fingerprint[:6]})",  # the UI cuts long names at their end
+            protocol.fingerprint,
+            params={"training": training, "step": str(step), **flatten(protocol)},
+            tags={
+                PROTOCOL_TAG: protocol.fingerprint,
+                PURPOSE_TAG: protocol.purpose,
+                RUN_TAG: training,
+                DATA_TAG: protocol.reference,
+            },
+            parent=self.owner.run_id if self.owner else None,
+        )
+        batch_size = checkpoint.config.get("optim", {}).get("batch_size")
+        images_seen = {} if batch_size is None else {"images_seen": float(step * batch_size)}
+        run.log_values({"step": float(step), **images_seen, **evaluation.values}, step)
+        run.finish()
+
+    def _log_on_training(self, training: TrackedRun, protocol: Protocol) -> None:
+        """All results under the protocol that are there, of checkpoints that are deleted too. Metrics of the training's run
+        hold the protocol in their names: one run has numbers of several."""
+        results = self.subject.results(protocol)
+        evaluations = [read_evaluation(path.parent) for path in results.glob(f"step-*/{MANIFEST}")]
+        by_step = sorted(evaluations, key=lambda evaluation: evaluation.step)
+        curve = f"{protocol.distance}_{protocol.fingerprint[:6]}"
+        logged = training.logged_steps(curve)
+        training.log_records(
+            {"step": evaluation.step, curve: evaluation.distance}
+            for evaluation in by_step
+            if evaluation.step not in logged
+        )
+        best, newest = min(by_step, key=lambda evaluation: (evaluation.distance, evaluation.step)), by_step[-1]
+        values = {f"best_{curve}": best.distance, f"best_step_{curve}": best.step, f"newest_{curve}": newest.distance}
+        training.log_values({name: float(value) for name, value in values.items()}, newest.step)
+
+    def link(self, protocol: Protocol) -> str:
+        """To the table of all checkpoints under the protocol in MLflow's UI, the lowest distance first."""
+        others = [protocol.score, *(protocol.metric(name) for name in (KID, PRECISION, RECALL))]
+        return share_ranking(self.tracker, protocol.fingerprint, protocol.distance, others)
 
     def is_logged(self, checkpoint: Checkpoint) -> bool:
         """Whether the numbers of a checkpoint's selection noise are here, against every reference."""
@@ -103,7 +178,7 @@ def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: 
     """The grid of a checkpoint's first samples into MLflow."""
     shown = first_images(samples, chunks)
     columns = min(16, len(shown))
-    run.log_bytes(f"samples/{evaluation.folder.name}.png", images.encode_png(images.tile(shown, columns)))
+    run.log_bytes(samples_path(evaluation.step), images.encode_png(images.tile(shown, columns)))
     grid = {
         "tile": list(shown.shape[1:3]),
         "columns": columns,
@@ -111,4 +186,4 @@ def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: 
         "indices": f"0..{len(shown) - 1}",
         "seed": evaluation.protocol.seed,
     }
-    run.log_json("samples/grid.json", grid)
+    run.log_json(SAMPLES_LAYOUT, grid)

@@ -1,4 +1,4 @@
-"""What a likelihood measurement is, as a value."""
+"""The options of a likelihood measurement."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from pipelines.runtime.options import PoolOptions, StorageOptions
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodConfig(StorageOptions, PoolOptions):
-    """Which checkpoints to measure, on which images, how exactly, with how many workers."""
+    """Which checkpoints to measure, on which images, how exactly, and with how many workers."""
 
     run: str
     """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
@@ -18,7 +18,7 @@ class LikelihoodConfig(StorageOptions, PoolOptions):
     data: str | None = None
     """The shards whose images are coded; the run's own by default."""
     images: Positive[int] | None = None
-    """How many of them, 5 or more: the first so many of a permutation that the seed decides; all by default."""
+    """How many of them, 5 or more: the first of a permutation that the seed decides; all by default."""
     strata: Positive[int] | None = None
     """By default every term of the bound, T network passes an image. With a number, L_0 and so many other terms, drawn one
     from each stratum of t: an estimate without bias, whose error the interval covers; 32 are good for T = 1000."""
@@ -27,7 +27,7 @@ class LikelihoodConfig(StorageOptions, PoolOptions):
     cdf: Cdf = "exact"
     """The normal CDF of the decoder L_0: exact, or tanh for the authors' approximation."""
     seed: Count[int] = 0
-    """Of the choice of images, the noise and the drawn terms."""
+    """Decides the choice of images, the noise and the drawn terms."""
     batch_size: Positive[int] = 100
     """Images a network sees at once; float32 results depend on it in the last digits."""
     chunk_size: Positive[int] = 100

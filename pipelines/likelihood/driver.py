@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import MANIFEST, read_manifest, write_json
+from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import DATA_TAG, LIKELIHOOD, LIKELIHOOD_PROTOCOL, RUN_TAG, TRAIN, flatten, likelihood_path
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.likelihood.config import LikelihoodConfig
-from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker, merge
+from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihood
+from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import Pool, make_missing
 from pipelines.runtime.layout import Run, Storage, local_storage
@@ -25,28 +27,10 @@ from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import flatten, open_tracker
+from pipelines.tracking.tracker import open_tracker
 from pipelines.tracking.uri import tracking_uri
 
-
-@dataclass(frozen=True)
-class Likelihood:
-    """A finished measurement of one checkpoint."""
-
-    step: int
-    weights_sha256: str
-    num_timesteps: int
-    protocol: LikelihoodProtocol
-    values: dict[str, float]  # those of `merge`
-    curves: dict[str, list[float]] | None  # those of `curves_of`; None for an estimate
-
-    def describe(self) -> str:
-        """The measurement in words."""
-        bpd, reach = self.values["bpd"], self.values["bpd_ci_high"] - self.values["bpd"]
-        strata, T = self.protocol.strata, self.num_timesteps
-        how = f"full bound of {T:,} terms" if strata is None else f"estimate from {1 + strata:,} of {T:,} terms"
-        where = f"{self.protocol.images:,} images of {self.protocol.data}"
-        return f"step {self.step:,}: {bpd:.3f} +- {reach:.3f} bits/dim on {where}, {how}"
+MIN_IMAGES = 5  # that an interval needs
 
 
 @dataclass(frozen=True)
@@ -58,62 +42,43 @@ class LikelihoodResult:
 
 
 def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -> LikelihoodResult:
-    """Measure the likelihood under checkpoints, or finish that, or find it done.
+    """Measure the likelihood under checkpoints, or finish that, or read it if it is done.
 
-    Raises InputError for a run nobody knows, and for images, terms or workers that cannot be.
+    Raises InputError for an unknown run, and for images, terms or workers that do not fit.
     """
     storage = local_storage(config.storage)
     run, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, tracking_uri(config, storage))
     dataset = ShardedDataset.open(location(config.data or checkpoints[0].config["shards"], option="--data"))
-    protocol = protocol_of(config, run.name, checkpoints[0], dataset)
-    mark = fingerprint(protocol)
-    folders = {c.step: run.likelihood(mark) / c.path.name for c in checkpoints}
+    protocol = make_protocol(config, run.name, checkpoints[0], dataset)
+    folders = {c.step: run.likelihood(fingerprint(protocol)) / c.path.name for c in checkpoints}
     earlier = {c.step: read_likelihood(folders[c.step], c.weights_sha256(config.weights)) for c in checkpoints}
-    found = {step: likelihood for step, likelihood in earlier.items() if likelihood is not None}
-    todo = [c for c in checkpoints if c.step not in found]
+    likelihoods = {step: likelihood for step, likelihood in earlier.items() if likelihood is not None}
+    pending = [c for c in checkpoints if c.step not in likelihoods]
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
-        if todo:
+        if pending:
             pool.check_fits()  # before anything is written: a refusal leaves no run behind
-        owner, tracked = open_records(config, storage, run, protocol)
+        training, tracked = open_runs(config, storage, run, protocol)
+        # Whole batches, so that the same images meet in a batch whatever the chunk size.
         chunks = chunk_ranges(protocol.images, -(-config.chunk_size // protocol.batch_size) * protocol.batch_size)
-        for checkpoint in measured(todo, chunks, folders, protocol, dataset, pool, say):
-            step, sha256 = checkpoint.step, checkpoint.weights_sha256(config.weights)
-            T = checkpoint.diffusion_config().num_timesteps
-            found[step] = likelihood = Likelihood(step, sha256, T, protocol, *merge(folders[step], chunks))
-            write_json(folders[step] / MANIFEST, asdict(likelihood))
-            say(f"likelihood: step {step:,} is done")
-            record(owner or tracked, tracked, run.name, checkpoint, likelihood)
+        for checkpoint in make_chunks(pending, chunks, folders, protocol, dataset, pool, say):
+            likelihood = finish(checkpoint, chunks, folders[checkpoint.step], protocol)
+            say(f"likelihood: step {checkpoint.step:,} is done")
+            log_likelihood(training or tracked, tracked, run.name, checkpoint, likelihood)
+            likelihoods[checkpoint.step] = likelihood
     for checkpoint in checkpoints:
-        if checkpoint not in todo:
-            record(owner or tracked, tracked, run.name, checkpoint, found[checkpoint.step])
+        if checkpoint not in pending:  # a driver that was killed may have left MLflow without it
+            log_likelihood(training or tracked, tracked, run.name, checkpoint, likelihoods[checkpoint.step])
     tracked.finish()
-    if not todo:
-        say(f"likelihood: {run.name} is done, {len(checkpoints)} checkpoints under protocol {mark}")
-    return LikelihoodResult(tracked.run_id, tuple(found[c.step] for c in checkpoints))
+    if not pending:
+        count = len(checkpoints)
+        say(f"likelihood: {run.name} is done, {count} checkpoints under protocol {fingerprint(protocol)}")
+    return LikelihoodResult(tracked.run_id, tuple(likelihoods[c.step] for c in checkpoints))
 
 
-def open_records(
-    config: LikelihoodConfig, storage: Storage[Path], run: Run[Path], protocol: LikelihoodProtocol
-) -> tuple[TrackedRun | None, TrackedRun]:
-    """(the training's MLflow run, if there is one; that of the protocol's numbers)."""
-    tracker, mark = open_tracker(config, storage), fingerprint(protocol)
-    owner = tracker.find("train", run.name)
-    tracked = tracker.run(
-        "likelihood",
-        f"{run.name}-likelihood-{mark[:6]}",
-        mark,
-        params=flatten(protocol),
-        tags={"ddpm.data": protocol.data},
-        parent=owner.run_id if owner else None,
-    )
-    tracked.log_json("likelihood/protocol.json", asdict(protocol))
-    return owner, tracked
-
-
-def protocol_of(
+def make_protocol(
     config: LikelihoodConfig, name: str, checkpoint: Checkpoint, dataset: ShardedDataset
 ) -> LikelihoodProtocol:
-    """What the numbers will depend on. InputError where images and network, or counts, do not fit."""
+    """What the numbers will depend on. Raises InputError if images and network, or counts, do not fit. name: the run's."""
     network, T = checkpoint.unet_config(), checkpoint.diffusion_config().num_timesteps
     if dataset.shape != (network.image_size, network.image_size, network.in_channels):
         raise InputError(
@@ -121,9 +86,10 @@ def protocol_of(
             f"{network.image_size}x{network.image_size}x{network.in_channels}: give images of that size as --data"
         )
     images = config.images or len(dataset)
-    if not 5 <= images <= len(dataset):
+    if not MIN_IMAGES <= images <= len(dataset):
         raise InputError(
-            f"--images is {images:,}: data set {str(dataset.path)!r} holds {len(dataset):,}, and an interval needs 5 or more"
+            f"--images is {images:,}: data set {str(dataset.path)!r} holds {len(dataset):,}, and an interval needs {MIN_IMAGES} "
+            "or more"
         )
     if config.strata is not None and config.strata > T - 1:
         raise InputError(f"--strata is {config.strata}: run {name!r} has {T - 1} terms L_1..L_{T - 1} to draw from")
@@ -139,12 +105,12 @@ def protocol_of(
     )
 
 
-def chosen_images(seed: int, total: int, count: int) -> Tensor:
+def choose_images(seed: int, total: int, count: int) -> Tensor:
     """The first `count` numbers of a permutation of 0..total-1, ascending, so that files are read from front to back."""
     return rng.permutation(seed, "likelihood-images", 0, total)[:count].sort().values
 
 
-def measured(
+def make_chunks(
     checkpoints: Sequence[Checkpoint],
     chunks: Sequence[range],
     folders: Mapping[int, Path],
@@ -153,8 +119,9 @@ def measured(
     pool: Pool,
     say: Say,
 ) -> Iterator[Checkpoint]:
-    """Make what is missing; yields each checkpoint when its last chunk is there."""
-    numbers = chosen_images(protocol.seed, len(dataset), protocol.images)
+    """Make the chunks that are missing; yields each checkpoint when its last one is there. folders: by step."""
+    numbers = choose_images(protocol.seed, len(dataset), protocol.images)
+    # A training that was started again from nothing has other weights at the same step: its old chunks are made again.
     weights = {c.step: c.weights_sha256(protocol.weights) for c in checkpoints}
     missing = {c.step: len(chunks) for c in checkpoints}
     for unit, _ in make_missing(
@@ -173,20 +140,39 @@ def measured(
             yield unit.checkpoint
 
 
-def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:
-    """The finished measurement of these weights, if there is one."""
-    if not (folder / MANIFEST).is_file():
-        return None
-    facts = read_manifest(folder, what="likelihood")
-    found = Likelihood(**{**facts, "protocol": LikelihoodProtocol(**facts["protocol"])})
-    return found if found.weights_sha256 == weights_sha256 else None
+def finish(checkpoint: Checkpoint, chunks: Sequence[range], folder: Path, protocol: LikelihoodProtocol) -> Likelihood:
+    """Merge a checkpoint's chunks and commit the result."""
+    sha256, T = checkpoint.weights_sha256(protocol.weights), checkpoint.diffusion_config().num_timesteps
+    likelihood = Likelihood(checkpoint.step, sha256, T, protocol, *merge_chunks(folder, chunks))
+    write_json(folder / MANIFEST, asdict(likelihood))
+    return likelihood
 
 
-def record(owner: TrackedRun, run: TrackedRun, name: str, checkpoint: Checkpoint, likelihood: Likelihood) -> None:
-    """One checkpoint's numbers into MLflow."""
+def open_runs(
+    config: LikelihoodConfig, storage: Storage[Path], run: Run[Path], protocol: LikelihoodProtocol
+) -> tuple[TrackedRun | None, TrackedRun]:
+    """(the training's MLflow run, if there is one; the run of the protocol's numbers, a child of it)."""
+    tracker, digest = open_tracker(config, storage), fingerprint(protocol)
+    training = tracker.find(TRAIN, run.name)
+    tracked = tracker.run(
+        LIKELIHOOD,
+        f"{run.name}-likelihood-{digest[:6]}",
+        digest,
+        params=flatten(protocol),
+        tags={RUN_TAG: run.name, DATA_TAG: protocol.data},
+        parent=training.run_id if training else None,
+    )
+    tracked.log_json(LIKELIHOOD_PROTOCOL, asdict(protocol))
+    return training, tracked
+
+
+def log_likelihood(
+    owner: TrackedRun, tracked: TrackedRun, name: str, checkpoint: Checkpoint, likelihood: Likelihood
+) -> None:
+    """Put one checkpoint's numbers into MLflow. owner: the run that has the checkpoint's model. name: the training's."""
     protocol = likelihood.protocol
-    run.log_json(f"likelihood/{checkpoint.path.name}.json", asdict(likelihood))
-    run.log_result(
+    tracked.log_json(likelihood_path(checkpoint.step), asdict(likelihood))
+    tracked.log_result(
         owner,
         name,
         checkpoint,

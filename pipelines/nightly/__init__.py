@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ddpm_core.exports import lazily
 
 if TYPE_CHECKING:
-    from pipelines.nightly.night import delivered, nightly
+    from pipelines.nightly.driver import deliver_alarms, nightly
 
-__all__ = ["delivered", "nightly"]
-__getattr__ = lazily(__name__, delivered="night", nightly="night")
+__all__ = ["deliver_alarms", "nightly"]
+__getattr__ = lazily(__name__, deliver_alarms="driver", nightly="driver")

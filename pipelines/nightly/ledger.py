@@ -1,82 +1,98 @@
-"""What nights leave for each other on disk: leases on what is in work, failed attempts, and the alarms that were told."""
+"""What nights leave for each other on disk: leases on work, failed attempts, and which alarms were delivered."""
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import SoftFileLease
 
 from ddpm_core.commit import write_json
 from pipelines.nightly.alarms import Alarm
+from pipelines.nightly.config import NightlyConfig
+from pipelines.runtime.layout import local_storage
 
-LEASE = 60.0  # seconds after the last sign of life of whoever holds one
+LEASE = 60.0  # seconds that a lease outlasts the last sign of life of whoever holds it
+
+
+def open_ledger(config: NightlyConfig) -> "Ledger":
+    """What nights share that evaluate the same experiment alike."""
+    return Ledger(local_storage(config.storage).nights(config.experiment) / config.identity)
 
 
 @dataclass(frozen=True)
-class Notes:
-    """Those of an experiment's nights of one configuration, in a folder that all of them share."""
+class Ledger:
+    """The files of an experiment's nights of one configuration, in a folder that all of their jobs see."""
 
     folder: Path
 
     @contextlib.contextmanager
-    def lease(self, what: str, wait: float | None) -> Iterator[None]:
-        """Held by one job at a time, and lost by one that died. wait: seconds, None for as long as it takes.
-        filelock.Timeout where another held it all the while; a dead one's on another machine is free after LEASE."""
-        path = self.folder / "leases" / f"{what}.lock"
+    def lease(self, name: str, wait: float | None) -> Iterator[None]:
+        """Held by one job at a time; that of a dead job on another machine is free after LEASE. wait: seconds, None for as
+        long as it takes. Raises filelock.Timeout if another job held it all the while."""
+        path = self.folder / "leases" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with SoftFileLease(path, lease_duration=LEASE).acquire(timeout=-1 if wait is None else wait):
             yield
+
+    # Attempts at a checkpoint: {"failures": [how each failed one ended], "under_way": whether another was begun}.
 
     def failures(self, run: str, checkpoint: str) -> list[str]:
         """How a checkpoint's failed attempts ended."""
         return list(self._attempts(run, checkpoint)["failures"])
 
-    def begin(self, run: str, checkpoint: str) -> list[str]:
-        """Note that an attempt is under way, under its lease; how the failed ones ended, that of a killed job among them."""
-        found = self._attempts(run, checkpoint)
-        failures = [*found["failures"], *(["the job was killed in the middle of it"] if found["under_way"] else [])]
-        write_json(self._path(run, checkpoint), {"failures": failures, "under_way": True})
+    def begin_attempt(self, run: str, checkpoint: str) -> list[str]:
+        """Record that an attempt is under way; its lease must be held. How the failed ones ended: if one is under way already,
+        its job was killed."""
+        attempts = self._attempts(run, checkpoint)
+        killed = ["the job was killed in the middle of it"] if attempts["under_way"] else []
+        failures = [*attempts["failures"], *killed]
+        write_json(self._attempts_file(run, checkpoint), {"failures": failures, "under_way": True})
         return failures
 
-    def end(self, run: str, checkpoint: str, failures: list[str]) -> None:
-        """Note how an attempt has ended: all failures so far, none where it did well."""
+    def end_attempt(self, run: str, checkpoint: str, failures: Sequence[str]) -> None:
+        """Record that none is under way. failures: how all failed ones ended, none if the last succeeded."""
         if failures:
-            write_json(self._path(run, checkpoint), {"failures": failures, "under_way": False})
+            write_json(self._attempts_file(run, checkpoint), {"failures": [*failures], "under_way": False})
         else:
-            self._path(run, checkpoint).unlink(missing_ok=True)
+            self._attempts_file(run, checkpoint).unlink(missing_ok=True)
 
-    def told(self) -> set[str]:
-        """The keys of the standing alarms that a person was told of."""
+    def _attempts(self, run: str, checkpoint: str) -> dict[str, Any]:
         try:
-            return set(json.loads(self._told.read_text(encoding="utf-8"))["told"])
+            attempts: dict[str, Any] = json.loads(self._attempts_file(run, checkpoint).read_text(encoding="utf-8"))
+            return attempts
         except FileNotFoundError:
-            return set()
+            return {"failures": [], "under_way": False}
 
-    def untold(self, alarms: Sequence[Alarm], runs: set[str]) -> list[Alarm]:
-        """Which of the alarms that stand for these trainings a person was not told of. One that is over is forgotten, so
-        that it is told again should it come back."""
-        told, standing = self.told(), {alarm.key for alarm in alarms}
-        over = {key for key in told - standing if key.split()[1] in runs}
-        if over:
-            self.tell(told - over)
-        return [alarm for alarm in alarms if alarm.key not in told]
-
-    def tell(self, keys: set[str]) -> None:
-        """Note that these, and no others, were told."""
-        write_json(self._told, {"told": sorted(keys)})
-
-    @property
-    def _told(self) -> Path:
-        return self.folder / "told.json"
-
-    def _path(self, run: str, checkpoint: str) -> Path:
+    def _attempts_file(self, run: str, checkpoint: str) -> Path:
         return self.folder / "attempts" / run / f"{checkpoint}.json"
 
-    def _attempts(self, run: str, checkpoint: str) -> dict[str, list[str]]:
+    # Alarms.
+
+    def delivered(self) -> dict[str, str]:
+        """The standing alarms that were delivered: key -> the training's name."""
         try:
-            found: dict[str, list[str]] = json.loads(self._path(run, checkpoint).read_text(encoding="utf-8"))
-            return found
+            told = json.loads(self._delivered_file.read_text(encoding="utf-8"))["told"]
         except FileNotFoundError:
-            return {"failures": [], "under_way": []}
+            return {}
+        # Earlier versions kept the keys alone, whose second word is the training.
+        return dict(told) if isinstance(told, dict) else {key: key.split()[1] for key in told}
+
+    def set_delivered(self, alarms: Mapping[str, str]) -> None:
+        """Record that these, and no others, were delivered."""
+        write_json(self._delivered_file, {"told": dict(alarms)})
+
+    def new_alarms(self, alarms: Sequence[Alarm], runs: set[str]) -> list[Alarm]:
+        """Which of the alarms that stand for these trainings were not delivered. Those that stand no more are forgotten, and
+        delivered again if they come back."""
+        delivered, standing = self.delivered(), {alarm.key for alarm in alarms}
+        kept = {key: run for key, run in delivered.items() if key in standing or run not in runs}
+        if kept != delivered:
+            self.set_delivered(kept)
+        return [alarm for alarm in alarms if alarm.key not in delivered]
+
+    @property
+    def _delivered_file(self) -> Path:
+        return self.folder / "told.json"

@@ -1,4 +1,4 @@
-"""Ray Data: raw images to shards of [-1, 1] images."""
+"""Ray Data: raw images -> shards of [-1, 1] images."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a data set is, on half a page."""
+"""A data set's card: its facts on half a page."""
 
 from collections import Counter
 
@@ -10,18 +10,18 @@ def describe_dataset(dataset: ShardedDataset) -> str:
     manifest = dataset.manifest
     height, width, channels = dataset.shape
     size = sum(facts["bytes"] for facts in manifest["files"].values())
-    names = ("R", "G", "B") if channels == 3 else ("grey",)
+    channel_names = ("R", "G", "B") if channels == 3 else ("grey",)
 
-    def each(values: list[float]) -> str:
-        return "  ".join(f"{name} {value:+.4f}" for name, value in zip(names, values, strict=True))
+    def by_channel(values: list[float]) -> str:
+        return "  ".join(f"{name} {value:+.4f}" for name, value in zip(channel_names, values, strict=True))
 
     rows = [
         ("data set", f"{dataset.name}, from {manifest['source']}"),
         ("images", f"{len(dataset):,} of {manifest['source_images']:,} in the source"),
         ("shape", f"{height} x {width} x {channels}, centre crop, {manifest['filter']} resize"),
         ("stored", f"{manifest['storage']} in {len(manifest['shards']):,} shards, {_bytes(size)}"),
-        ("mean", each(manifest["mean"])),
-        ("std", each(manifest["std"])),
+        ("mean", by_channel(manifest["mean"])),
+        ("std", by_channel(manifest["std"])),
         ("E[x0^2]", f"{manifest['second_moment']:.4f}"),
         ("sha256", f"{dataset.sha256} (keys and pixels)"),
         ("source", f"{manifest['source_fingerprint']} (fingerprint)"),
@@ -36,6 +36,7 @@ def describe_dataset(dataset: ShardedDataset) -> str:
 
 
 def _bytes(size: float) -> str:
+    """A number of bytes with three digits and a decimal unit: 36.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

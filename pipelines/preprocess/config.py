@@ -1,4 +1,4 @@
-"""What preprocessing is, as a value."""
+"""The options of preprocessing."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,34 +11,34 @@ from pipelines.shards.format import PixelStorage
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(Checked):
-    """Which images to read, what to make of them, and where to put them."""
+    """Which images to read, what to do with them, and where to write them."""
 
     source: str
     """LMDB folder or zip as LSUN publishes it, CIFAR-10 archive, CelebA-HQ TFRecords, Parquet with an image column, or a
     folder, zip or tar of images; a local path, or a URL such as s3://bucket/images.zip."""
     output: str
-    """The folder of shards to make; a local path or a URL."""
+    """The folder of shards to write; a local path or a URL."""
     image_size: Positive[int]
     """Height and width after the centre crop and the resize."""
     channels: Literal[1, 3] = 3
     """3 for RGB, 1 for grey."""
     filter: Filter = "lanczos"
-    """The resize's filter; Lanczos is that of StyleGAN's LSUN recipe."""
+    """The filter of the resize; StyleGAN's LSUN recipe has Lanczos."""
     split: str | None = None
-    """Which part of a source that has parts, such as CIFAR-10's test; train by default."""
+    """The part of a source that has parts, such as CIFAR-10's test; train by default."""
     name: str | None = None
     """What the data set is called; the source's name by default."""
     storage: PixelStorage = "uint8"
-    """How pixels are stored: a byte each, or the scaled float32 values themselves for other tools to see."""
+    """How pixels are stored: a byte each, or the scaled float32 values themselves, for other tools."""
     images_per_shard: Positive[int] = 1024
-    """How many of the source's images a file covers."""
+    """How many of the source's images a file takes."""
     undecodable: Literal["skip", "fail"] = "skip"
     """What to do with an image that does not decode: leave it out and list it in the manifest, or stop."""
     too_small: Literal["skip", "fail", "enlarge"] = "skip"
     """What to do with an image whose shorter side is below the image size."""
     duplicates: Literal["keep", "skip", "fail"] = "keep"
-    """What to do with an image whose pixels, after the resize, are those of one before it; data sets as published are
-    kept whole by default."""
+    """What to do with an image whose pixels, after the resize, equal those of an earlier one; by default data sets are
+    kept as published."""
     max_skipped: Annotated[float, Range("a share from 0 to 1", low=0.0, high=1.0)] = 0.01
     """Stop when more than this share of the images is undecodable or too small."""
 

@@ -18,8 +18,8 @@ from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.format import FORMAT, dataset_sha256
 
 CONTACT_SHEET = "contact_sheet.png"
-SHOWN = 64  # images on the contact sheet, in rows of 8
-LARGEST_TILE = 64  # pixels; larger images are shown smaller there
+SHEET_ROWS = SHEET_COLUMNS = 8
+LARGEST_TILE = 64  # pixels; larger images are shown smaller on the sheet
 
 
 def write_manifest(
@@ -29,17 +29,11 @@ def write_manifest(
     plan: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
 ) -> None:
-    """The contact sheet and, last, the manifest."""
-    count = sum(record["images"] for record in records)
-    pixels = count * config.image_size**2
-    mean = np.sum([record["sum"] for record in records], axis=0) / pixels
-    square = np.sum([record["sum_of_squares"] for record in records], axis=0) / pixels
-    scaled_mean = mean / SCALE + OFFSET
-    std = np.sqrt(np.maximum(square - mean**2, 0.0)) / SCALE
+    """Write the contact sheet and, last, the manifest. records: of all shards, in order."""
     manifest = {
         "format": FORMAT,
         "name": config.name or source.name,
-        "images": count,
+        "images": sum(record["images"] for record in records),
         "shape": list(config.shape),
         "storage": config.storage,
         "sha256": dataset_sha256([record["content_sha256"] for record in records]),
@@ -48,9 +42,7 @@ def write_manifest(
         "source_fingerprint": fingerprint({key: plan[key] for key in ("source_facts", "items", "items_sha256")}),
         "source_images": plan["items"],
         "filter": config.filter,
-        "mean": scaled_mean.tolist(),
-        "std": std.tolist(),
-        "second_moment": float(np.mean(std**2 + scaled_mean**2)),
+        **moments(records, config.image_size**2),
         "skipped": [entry for record in records for entry in record["skipped"]],
         "shards": [{key: record[key] for key in ("file", "images", "content_sha256")} for record in records],
         "files": {record["file"]: {"bytes": record["bytes"], "sha256": record["sha256"]} for record in records},
@@ -62,18 +54,38 @@ def write_manifest(
     commit_json(output / MANIFEST, manifest)
 
 
+def moments(records: Sequence[Mapping[str, Any]], pixels_per_image: int) -> dict[str, Any]:
+    """Mean and standard deviation of each channel, and E[x_0^2] over all values, of the images in [-1, 1].
+
+    The last is what L_T depends on (paper, Eq. 5).
+    """
+    pixels = sum(record["images"] for record in records) * pixels_per_image
+    # in pixels of 0..255, per channel; the map to [-1, 1] is x / SCALE + OFFSET
+    mean = np.sum([record["sum"] for record in records], axis=0) / pixels
+    square = np.sum([record["sum_of_squares"] for record in records], axis=0) / pixels
+    scaled_mean = mean / SCALE + OFFSET
+    std = np.sqrt(np.maximum(square - mean**2, 0.0)) / SCALE
+    return {
+        "mean": scaled_mean.tolist(),
+        "std": std.tolist(),
+        "second_moment": float(np.mean(std**2 + scaled_mean**2)),  # E[x^2] = Var x + (E x)^2
+    }
+
+
 def contact_sheet(dataset: ShardedDataset) -> tuple[bytes, dict[str, Any]]:
-    """A PNG with images from all parts of the data set, a row from each of eight shards, and its layout."""
-    filled = [shard for shard, facts in enumerate(dataset.manifest["shards"]) if facts["images"]]
-    chosen = [filled[i] for i in sorted({round(x) for x in np.linspace(0, len(filled) - 1, 8)})]
-    each = -(-SHOWN // len(chosen))
-    indices = [index for shard in chosen for index in dataset.shard_range(shard)[:each]][:SHOWN]
+    """(PNG, layout) of images from all parts of the data set: a row from each of eight shards, more of fewer shards."""
+    nonempty = [shard for shard, facts in enumerate(dataset.manifest["shards"]) if facts["images"]]
+    chosen = [nonempty[i] for i in sorted({round(x) for x in np.linspace(0, len(nonempty) - 1, SHEET_ROWS)})]
+    places = SHEET_ROWS * SHEET_COLUMNS
+    per_shard = -(-places // len(chosen))
+    indices = [index for shard in chosen for index in dataset.shard_range(shard)[:per_shard]][:places]
     pixels = dataset.pixels(indices)
     side = min(dataset.shape[0], LARGEST_TILE)
     if side < dataset.shape[0]:
-        small = [
-            np.asarray(Image.fromarray(p.squeeze()).resize((side, side), Image.Resampling.LANCZOS)) for p in pixels
+        tiles = [
+            np.asarray(Image.fromarray(image.squeeze()).resize((side, side), Image.Resampling.LANCZOS))
+            for image in pixels
         ]
-        pixels = np.stack(small).reshape(len(indices), side, side, -1)
-    picture = images.encode_png(images.tile(torch.from_numpy(pixels), 8))
-    return picture, {"tile": [side, side], "columns": 8, "count": len(indices)}
+        pixels = np.stack(tiles).reshape(len(indices), side, side, -1)
+    picture = images.encode_png(images.tile(torch.from_numpy(pixels), SHEET_COLUMNS))
+    return picture, {"tile": [side, side], "columns": SHEET_COLUMNS, "count": len(indices)}

@@ -1,4 +1,4 @@
-"""The plan of a data set: what decides its bytes, written before its first shard, so that an output goes on as it began."""
+"""The plan of a data set: what decides its bytes, written before its first shard, so that an output is finished as it began."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ PLAN = "plan.json"
 
 
 def earlier_plan(output: Location) -> dict[str, Any] | None:
-    """The plan that an output was begun with, None where nothing was begun. InputError where it is another folder."""
+    """The plan that an output was begun with, None if nothing was begun. Raises InputError if the folder is another's."""
     try:
         plan = json.loads((output / PLAN).read_text())
-        return {**plan, "fingerprint": plan["fingerprint"], "items_sha256": plan["items_sha256"]}  # KeyError here
+        return {**plan, "fingerprint": plan["fingerprint"], "items_sha256": plan["items_sha256"]}  # KeyError if absent
     except FileNotFoundError:
         if output.exists() and any(path.name != "unpacked" for path in output.iterdir()):
             raise InputError(
@@ -36,9 +36,11 @@ def earlier_plan(output: Location) -> dict[str, Any] | None:
 def make_plan(
     config: PreprocessConfig, facts: Mapping[str, Any], items: Sequence[Item] | None = None
 ) -> dict[str, Any]:
-    """What decides the bytes of the shards, with a fingerprint; an output goes on only under an equal plan. The list of
-    items, which takes longer to have, has a hash of its own."""
-    decides = {
+    """What decides the bytes of the shards, with a fingerprint; an output is finished only under an equal plan.
+
+    The list of items, which takes longer to have, has a hash of its own. facts: the source's.
+    """
+    choices = {
         "format": FORMAT,
         "source_facts": facts,
         "image_size": config.image_size,
@@ -46,19 +48,25 @@ def make_plan(
         "filter": config.filter,
         "storage": config.storage,
         "images_per_shard": config.images_per_shard,
+        # Of the policies only what changes a shard's bytes; an output may go on under a larger --max-skipped.
         "enlarge": config.too_small == "enlarge",
         "skip_duplicates": config.duplicates == "skip",
     }
-    listed = hashlib.sha256()
-    for item in items or ():
-        listed.update(f"{item.key}\t{item.size}\n".encode())
     source = str(location(config.source, option="--source"))
-    of_items = {} if items is None else {"items": len(items), "items_sha256": listed.hexdigest()}
-    return {**decides, **of_items, "source": source, "fingerprint": fingerprint(decides)}
+    listed = {} if items is None else {"items": len(items), "items_sha256": items_sha256(items)}
+    return {**choices, **listed, "source": source, "fingerprint": fingerprint(choices)}
+
+
+def items_sha256(items: Sequence[Item]) -> str:
+    """The sha256 of the items' keys and sizes, in order."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.key}\t{item.size}\n".encode())
+    return digest.hexdigest()
 
 
 def check_same(earlier: Mapping[str, Any], plan: Mapping[str, Any], output: Location) -> None:
-    """Raises InputError if an output was begun with another plan, as far as the later one is known."""
+    """Raises InputError if an output was begun with another plan. plan: with or without the items."""
     if earlier["fingerprint"] != plan["fingerprint"]:
         raise InputError(
             f"output {str(output)!r} holds another data set (from {earlier.get('source')!r}, size "

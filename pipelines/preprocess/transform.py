@@ -15,7 +15,7 @@ FILTERS = {
 
 
 class TooSmallError(ValueError):
-    """The image's shorter side is below the size that is wanted."""
+    """The image's shorter side is below the size asked for."""
 
 
 def transform(
@@ -23,8 +23,8 @@ def transform(
 ) -> np.ndarray:
     """Decode, crop the largest centred square, resize: uint8 [image_size, image_size, channels].
 
-    `value` is an encoded image or its uint8 pixels [height, width, 1 or 3]. TooSmallError where the resize would
-    enlarge and `enlarge` does not say that it may; other errors, Pillow's among them, where it is no image.
+    value: an encoded image, or its uint8 pixels [height, width, 1 or 3]. enlarge: whether the resize may enlarge. Raises
+    TooSmallError if it would and may not; other errors, Pillow's among them, if the value is no image.
     """
     image = decode(value).convert("RGB" if channels == 3 else "L")
     side = min(image.size)
@@ -38,16 +38,16 @@ def transform(
 
 
 def decode(value: bytes | np.ndarray) -> Image.Image:
-    """The picture that a person sees: turned as EXIF says, on white where it is transparent, 8 bits a channel."""
+    """The image as a viewer shows it: turned as EXIF says, on white if it is transparent, 8 bits a channel."""
     if isinstance(value, np.ndarray):
         return Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value)
     if not value:
         raise ValueError("0 bytes")
-    image: Image.Image = Image.open(io.BytesIO(value))
+    image: Image.Image = Image.open(io.BytesIO(value))  # reads the header alone
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
-        # The high byte, which is also what Pillow keeps of 16-bit RGB; its own conversion to L would clip at 255.
+        # The high byte, which Pillow too keeps of 16-bit RGB; its conversion of 16-bit grey to L clips at 255.
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode!r} states no range to scale to 8 bits")

@@ -8,18 +8,37 @@ import numpy as np
 
 from ddpm_core.commit import sha256_file
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.sources.open import Item, Source
+from pipelines.preprocess.sources.items import Item, Source
 from pipelines.preprocess.transform import TooSmallError, transform
 from pipelines.runtime.locations import Location, commit_json, committed
 from pipelines.shards.format import ContentHash, ShardWriter
 
 
 def shard_file(number: int) -> str:
+    """The path of shard `number` in a data set's folder."""
     return f"shards/shard-{number:05d}.parquet"
 
 
 def record_file(number: int) -> str:
+    """The path of the record of shard `number` in a data set's folder."""
     return f"records/shard-{number:05d}.json"
+
+
+class PixelSums:
+    """The sums of pixels and of their squares in each channel: integers, so that no order of adding matters."""
+
+    def __init__(self, channels: int) -> None:
+        self.sum, self.sum_of_squares = np.zeros((2, channels), np.int64)
+
+    def add(self, image: np.ndarray) -> None:
+        """Add an image, uint8 [H,W,C] with at most 66,000 rows."""
+        channels = image.shape[2]
+        rows = image.reshape(image.shape[0], -1)
+        # Down the columns first, which is ten times faster and stays below 2^32: 255^2 * 66,000 < 2^32.
+        column_sums = rows.sum(0, dtype=np.uint32)
+        self.sum += column_sums.reshape(-1, channels).sum(0, dtype=np.int64)
+        column_squares = np.square(rows, dtype=np.uint16).sum(0, dtype=np.uint32)
+        self.sum_of_squares += column_squares.reshape(-1, channels).sum(0, dtype=np.int64)
 
 
 def make_shard(
@@ -32,46 +51,38 @@ def make_shard(
 ) -> dict[str, Any]:
     """Write shard `number` and, after it, its record: counts, hashes, exact pixel sums, skipped keys. Returns the record.
 
-    `duplicate_of`: keys to leave out, with the key of the image that each repeats.
+    duplicate_of: keys to leave out, with the key of the image that each repeats.
     """
-    kept = 0
-    sums, squares = np.zeros((2, config.channels), np.int64)
-    content = ContentHash()
+    count, sums, content = 0, PixelSums(config.channels), ContentHash()
     skipped: list[dict[str, str]] = []
-    path = output / shard_file(number)
-    with committed(path) as temporary:
+    with committed(output / shard_file(number)) as temporary:
         with ShardWriter(temporary, config.shape, config.storage) as writer:
-            for key, image in decoded(items, source, config, duplicate_of, skipped):
+            for key, image in transformed(items, source, config, duplicate_of, skipped):
                 content.update(key, writer.append(key, image))
-                # Integers all the way, so that no order of adding matters; down the columns first, which is ten times faster
-                # and stays below 2^32 up to 66,000 rows.
-                rows = image.reshape(config.image_size, -1)
-                sums += rows.sum(0, dtype=np.uint32).reshape(-1, config.channels).sum(0, dtype=np.int64)
-                columns = np.square(rows, dtype=np.uint16).sum(0, dtype=np.uint32)
-                squares += columns.reshape(-1, config.channels).sum(0, dtype=np.int64)
-                kept += 1
-        facts = {"bytes": temporary.stat().st_size, "sha256": sha256_file(temporary)}
+                sums.add(image)
+                count += 1
+        file_facts = {"bytes": temporary.stat().st_size, "sha256": sha256_file(temporary)}
     record = {
         "file": shard_file(number),
-        "images": kept,
-        **facts,
+        "images": count,
+        **file_facts,
         "content_sha256": content.hexdigest(),
-        "sum": sums.tolist(),
-        "sum_of_squares": squares.tolist(),
+        "sum": sums.sum.tolist(),
+        "sum_of_squares": sums.sum_of_squares.tolist(),
         "skipped": skipped,
     }
     commit_json(output / record_file(number), record)
     return record
 
 
-def decoded(
+def transformed(
     items: Sequence[Item],
     source: Source,
     config: PreprocessConfig,
     duplicate_of: Mapping[str, str],
     skipped: list[dict[str, str]],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The images that the data set takes, as uint8 [*config.shape]; the others are added to `skipped`."""
+    """(key, image uint8 [*config.shape]) of the items that the data set takes; the others are added to `skipped`."""
 
     def skip(key: str, kind: str, reason: str) -> None:
         skipped.append({"key": key, "kind": kind, "reason": reason})
@@ -92,17 +103,17 @@ def decoded(
             )
         except TooSmallError as error:
             skip(key, "too small", str(error))
-        except Exception as error:  # Pillow's decoders raise many kinds; whichever it is, it is recorded
+        except Exception as error:  # Pillow's decoders raise many kinds, and any of them is recorded
             skip(key, "undecodable", f"{type(error).__name__}: {error}")
         else:
             yield key, image
 
 
 def finished_record(output: Location, number: int) -> dict[str, Any] | None:
-    """The record of a shard whose file is there with the size it should have."""
+    """The record of a shard; None unless its file is there with the size that the record states."""
     try:
         record = json.loads((output / record_file(number)).read_text())
-        whole = (output / record["file"]).stat().st_size == record["bytes"]
+        is_whole = (output / record["file"]).stat().st_size == record["bytes"]
     except (OSError, ValueError, KeyError):
         return None
-    return record if whole else None
+    return record if is_whole else None

@@ -1,4 +1,4 @@
-"""What a sweep is, as a value: the three kinds of it, and what their points share."""
+"""The options of a sweep: its three kinds, and what their points share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from pipelines.runtime.options import Checked
 from pipelines.sweep.points import Point, ablation_points, command_line, schedule_points, space_values
 from pipelines.train.config import TrainConfig
 
-Typed = Callable[[Sequence[str], TrainConfig], TrainConfig]  # a configuration with options given as words
+ParseOptions = Callable[[Sequence[str], TrainConfig], TrainConfig]  # (words of a command line, defaults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class SweepConfig(Checked, ABC):
     train: TrainConfig
     """The training that the points vary."""
     evaluate: EvaluateConfig
-    """How each is evaluated at the end; its run is filled in for every trial."""
+    """How each is evaluated at the end; its --run is that of each trial."""
     seeds: Positive[int] = 1
-    """Trainings of each point: --train.seed and the numbers after it. Two or more give a spread."""
+    """Trainings of each point, with --train.seed and the numbers after it as seeds. Two or more give a spread."""
     rungs: tuple[Positive[int], ...] = ()
-    """Steps at which the points are compared, and those of the worse half that are worse beyond their intervals stopped."""
+    """Steps at which the points are compared, and those of the worse half stopped that are worse beyond their intervals."""
     rung_samples: int = 1000
     """Samples of each trial at a rung."""
 
@@ -41,25 +41,28 @@ class SweepConfig(Checked, ABC):
         if self.rung_samples < 2 * MIN_CHUNKS:
             raise InputError(f"--rung-samples is {self.rung_samples}: an interval needs {2 * MIN_CHUNKS} or more")
 
-    def trial(self, point: Point, seed: int, steps: int) -> TrainConfig:
-        """The training of a point with one seed, up to some step."""
+    def training(self, point: Point, seed: int, steps: int) -> TrainConfig:
+        """The training of a point with one seed, up to a step."""
         return replace(point.config, seed=seed, steps=steps)
 
-    def measurement(self, steps: int) -> EvaluateConfig:
-        """How a trial is evaluated at some step: few samples at a rung; at the end as asked for, on noise that nothing was
-        chosen by."""
-        last = self.evaluate
+    def evaluation(self, steps: int) -> EvaluateConfig:
+        """How a trial is evaluated at a step: at a rung with few samples, at the end as asked for."""
         if steps == self.train.steps:
-            return replace(last, noise="report")
-        size = -(-self.rung_samples // (2 * MIN_CHUNKS))
-        batch = min(last.batch_size, size)
+            return replace(self.evaluate, noise="report")  # not the noise by which rungs chose
+        chunk_size = -(-self.rung_samples // (2 * MIN_CHUNKS))  # twice the chunks that an interval needs
         return replace(
-            last, samples=self.rung_samples, chunk_size=size, batch_size=batch, progress=0, pictures=0, nearest=0
+            self.evaluate,
+            samples=self.rung_samples,
+            chunk_size=chunk_size,
+            batch_size=min(self.evaluate.batch_size, chunk_size),
+            progress=0,
+            pictures=0,
+            nearest=0,
         )
 
     @abstractmethod
-    def points(self, typed: Typed) -> dict[str, Point]:
-        """What is compared, by name. InputError where that cannot be."""
+    def points(self, parse: ParseOptions) -> dict[str, Point]:
+        """What is compared, by name. Raises InputError if the options name no points, or wrong ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,9 @@ class ScheduleSweep(SweepConfig):
     schedules: tuple[Schedule, ...] = ("linear", "quad", "const")
     """Those to compare, at --train.diffusion.beta-start and beta-end."""
     matched: bool = True
-    """Also quad and const with the beta_T that meets linear's L_T, as the paper demands of all."""
+    """Also quad and const with the beta_T that gives linear's L_T; the paper compares only such."""
 
-    def points(self, typed: Typed) -> dict[str, Point]:
+    def points(self, parse: ParseOptions) -> dict[str, Point]:
         return schedule_points(self.train, self.schedules, self.matched)
 
 
@@ -79,7 +82,7 @@ class ScheduleSweep(SweepConfig):
 class AblationSweep(SweepConfig):
     """Table 2 of the paper."""
 
-    def points(self, typed: Typed) -> dict[str, Point]:
+    def points(self, parse: ParseOptions) -> dict[str, Point]:
         return ablation_points(self.train)
 
 
@@ -94,10 +97,11 @@ class SpaceSweep(SweepConfig):
     draws: Positive[int] = 8
     """Points to draw, for each combination of the grid."""
 
-    def points(self, typed: Typed) -> dict[str, Point]:
+    def points(self, parse: ParseOptions) -> dict[str, Point]:
+        combinations = space_values(self.grid, self.draw, self.draws, self.train.seed)
         return {
             ", ".join(f"{name} {value}" for name, value in values.items()): Point(
-                typed(command_line(values), self.train), values
+                parse(command_line(values), self.train), values
             )
-            for values in space_values(self.grid, self.draw, self.draws, self.train.seed)
+            for values in combinations
         }

@@ -1,12 +1,12 @@
 """What the numbers of a sweep say: which points stop early, which is best, and how sure that is."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
-from ddpm_core.metrics.intervals import difference_interval, mean_interval
+from ddpm_core.verdicts import Measurement, compare_with_best, conclude, known_interval, standings
 
 Status = Literal["finished", "diverged", "stopped"]
 
@@ -29,47 +29,13 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A point over its seeds: the mean distance, their standard deviation (None of one seed), and a 95 % interval of the
-    mean. Of two seeds or more it is Student's and covers training and sampling; of one, the sampling alone; None where
-    there is nothing to make it of."""
-
-    point: str
-    seeds: int
-    mean: float
-    std: float | None
-    low: float | None
-    high: float | None
-
-
-def measured(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """Each point's trials that have a distance, none where all diverged; points in the order of their first trials."""
-    found: dict[str, list[Outcome]] = {outcome.point: [] for outcome in outcomes}
-    for outcome in outcomes:
-        if outcome.distance is not None:
-            found[outcome.point].append(outcome)
-    return found
-
-
-def distances(trials: Sequence[Outcome]) -> list[float]:
-    """Those that are there."""
-    return [trial.distance for trial in trials if trial.distance is not None]
-
-
-def standings(outcomes: Sequence[Outcome]) -> list[Standing]:
-    """Of all points that have a finite distance, the lowest mean first."""
-    found = []
-    for point, done in measured(outcomes).items():
-        values = distances(done)
-        if not values or not all(map(math.isfinite, values)):
-            continue
-        if len(values) > 1:
-            low, high = mean_interval(values)
-            found.append(Standing(point, len(values), fmean(values), stdev(values), low, high))
-        else:
-            found.append(Standing(point, 1, values[0], None, done[0].low, done[0].high))
-    return sorted(found, key=lambda standing: (standing.mean, standing.point))
+def measurements(outcomes: Sequence[Outcome]) -> list[Measurement]:
+    """The distances of the trials that have one; those that diverged have none."""
+    return [
+        Measurement(outcome.point, outcome.distance, known_interval(outcome.low, outcome.high))
+        for outcome in outcomes
+        if outcome.distance is not None
+    ]
 
 
 def halve(outcomes: Sequence[Outcome]) -> dict[str, str]:
@@ -78,13 +44,15 @@ def halve(outcomes: Sequence[Outcome]) -> dict[str, str]:
     every point that is kept; diverged points stop."""
     ranked: list[tuple[float, float, float, str]] = []
     stopped = {}
-    for point, done in measured(outcomes).items():
-        if not done:
+    measured = measurements(outcomes)
+    for point in dict.fromkeys(outcome.point for outcome in outcomes):
+        trials = [trial for trial in measured if trial.point == point]
+        if not trials:
             stopped[point] = "every seed of it diverged"
             continue
-        lows = [-math.inf if outcome.low is None else outcome.low for outcome in done]
-        highs = [math.inf if outcome.high is None else outcome.high for outcome in done]
-        ranked.append((fmean(distances(done)), fmean(lows), fmean(highs), point))
+        intervals = [trial.interval or (-math.inf, math.inf) for trial in trials]
+        mean = fmean(trial.distance for trial in trials)
+        ranked.append((mean, fmean(low for low, _ in intervals), fmean(high for _, high in intervals), point))
     ranked.sort()
     kept = ranked[: math.ceil(len(ranked) / 2)]
     bar, name = max(((high, point) for _, _, high, point in kept), default=(math.inf, ""))
@@ -99,71 +67,12 @@ def halve(outcomes: Sequence[Outcome]) -> dict[str, str]:
 def summary(outcomes: Sequence[Outcome], metric: str, choice: str | None = None) -> dict[str, Any]:
     """Standings, the winner's difference to each other point with its 95 % interval, and both in words. choice: the point
     that the paper chose."""
-    ranking = standings(outcomes)
-    comparisons = [compared(ranking[0], other, outcomes) for other in ranking[1:]]
+    measured = measurements(outcomes)
+    ranking = standings(measured)
+    comparisons = compare_with_best(ranking, measured)
     return {
         "metric": metric,
         "standings": [asdict(standing) for standing in ranking],
-        "comparisons": comparisons,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
         "conclusion": conclude(ranking, comparisons, metric, choice),
     }
-
-
-def compared(best: Standing, other: Standing, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """How far `other` is above the best: difference, low, high, and whether 0 lies outside. None where there is no interval.
-
-    With two seeds or more each, Welch's interval over the seeds; else that of the samples' noise, as independent."""
-    difference = other.mean - best.mean
-    low = high = None
-    if best.seeds > 1 and other.seeds > 1:
-        of_point = measured(outcomes)
-        low, high = difference_interval(distances(of_point[other.point]), distances(of_point[best.point]))
-    elif None not in (best.low, best.high, other.low, other.high):
-        reach = math.hypot(*(float((s.high or 0.0) - (s.low or 0.0)) / 2.0 for s in (best, other)))
-        low, high = difference - reach, difference + reach
-    apart = None if low is None else low > 0.0
-    return {"point": other.point, "difference": difference, "low": low, "high": high, "apart": apart}
-
-
-def conclude(
-    ranking: Sequence[Standing], comparisons: Sequence[Mapping[str, Any]], metric: str, choice: str | None
-) -> str:
-    """Which point wins, by how much, with what certainty, and whether that agrees with the paper."""
-    if not ranking:
-        return "no point has a result"
-    best = ranking[0]
-    of = "1 seed" if best.seeds == 1 else f"{best.seeds} seeds"
-    text = f"{best.point} has the lowest {metric}, {best.mean:.4g}{spread(best)} ({of})"
-    if not comparisons:
-        return f"{text}; there is nothing to compare it with"
-    first = comparisons[0]
-    text += f"; {first['point']} is {first['difference']:.3g} above"
-    if first["low"] is None:
-        text += ", and nothing says whether that is more than noise"
-    else:
-        text += f" (95 % interval {first['low']:.3g} to {first['high']:.3g})"
-        level = [each["point"] for each in comparisons if each["apart"] is False]
-        text += (
-            f"; not to be told apart from it: {', '.join(level)}" if level else "; all others are above it for certain"
-        )
-        if best.seeds == 1:
-            text += ", as far as the samples' noise goes: one seed says nothing of the training's"
-    return f"{text}. {agreement(best, comparisons, choice)}" if choice else text
-
-
-def agreement(best: Standing, comparisons: Sequence[Mapping[str, Any]], choice: str) -> str:
-    """What the outcome means for the paper's choice."""
-    if best.point == choice:
-        sure = all(each["apart"] for each in comparisons)
-        return f"The paper chose {choice} too" + ("" if sure else ", which this sweep supports without proving it")
-    theirs = next((each for each in comparisons if each["point"] == choice), None)
-    if theirs is None:
-        return f"The paper chose {choice}, which has no result here"
-    if theirs["apart"]:
-        return f"The paper chose {choice}, which is {theirs['difference']:.3g} above here: that does not agree"
-    return f"The paper chose {choice}, which this sweep does not tell apart from it: that is no disagreement"
-
-
-def spread(standing: Standing) -> str:
-    """+- the standard deviation over seeds, where there is one."""
-    return "" if standing.std is None else f" +- {standing.std:.2g}"

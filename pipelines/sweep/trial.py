@@ -1,4 +1,4 @@
-"""Trials: a point of a sweep with one seed, trained and evaluated by Ray Tune up to a step."""
+"""Trials: each is a point of a sweep with one seed, trained and evaluated under Ray Tune up to a step."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import torch
 
 from ddpm_core.commit import write_json
 from ddpm_core.errors import DivergedError
+from ddpm_core.records import CI_HIGH, CI_LOW, TRAIN
 from pipelines.evaluate.driver import evaluate
 from pipelines.runtime import console
 from pipelines.runtime.environment import prepare
@@ -26,24 +27,24 @@ from pipelines.train.driver import TrainResult, train
 
 @dataclass(frozen=True)
 class Trials:
-    """Brings trials to a step, as many at a time as the cluster has room for. folder: of their outcomes."""
+    """Runs trials to a step, at most `max_concurrent` at a time. folder: of the files of their outcomes."""
 
     config: SweepConfig
     points: Mapping[str, Point]
     parent_run_id: str
     folder: Path
     storage: Storage[Path]
-    room: int
+    max_concurrent: int
     say: Say
 
-    def reach(self, steps: int, wanted: Sequence[tuple[str, int]]) -> list[Outcome]:
-        """The outcomes of (point, seed) at a step, in that order; those that are known are not run again."""
-        missing = [key for key in wanted if not self.place(steps, *key).is_file()]
+    def run_to(self, steps: int, trials: Sequence[tuple[str, int]]) -> list[Outcome]:
+        """The outcomes of trials, each a (point, seed), at a step, in that order; one that has an outcome is not run again."""
+        missing = [key for key in trials if not self.outcome_file(steps, *key).is_file()]
         if missing:
-            concurrent = min(self.room, len(missing))
+            concurrent = min(self.max_concurrent, len(missing))
             self.say(f"sweep: {len(missing)} trials to step {steps:,}, {concurrent} at a time")
             config, points, parent = self.config, self.points, self.parent_run_id
-            places = {key: self.place(steps, *key) for key in missing}
+            files = {key: self.outcome_file(steps, *key) for key in missing}
 
             def trial(values: dict[str, Any]) -> None:
                 prepare()  # in a process of Ray's, and before MLflow is imported
@@ -51,7 +52,7 @@ class Trials:
 
                 label, seed = values["trial"]
                 outcome = run_trial(config, points[label], label, seed, steps, parent)
-                write_json(places[label, seed], asdict(outcome))
+                write_json(files[label, seed], asdict(outcome))
                 ray.tune.report({"done": 1})
 
             tuner = ray.tune.Tuner(
@@ -65,17 +66,17 @@ class Trials:
             for result in tuner.fit():
                 if result.error is not None:
                     raise result.error
-        return [Outcome(**json.loads(self.place(steps, *key).read_text())) for key in wanted]
+        return [Outcome(**json.loads(self.outcome_file(steps, *key).read_text())) for key in trials]
 
-    def place(self, steps: int, label: str, seed: int) -> Path:
-        """The file of a trial's outcome."""
+    def outcome_file(self, steps: int, label: str, seed: int) -> Path:
+        """The file of a trial's outcome at a step; a point's name may hold what a file's may not."""
         return self.folder / f"step-{steps:08d}" / f"{list(self.points).index(label)}-seed-{seed}.json"
 
 
 def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: int, parent_run_id: str) -> Outcome:
-    """Train and evaluate a point with one seed up to a step, in a process of Tune's."""
+    """Train and evaluate a point with one seed up to a step, in a process of Tune's. A training that diverges is an outcome."""
     torch.set_num_threads(1)  # its workers compute, not this process
-    trial = config.trial(point, seed, steps)
+    trial = config.training(point, seed, steps)
 
     def say(line: str) -> None:
         console.say(f"sweep: {label}, seed {seed}: {line}")
@@ -86,7 +87,7 @@ def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: i
         run_id = trained.run_id
         evaluated = evaluate(
             replace(
-                config.measurement(steps),
+                config.evaluation(steps),
                 run=str(trained.last.path),
                 workers=trial.workers,
                 storage=trial.storage,
@@ -98,17 +99,17 @@ def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: i
     except DivergedError as error:
         say(f"diverged: {error}")
         return Outcome(label, seed, "diverged", steps, error.run_id or run_id, reason=str(error))
-    (result,) = evaluated.evaluations
+    (result,) = evaluated.evaluations  # of the one checkpoint
     low, high = result.interval or (None, None)
     metric = result.protocol.distance
     if steps == config.train.steps:
-        log_result(trial, trained, {metric: result.distance, f"{metric}_ci_low": low, f"{metric}_ci_high": high})
+        log_result(trial, trained, {metric: result.distance, metric + CI_LOW: low, metric + CI_HIGH: high})
     return Outcome(label, seed, "finished", steps, run_id, evaluated.run_id, metric, result.distance, low, high)
 
 
 def log_result(trial: TrainConfig, trained: TrainResult, values: Mapping[str, float | None]) -> None:
-    """A trial's result into its training run as well, whose parameters MLflow's parallel coordinates set it beside."""
-    run = open_tracker(trial, trained.storage).find("train", trained.run.name)
+    """Put a trial's result into its training run too, beside whose parameters MLflow's parallel coordinates show it."""
+    run = open_tracker(trial, trained.storage).find(TRAIN, trained.run.name)
     if run is not None:
         known = {key: value for key, value in values.items() if value is not None}
         new = {key: value for key, value in known.items() if trial.steps not in run.logged_steps(key)}

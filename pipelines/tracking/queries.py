@@ -8,9 +8,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from ddpm_core.protocol import KIND_TAG
+from ddpm_core.records import KIND_TAG, PARENT_TAG, PATH_TAG, STARTED_TAG, STEPS_TAG, TRAIN
 from pipelines.tracking.client import retried
-from pipelines.tracking.tracker import STARTED_TAG, STEPS_TAG, Tracker
+from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.uri import check_no_password
 
 
@@ -40,7 +40,7 @@ def path_of_model(uri: str, given: str) -> str | None:
         return None
     try:
         model_id = registered_model(client, given.removeprefix("models:/")) if given.startswith("models:/") else given
-        return client.get_logged_model(model_id).tags.get("ddpm.path")
+        return client.get_logged_model(model_id).tags.get(PATH_TAG)
     except (MlflowException, TypeError):
         return None
 
@@ -79,7 +79,7 @@ def trainings(tracker: Tracker) -> list[Training]:
             float(run.data.tags.get(STARTED_TAG, run.info.start_time / 1000.0)),
         )
         for run in training_runs(tracker)
-        if "mlflow.parentRunId" not in run.data.tags
+        if PARENT_TAG not in run.data.tags
     ]
 
 
@@ -87,6 +87,6 @@ def training_runs(tracker: Tracker) -> Iterator[Run]:
     """The MLflow runs of all trainings, page by page."""
     token: str | None = None
     while token != "":
-        page = tracker.client.search_runs([tracker.experiment_id], f"tags.`{KIND_TAG}` = 'train'", page_token=token)
+        page = tracker.client.search_runs([tracker.experiment_id], f"tags.`{KIND_TAG}` = '{TRAIN}'", page_token=token)
         yield from page
         token = page.token or ""

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
 
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.records import PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
 METRICS_A_CALL = 1000  # MLflow's limit
@@ -66,6 +67,14 @@ class TrackedRun:
             metrics += values
         if metrics:
             self._log_metrics(metrics)
+
+    @retried
+    def log_values(self, values: Mapping[str, float], step: int) -> bool:
+        """Log those values that the run does not show yet, at a step; whether there were any."""
+        shown = self.client.get_run(self.run_id).data.metrics
+        new = {key: value for key, value in values.items() if shown.get(key) != value}
+        self.client.log_batch(self.run_id, metrics=[Metric(key, value, now(), step) for key, value in new.items()])
+        return bool(new)
 
     @retried
     def _log_metrics(self, metrics: Sequence[Metric]) -> None:
@@ -159,7 +168,7 @@ class TrackedRun:
     def checkpoint_model(self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema") -> str:
         """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
         name = name if weights == "ema" else f"{name}-raw"
-        found, place = self._models(name), {"ddpm.path": str(path), "ddpm.sha256": sha256}
+        found, place = self._models(name), {PATH_TAG: str(path), SHA256_TAG: sha256}
         if not found:
             self.client.create_logged_model(
                 self.experiment_id,

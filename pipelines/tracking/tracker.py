@@ -2,17 +2,16 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import FINGERPRINT_TAG, KIND_TAG
+from ddpm_core.records import CODE_VERSION_TAG, FINGERPRINT_TAG, KIND_TAG, PARENT_TAG, STARTED_TAG, Kind
 from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location
 from pipelines.runtime.options import StorageOptions
@@ -23,9 +22,6 @@ from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.sqlite_lease import claim
 from pipelines.tracking.uri import check_answers, check_no_password, tracking_uri
 
-Kind = Literal["train", "evaluate", "likelihood", "compression", "sweep"]
-STEPS_TAG = "ddpm.steps"  # of a training, up to which it was last asked to go
-STARTED_TAG = "ddpm.started"  # seconds, when a run was last begun or gone on with
 PARAMS_A_CALL = 100  # MLflow's limit
 
 
@@ -35,18 +31,6 @@ def code_version() -> str:
         return version("ddpm-ray")
     except PackageNotFoundError:  # run from an uploaded working directory
         return "not installed"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """A nested configuration as MLflow parameters: {"unet.ch": "128", ...}."""
-    plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    flat: dict[str, str] = {}
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return flat
 
 
 class Tracker:
@@ -134,10 +118,10 @@ class Tracker:
             KIND_TAG: kind,
             FINGERPRINT_TAG: fingerprint,
             STARTED_TAG: str(time.time()),
-            "ddpm.code_version": code_version(),
+            CODE_VERSION_TAG: code_version(),
         }
         if parent is not None:
-            identity["mlflow.parentRunId"] = parent
+            identity[PARENT_TAG] = parent
         self.client.create_run(self.experiment_id, run_name=name, tags={**identity, **tags})
 
     def _log_missing(self, run: Run, params: Mapping[str, str]) -> None:

@@ -21,6 +21,19 @@ from ddpm_core.commit import remove_leftovers
 from ddpm_core.diffusion import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
+from ddpm_core.records import (
+    CONFIG,
+    CONTACT_SHEET,
+    CONTACT_SHEET_LAYOUT,
+    DATA_CARD,
+    DATA_TAG,
+    DEVICE_TAG,
+    PRESET_TAG,
+    STEPS_TAG,
+    TRAIN,
+    WORKERS_TAG,
+    flatten,
+)
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
@@ -30,7 +43,7 @@ from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.outbox import Unsent
 from pipelines.tracking.retry import without_retries
 from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import STEPS_TAG, flatten, open_tracker
+from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.follower import Follower, synchronise, unsent_entries
 from pipelines.train.loader import check_shuffle
@@ -76,11 +89,11 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     if not is_finished(done, config):  # before anything is written: a refusal leaves no run behind
         resources = check_resources(config)
     tracked = open_tracker(config, storage).run(
-        "train",
+        TRAIN,
         run.name,
         fingerprint(config.identity(dataset.sha256)),
         params=flatten(config),
-        tags={"ddpm.preset": config.preset, "ddpm.data": dataset.name},
+        tags={PRESET_TAG: config.preset, DATA_TAG: dataset.name},
         parent=parent_run_id,
     )
     training = Training(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
@@ -123,14 +136,14 @@ class Training:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
         resolved = {**asdict(config), "dataset_sha256": self.dataset.sha256}
-        commit_json(folder / "config.json", resolved)
-        self.tracked.log_json("config.json", resolved)
+        commit_json(folder / CONFIG, resolved)
+        self.tracked.log_json(CONFIG, resolved)
         log_data_card(self.tracked, self.dataset)
         self.tracked.set_tags(
             {
                 STEPS_TAG: str(config.steps),
-                "ddpm.workers": str(config.workers),
-                "ddpm.device": device_name(resources, config.workers),
+                WORKERS_TAG: str(config.workers),
+                DEVICE_TAG: device_name(resources, config.workers),
             }
         )
         synchronise(self.tracked, self.run.name, done)
@@ -286,9 +299,9 @@ def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
     keys = ("name", "images", "shape", "mean", "std", "second_moment", "sha256", "filter")
     source = Path(dataset.manifest["source"]).name
     card = {key: dataset.manifest[key] for key in keys}
-    run.log_json("data/card.json", {**card, "source": source, "skipped": len(dataset.manifest["skipped"])})
-    run.log_json("data/contact_sheet.json", dataset.manifest["contact_sheet"])
-    run.log_bytes("data/contact_sheet.png", (dataset.path / "contact_sheet.png").read_bytes())
+    run.log_json(DATA_CARD, {**card, "source": source, "skipped": len(dataset.manifest["skipped"])})
+    run.log_json(CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
+    run.log_bytes(CONTACT_SHEET, (dataset.path / "contact_sheet.png").read_bytes())
 
 
 def device_name(resources: Resources, workers: int) -> str:

@@ -13,6 +13,15 @@ import ray.exceptions
 
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.errors import InputError
+from ddpm_core.records import (
+    DIVERGED,
+    GRAD_NORM,
+    IMAGES_PER_SECOND,
+    LEARNING_RATE,
+    LOSS,
+    UTILISATION,
+    training_samples_path,
+)
 from pipelines.runtime.locations import Location, forget_listings
 from pipelines.runtime.progress import Progress, Say
 from pipelines.tracking.outbox import Entry, Unsent
@@ -59,7 +68,7 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
 
     unsent = Unsent(unsent_folder(folder), send, say)
     if unsent:
-        logged |= run.logged_steps("loss")
+        logged |= run.logged_steps(LOSS)
         unsent.flush()
         logged.clear()
     return unsent
@@ -67,7 +76,7 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
 
 def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -> None:
     """Give MLflow what the checkpoints know and it does not: a killed driver's records, a model for each checkpoint."""
-    logged = run.logged_steps("loss")
+    logged = run.logged_steps(LOSS)
     if checkpoints:
         history = [record for record in checkpoints[-1].history if "step" in record]
         run.log_records(record for record in history if record["step"] not in logged)
@@ -140,12 +149,12 @@ class Follower:
                 self._progress.at(int(record["step"]), describe_record(record))
         elif kind == "samples":
             data = base64.b64encode(message["png"]).decode("ascii")
-            self.unsent.put({"call": "bytes", "name": f"training/samples-{message['step']:08d}.png", "data": data})
+            self.unsent.put({"call": "bytes", "name": training_samples_path(message["step"]), "data": data})
         elif kind == "saved":
             self.unsent.put({"call": "model", "step": message["step"]})
         elif kind == "diverged":
             self.diverged = message
-            self.unsent.put({"call": "json", "name": "diverged.json", "value": message["facts"]})
+            self.unsent.put({"call": "json", "name": DIVERGED, "value": message["facts"]})
         elif kind == "stopped":
             self.stopped_at = int(message["step"])
 
@@ -153,11 +162,11 @@ class Follower:
 def describe_record(record: Mapping[str, float]) -> str:
     """What a person watches, on one line."""
     parts = [
-        f"{record['images_per_second']:,.0f} images/s",
-        f"loss {record['loss']:.4f}",
-        f"gradient {record['grad_norm']:.3g}",
-        f"lr {record['lr']:.2g}",
+        f"{record[IMAGES_PER_SECOND]:,.0f} images/s",
+        f"loss {record[LOSS]:.4f}",
+        f"gradient {record[GRAD_NORM]:.3g}",
+        f"lr {record[LEARNING_RATE]:.2g}",
     ]
-    if "model_flops_utilisation" in record:
-        parts.append(f"{record['model_flops_utilisation']:.0%} of peak")
+    if UTILISATION in record:
+        parts.append(f"{record[UTILISATION]:.0%} of peak")
     return " | ".join(parts)

@@ -2,7 +2,7 @@
 
 from ddpm_core.costs import peak_flops, plan
 from ddpm_core.errors import InputError
-from pipelines.tracking.tracker import flatten
+from ddpm_core.records import flatten
 from pipelines.train.config import TrainConfig
 
 

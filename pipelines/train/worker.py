@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.records import GRAD_NORM, LOSS
 from ddpm_core.samplers import sample
 from ddpm_core.training import TrainState, train_step
 from ddpm_core.unet import UNet
@@ -189,7 +190,7 @@ class Worker:
             f"learning rate {config.optim.learning_rate(number):g}, images {shown}); the last good checkpoint is {kept}: "
             "lower --optim.lr or choose another objective"
         )
-        facts = {"update": number + 1, "loss": str(loss), "grad_norm": str(grad_norm), "images": batch.tolist()}
+        facts = {"update": number + 1, LOSS: str(loss), GRAD_NORM: str(grad_norm), "images": batch.tolist()}
         self.send("diverged", text=text, facts=facts)
         return True
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from ddpm_core.records import BPD, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE, picture_path
 from reports.records.entities import (
     BitsPerDim,
     Compression,
     DataCard,
     GridLayout,
     Likelihood,
+    NeighboursFacts,
     PictureGrid,
     RateDistortion,
     Schedule,
@@ -44,12 +46,12 @@ def trial(row: Mapping[str, Any]) -> Trial:
     """A row of a sweep's trials.json."""
     return Trial(
         label=str(row["label"]),
-        values=dict(row.get("values") or {}),
+        point=str(row["point"]),
         run_id=row.get("run_id"),
         evaluation_run_id=row.get("evaluation_run_id"),
         steps=row.get("steps"),
         status=str(row["status"]),
-        prior_bpd=row.get("prior_bpd"),
+        prior_bpd=row.get(PRIOR_BPD),
         reason=str(row.get("reason") or ""),
     )
 
@@ -88,13 +90,13 @@ def bits_per_dim(result: Mapping[str, Any]) -> BitsPerDim:
 
     return BitsPerDim(
         step=int(result["step"]),
-        bpd=float(values["bpd"]),
-        low=known("bpd_ci_low"),
-        high=known("bpd_ci_high"),
-        rate=known("rate_bpd"),
-        distortion=known("distortion_bpd"),
-        prior=known("prior_bpd"),
-        rmse=known("rmse"),
+        bpd=float(values[BPD]),
+        low=known(BPD + CI_LOW),
+        high=known(BPD + CI_HIGH),
+        rate=known(RATE_BPD),
+        distortion=known(DISTORTION_BPD),
+        prior=known(PRIOR_BPD),
+        rmse=known(RMSE),
         curves=None if curves is None else _curves(curves),
     )
 
@@ -121,13 +123,23 @@ def compression(mark: str, curve: Mapping[str, Any]) -> Compression:
     )
 
 
+def neighbours_facts(facts: Mapping[str, Any]) -> NeighboursFacts:
+    """neighbours/step-*.json, without what it says of each sample."""
+    return NeighboursFacts(
+        samples=int(facts["samples"]),
+        training_images=int(facts["training_images"]),
+        threshold=float(facts["threshold"]),
+        nearest=int(facts["nearest"]),
+    )
+
+
 def progress(points: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """progress/step-*.json: (code's t, distance of the x_0 predicted there), in the order of generation."""
     return sorted(((int(point["t"]), float(point["distance"])) for point in points), reverse=True)
 
 
-def picture_grids(pictures: list[Mapping[str, Any]], folder: str) -> list[PictureGrid]:
-    """pictures/<checkpoint>/pictures.json; its files lie in `folder`, and names that lead out of it are refused."""
+def picture_grids(pictures: list[Mapping[str, Any]], step: int) -> list[PictureGrid]:
+    """The pictures.json of a checkpoint, whose files lie beside it: names that lead elsewhere are refused."""
     grids = []
     for picture in pictures:
         name = str(picture["file"])
@@ -136,7 +148,7 @@ def picture_grids(pictures: list[Mapping[str, Any]], folder: str) -> list[Pictur
         grids.append(
             PictureGrid(
                 kind=str(picture["kind"]),
-                path=f"{folder}/{name}",
+                path=picture_path(step, name),
                 tile=_tile(picture),
                 rows=int(picture["rows"]),
                 columns=int(picture["columns"]),
@@ -149,7 +161,7 @@ def picture_grids(pictures: list[Mapping[str, Any]], folder: str) -> list[Pictur
 
 
 def _curves(curves: Mapping[str, Any]) -> RateDistortion:
-    t, rate, rmse = (tuple(curves[name]) for name in ("t", "rate_bpd", "rmse"))
+    t, rate, rmse = (tuple(curves[name]) for name in ("t", RATE_BPD, RMSE))
     if t != tuple(range(1, len(t) + 1)) or not len(t) == len(rate) == len(rmse) or not t:
         raise ValueError("the curves are not over t = 1..T")
     nan = math.nan

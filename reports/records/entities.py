@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from ddpm_core.protocol import Protocol
+from ddpm_core.verdicts import Interval, known_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,11 @@ class Checkpoint:
     high: float | None = None
     score: float | None = None
     score_std: float | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        """Both ends, None unless they are finite numbers."""
+        return known_interval(self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,17 @@ class PictureGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeighboursFacts:
+    """How many samples were looked up among how many training images, and by which rule one counts as a copy: its nearest
+    distance is below `threshold` times the mean of the `nearest` ones."""
+
+    samples: int
+    training_images: int
+    threshold: float
+    nearest: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCard:
     """The training set. `mean`, `std` and `second_moment` are of pixels in [-1, 1]; None means not
     recorded."""
@@ -176,11 +192,11 @@ class TrainingRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One setting of a sweep. `prior_bpd` is L_T in bits/dim, the part of the bound that no training
-    lowers. `reason` says why it did not finish."""
+    """A point of a sweep, that is, one setting, with one seed; its label names both. `prior_bpd` is L_T in bits/dim, the
+    part of the bound that no training lowers. `reason` says why it did not finish."""
 
     label: str
-    values: Mapping[str, Any]
+    point: str
     run_id: str | None
     evaluation_run_id: str | None
     steps: int | None

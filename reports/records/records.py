@@ -3,7 +3,6 @@ metrics of each, and their JSON artifacts. Training curves and pictures are read
 (`Store.history`, `.artifact`)."""
 
 import json
-import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -12,7 +11,32 @@ from typing import Any, TypeVar
 from mlflow.entities import Run
 
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import ALARM_TAG, FINGERPRINT_TAG, KIND_TAG, Protocol
+from ddpm_core.protocol import Protocol
+from ddpm_core.records import (
+    ALARM_TAG,
+    CI_HIGH,
+    CI_LOW,
+    COMPRESSION,
+    COMPRESSION_CURVE,
+    CONTACT_SHEET_LAYOUT,
+    DATA_CARD,
+    EVALUATE,
+    FINGERPRINT_TAG,
+    KIND_TAG,
+    LIKELIHOOD,
+    LIKELIHOOD_PROTOCOL,
+    PARENT_TAG,
+    PROTOCOL,
+    RUN_TAG,
+    SAMPLES_LAYOUT,
+    SCHEDULES,
+    STD,
+    SUMMARY,
+    SWEEP,
+    TRAIN,
+    TRIALS,
+    samples_path,
+)
 from reports.records import artifacts
 from reports.records.entities import (
     Checkpoint,
@@ -25,13 +49,7 @@ from reports.records.entities import (
 )
 from reports.records.store import Series, Store, public_uri
 
-MEASURING = ("evaluate", "likelihood", "compression")
-PARENT_TAG = "mlflow.parentRunId"
-_SAMPLE_NAME = re.compile(r"samples/step-(\d+)\.png")
-_LIKELIHOOD_NAME = re.compile(r"likelihood/step-\d+\.json")
-_MEASUREMENT = re.compile(
-    r"-(eval|likelihood|compression)-[0-9a-f]+$"
-)  # the end of a measurement's name, after its run's
+MEASURING = (EVALUATE, LIKELIHOOD, COMPRESSION)
 Entity = TypeVar("Entity")
 
 
@@ -49,19 +67,19 @@ def read_experiment(store: Store, experiment: str, only: str | None = None) -> E
     of_kind: dict[str, list[Run]] = {}
     for run in found:
         of_kind.setdefault(run.data.tags.get(KIND_TAG, ""), []).append(run)
-    training, measuring = of_kind.get("train", []), [run for kind in MEASURING for run in of_kind.get(kind, [])]
+    training, measuring = of_kind.get(TRAIN, []), [run for kind in MEASURING for run in of_kind.get(kind, [])]
     foreign: dict[str, list[Run]] = {}  # weights from elsewhere: measured, and trained by nobody here
     for run in measuring:
         if PARENT_TAG not in run.data.tags:
-            foreign.setdefault(_MEASUREMENT.sub("", str(run.info.run_name)), []).append(run)
+            foreign.setdefault(run.data.tags.get(RUN_TAG, run.info.run_name), []).append(run)
     if not training and not foreign:
         raise InputError(
             f"Experiment {experiment!r} in {public_uri(store.tracking_uri)} has no training run "
-            f"(of its {len(found)} runs none has the tag {KIND_TAG} = train); "
+            f"(of its {len(found)} runs none has the tag {KIND_TAG} = {TRAIN}); "
             "train first, or name the experiment that did."
         )
     reader = _Reader(store)
-    sweeps = [reader.sweep(run) for run in of_kind.get("sweep", [])]
+    sweeps = [reader.sweep(run) for run in of_kind.get(SWEEP, [])]
     if only is not None:
         foreign = {name: runs for name, runs in foreign.items() if name == only}
         kept, sweeps = (set(), []) if foreign else _chosen(only, training, sweeps, experiment)
@@ -117,10 +135,10 @@ class _Reader:
             name=run.info.run_name,
             status=run.info.status,
             params=dict(run.data.params),
-            tags={key: value for key, value in run.data.tags.items() if key.startswith("ddpm.")},
+            tags=dict(run.data.tags),
             latest=dict(run.data.metrics),
-            card=self._parsed(run, "data/card.json", artifacts.data_card),
-            sheet=self._parsed(run, "data/contact_sheet.json", artifacts.grid_layout),
+            card=self._parsed(run, DATA_CARD, artifacts.data_card),
+            sheet=self._parsed(run, CONTACT_SHEET_LAYOUT, artifacts.grid_layout),
             evaluations=self._evaluations(children),
             likelihoods=self._likelihoods(children),
             compressions=self._compressions(children),
@@ -141,11 +159,11 @@ class _Reader:
         )
 
     def _evaluations(self, children: Sequence[Run]) -> tuple[Evaluation, ...]:
-        found = (self.evaluation(child) for child in children if child.data.tags[KIND_TAG] == "evaluate")
+        found = (self.evaluation(child) for child in children if child.data.tags[KIND_TAG] == EVALUATE)
         return tuple(evaluation for evaluation in found if evaluation is not None)
 
     def _likelihoods(self, children: Sequence[Run]) -> tuple[Likelihood, ...]:
-        found = (self.likelihood(child) for child in children if child.data.tags[KIND_TAG] == "likelihood")
+        found = (self.likelihood(child) for child in children if child.data.tags[KIND_TAG] == LIKELIHOOD)
         return tuple(measured for measured in found if measured is not None)
 
     def evaluation(self, run: Run) -> Evaluation | None:
@@ -158,10 +176,10 @@ class _Reader:
             Checkpoint(
                 step=step,
                 distance=value,
-                low=history[f"{protocol.distance}_ci_low"].at(step),
-                high=history[f"{protocol.distance}_ci_high"].at(step),
+                low=history[protocol.distance + CI_LOW].at(step),
+                high=history[protocol.distance + CI_HIGH].at(step),
                 score=history[protocol.score].at(step),
-                score_std=history[f"{protocol.score}_std"].at(step),
+                score_std=history[protocol.score + STD].at(step),
             )
             for step, value in zip(distance.steps, distance.values, strict=True)
         )
@@ -171,29 +189,27 @@ class _Reader:
             status=run.info.status,
             protocol=protocol,
             checkpoints=checkpoints,
-            layout=self._parsed(run, "samples/grid.json", artifacts.grid_layout),
-            samples={int(match[1]): path for path in paths if (match := _SAMPLE_NAME.fullmatch(path))},
+            layout=self._parsed(run, SAMPLES_LAYOUT, artifacts.grid_layout),
+            samples={step: path for step in distance.steps if (path := samples_path(step)) in paths},
             metrics=frozenset(run.data.metrics),
             alarm=run.data.tags.get(ALARM_TAG, "").strip(),
         )
 
     def _compressions(self, children: Sequence[Run]) -> tuple[Compression, ...]:
         found = [
-            self._parsed(
-                child, "compression/curve.json", partial(artifacts.compression, child.data.tags[FINGERPRINT_TAG])
-            )
+            self._parsed(child, COMPRESSION_CURVE, partial(artifacts.compression, child.data.tags[FINGERPRINT_TAG]))
             for child in children
-            if child.data.tags[KIND_TAG] == "compression"
+            if child.data.tags[KIND_TAG] == COMPRESSION
         ]
         return tuple(each for each in found if each is not None)
 
     def likelihood(self, run: Run) -> Likelihood | None:
-        protocol = self._json(run, "likelihood/protocol.json")
+        protocol = self._json(run, LIKELIHOOD_PROTOCOL)
         if protocol is None:
-            self.remark(run, "has no readable likelihood/protocol.json and is left out")
+            self.remark(run, f"has no readable {LIKELIHOOD_PROTOCOL} and is left out")
             return None
         paths = self._store.artifact_paths(run.info.run_id, "likelihood")
-        found = (self._json(run, path) for path in paths if _LIKELIHOOD_NAME.fullmatch(path))
+        found = (self._json(run, path) for path in paths if path != LIKELIHOOD_PROTOCOL)
         results = [result for result in found if result is not None]
         mark = run.data.tags.get(FINGERPRINT_TAG, "")
         try:
@@ -206,39 +222,39 @@ class _Reader:
         def each(rows: Collection[Any]) -> tuple[Any, ...]:
             return tuple(artifacts.trial(row) for row in rows)
 
-        trials = self._parsed(run, "trials.json", each)
+        trials = self._parsed(run, TRIALS, each)
         schedules = self._parsed(
-            run, "schedules.json", lambda curves: {str(k): artifacts.schedule(curve) for k, curve in curves.items()}
+            run, SCHEDULES, lambda curves: {str(k): artifacts.schedule(curve) for k, curve in curves.items()}
         )
         return Sweep(
             run_id=run.info.run_id,
             name=run.info.run_name,
             status=run.info.status,
-            conclusion=self._parsed(run, "summary.json", lambda facts: str(facts["conclusion"])) or "",
+            conclusion=self._parsed(run, SUMMARY, lambda facts: str(facts["conclusion"])) or "",
             trials=trials or (),
             schedules=schedules or {},
         )
 
     def _protocol(self, run: Run) -> Protocol | None:
-        values = self._json(run, "protocol.json")
+        values = self._json(run, PROTOCOL)
         if values is None:
-            self.remark(run, "has no protocol.json, so its numbers cannot be ranked and are left out")
+            self.remark(run, f"has no {PROTOCOL}, so its numbers cannot be ranked and are left out")
             return None
         try:
             protocol = Protocol(**values)
             mark = protocol.fingerprint
             protocol.describe()
         except (TypeError, ValueError):
-            self.remark(run, "has a protocol.json that this version cannot read; its numbers are left out")
+            self.remark(run, f"has a {PROTOCOL} that this version cannot read; its numbers are left out")
             return None
         if mark != run.data.tags.get(FINGERPRINT_TAG, mark):
-            self.remark(run, "has a protocol.json that does not match its fingerprint; its numbers are left out")
+            self.remark(run, f"has a {PROTOCOL} that does not match its fingerprint; its numbers are left out")
             return None
         return protocol
 
     def _histories(self, run: Run, protocol: Protocol) -> dict[str, Series]:
         distance, score = protocol.distance, protocol.score
-        names = (distance, f"{distance}_ci_low", f"{distance}_ci_high", score, f"{score}_std")
+        names = (distance, distance + CI_LOW, distance + CI_HIGH, score, score + STD)
         logged = run.data.metrics
         return {name: self._store.history(run.info.run_id, name) if name in logged else Series() for name in names}
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError
@@ -85,10 +85,13 @@ class Store:
     def history(self, run_id: str, metric: str) -> Series:
         """A metric by step. A run that resumed repeats some steps; the value written last counts."""
         if (run_id, metric) not in self._histories:
-            points = self._client.get_metric_history(run_id, metric)
-            latest = {point.step: point.value for point in sorted(points, key=lambda p: (p.step, p.timestamp))}
-            values = tuple(_restored(value) for value in latest.values())
-            self._histories[run_id, metric] = Series(steps=tuple(latest), values=values)
+            newest: dict[int, Metric] = {}
+            for point in self._client.get_metric_history(run_id, metric):
+                if point.step not in newest or point.timestamp >= newest[point.step].timestamp:
+                    newest[point.step] = point
+            steps = tuple(sorted(newest))
+            values = tuple(_restored(newest[step].value) for step in steps)
+            self._histories[run_id, metric] = Series(steps=steps, values=values)
         return self._histories[run_id, metric]
 
     def artifact_paths(self, run_id: str, folder: str) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ddpm_core.records import KID, PRECISION, RECALL, STD, chain_path
 from reports.drawing import figures
 from reports.records import artifacts
 from reports.records.entities import ExperimentRecord, Schedule, TrainingRun
@@ -82,7 +83,7 @@ def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
         series = store.history(evaluation.run_id, name)
         if len(series.steps) < 2:
             return None
-        spread = store.history(evaluation.run_id, f"{name}_std") if f"{name}_std" in evaluation.metrics else None
+        spread = store.history(evaluation.run_id, name + STD) if name + STD in evaluation.metrics else None
         pairs = [
             (value, spread.at(step) if spread else None)
             for step, value in zip(series.steps, series.values, strict=True)
@@ -95,8 +96,8 @@ def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
             highs=[None if std is None else value + std for value, std in pairs],
         )
 
-    kid = line("kid", "KID")
-    both = [found for metric in ("precision", "recall") if (found := line(metric, metric)) is not None]
+    kid = line(KID, "KID")
+    both = [found for metric in (PRECISION, RECALL) if (found := line(metric, metric)) is not None]
     for key, lines, metric, caption in (
         (
             "kid",
@@ -126,7 +127,7 @@ def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
 
 def chain_chart(store: Store, entry: Entry) -> Chart | None:
     """The distance of the x_0 predicted along the chain (Fig. 10 of the paper), None where it was not measured."""
-    content = store.artifact(entry.evaluation.run_id, f"progress/step-{entry.checkpoint.step:08d}.json")
+    content = store.artifact(entry.evaluation.run_id, chain_path(entry.checkpoint.step))
     try:
         points = artifacts.progress(json.loads(content or b"[]"))
     except artifacts.UNREADABLE:

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+from ddpm_core.records import DEVICE_TAG, IMAGES_PER_SECOND, SAMPLES_PER_SECOND, WORKERS_TAG
 from reports.records.entities import Evaluation, TrainingRun
 from reports.records.store import Store
 from reports.sections.tables import Column, Row, Table
@@ -12,7 +13,7 @@ from reports.verdicts.formatting import NOT_MEASURED, number
 def cost_table(store: Store, run: TrainingRun, watts: float | None) -> Table:
     """Device hours of training and evaluation. Time between a kill and the resumption is not in them; likelihoods and
     pictures log no speed and are not either."""
-    device = "CPU worker" if "CPU" in run.tags.get("ddpm.device", "") else "GPU"
+    device = "CPU worker" if "CPU" in run.tags.get(DEVICE_TAG, "") else "GPU"
     trained = training_hours(store, run)
     sampled = [evaluation_hours(store, evaluation) for evaluation in run.evaluations]
     known = [hours for hours in sampled if hours is not None]
@@ -33,10 +34,10 @@ def cost_table(store: Store, run: TrainingRun, watts: float | None) -> Table:
 def training_hours(store: Store, run: TrainingRun) -> float | None:
     """Images between two records over the speed logged at the later one, times the workers; None where that was not
     logged."""
-    batch, workers = run.batch_size, run.tags.get("ddpm.workers") or run.params.get("workers", "")
-    if batch is None or not workers.isdecimal() or "images_per_second" not in run.latest:
+    batch, workers = run.batch_size, run.tags.get(WORKERS_TAG, "")
+    if batch is None or not workers.isdecimal() or IMAGES_PER_SECOND not in run.latest:
         return None
-    speed = store.history(run.run_id, "images_per_second")
+    speed = store.history(run.run_id, IMAGES_PER_SECOND)
     points = [
         (step, value) for step, value in zip(speed.steps, speed.values, strict=True) if value > 0 and value < math.inf
     ]
@@ -49,9 +50,9 @@ def training_hours(store: Store, run: TrainingRun) -> float | None:
 def evaluation_hours(store: Store, evaluation: Evaluation) -> float | None:
     """Samples over the speed of one worker, summed over checkpoints. The same samples measured against a second reference
     are not made again: a test set counts nothing."""
-    if evaluation.protocol.against == "test" or "samples_per_second" not in evaluation.metrics:
+    if evaluation.protocol.against == "test" or SAMPLES_PER_SECOND not in evaluation.metrics:
         return None
-    speeds = store.history(evaluation.run_id, "samples_per_second").values
+    speeds = store.history(evaluation.run_id, SAMPLES_PER_SECOND).values
     return sum(evaluation.protocol.num_samples / speed for speed in speeds if speed > 0) / 3600
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import CODE_VERSION_TAG, CONFIG, DEVICE_TAG, FINGERPRINT_TAG, PRESET_TAG, WORKERS_TAG
 from reports.records.entities import DataCard, ExperimentRecord, TrainingRun
 from reports.records.store import Store, public_uri
 from reports.sections import samples
@@ -117,11 +118,11 @@ def origin_table(run: TrainingRun) -> Table:
     return _properties(
         f"Origin of {run.name}",
         [
-            ("Preset", tags.get("ddpm.preset") or run.params.get("preset") or NOT_RECORDED),
-            ("Configuration fingerprint", tags.get("ddpm.fingerprint", NOT_RECORDED)),
-            ("Code version", tags.get("ddpm.code_version", NOT_RECORDED)),
-            ("Device", tags.get("ddpm.device", NOT_RECORDED)),
-            ("Workers", tags.get("ddpm.workers", NOT_RECORDED)),
+            ("Preset", tags.get(PRESET_TAG, NOT_RECORDED)),
+            ("Configuration fingerprint", tags.get(FINGERPRINT_TAG, NOT_RECORDED)),
+            ("Code version", tags.get(CODE_VERSION_TAG, NOT_RECORDED)),
+            ("Device", tags.get(DEVICE_TAG, NOT_RECORDED)),
+            ("Workers", tags.get(WORKERS_TAG, NOT_RECORDED)),
             ("Status in MLflow", run.status.lower()),
         ],
     )
@@ -189,7 +190,7 @@ def commands(record: ExperimentRecord, lead: TrainingRun) -> tuple[tuple[str, st
         ("The run as text", f"{at} mlflow runs describe --run-id {run_id}"),
         (
             "Its configuration",
-            f"{at} mlflow artifacts download --run-id {run_id} --artifact-path config.json",
+            f"{at} mlflow artifacts download --run-id {run_id} --artifact-path {CONFIG}",
         ),
     )
 

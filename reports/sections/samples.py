@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ddpm_core.records import CONTACT_SHEET, pictures_path
 from reports.drawing.pictures import Picture, UnreadablePicture, arranged, enlargement, picture, spaced
 from reports.records import artifacts
 from reports.records.entities import Evaluation, PictureGrid, TrainingRun
@@ -97,12 +98,11 @@ def process_pictures(store: Store, ranking: Ranking) -> tuple[int, tuple[Shown, 
     own = [entry for entry in ranking.entries if entry.run.run_id == best.run.run_id][:LOOKED_FOR]
     for step in (entry.checkpoint.step for entry in own):
         for evaluation in best.run.evaluations:
-            folder = f"pictures/step-{step:08d}"
-            content = store.artifact(evaluation.run_id, f"{folder}/pictures.json")
+            content = store.artifact(evaluation.run_id, pictures_path(step))
             if content is None:
                 continue
             try:
-                grids = artifacts.picture_grids(json.loads(content), folder)
+                grids = artifacts.picture_grids(json.loads(content), step)
             except artifacts.UNREADABLE:
                 continue
             order = {kind: place for place, kind in enumerate(_TITLES)}
@@ -135,7 +135,7 @@ def _process_picture(store: Store, run_id: str, grid: PictureGrid) -> Shown | No
 
 def contact_sheet(store: Store, run: TrainingRun) -> Shown | None:
     """The training data's contact sheet, None if the run has none."""
-    content = store.artifact(run.run_id, "data/contact_sheet.png")
+    content = store.artifact(run.run_id, CONTACT_SHEET)
     if content is None:
         return None
     try:

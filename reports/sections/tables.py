@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ddpm_core.records import INFINITY, KID, PRECISION, RECALL
 from reports.records.store import Store
 from reports.verdicts.conclusions import interval_text, metric_name
 from reports.verdicts.formatting import NOT_MEASURED, count, decimals_for, fixed, number, shortened
@@ -12,7 +13,7 @@ SHOWN_ROWS = 200
 SHOWN = 10  # of what is told in sentences
 NOT_RECORDED = "not recorded"
 # Beside distance and score: metric -> title; {} is the distance's name.
-_FURTHER = {"infinity": "{} at n → ∞", "kid": "KID", "precision": "Precision", "recall": "Recall"}
+_FURTHER = {INFINITY: "{} at n → ∞", KID: "KID", PRECISION: "Precision", RECALL: "Recall"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,7 @@ def ranking_table(store: Store, ranking: Ranking, name_runs: bool) -> Table:
     entries = [*ranking.entries[:SHOWN_ROWS], *ranking.unranked[: max(0, SHOWN_ROWS - len(ranking.entries))]]
     scored = any(entry.checkpoint.score is not None for entry in entries)
     names = {
-        metric: f"{protocol.distance}_infinity" if metric == "infinity" else protocol.metric(metric)
-        for metric in _FURTHER
+        metric: protocol.distance + INFINITY if metric == INFINITY else protocol.metric(metric) for metric in _FURTHER
     }
     further = [metric for metric in _FURTHER if any(names[metric] in entry.evaluation.metrics for entry in entries)]
     columns = [
@@ -80,7 +80,7 @@ def ranking_table(store: Store, ranking: Ranking, name_runs: bool) -> Table:
 
     known = {metric: [found for entry in entries if (found := value(entry, metric))] for metric in further}
     digits = {
-        metric: decimals if metric == "infinity" else decimals_for(max(map(abs, values), default=0.1))
+        metric: decimals if metric == INFINITY else decimals_for(max(map(abs, values), default=0.1))
         for metric, values in known.items()
     }
 

@@ -5,6 +5,17 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from ddpm_core.records import (
+    DATA_WAIT_SHARE,
+    GRAD_NORM,
+    IMAGES_PER_SECOND,
+    LEARNING_RATE,
+    LOSS,
+    MEMORY_GIB,
+    PARAM_NORM,
+    UTILISATION,
+    loss_quarter,
+)
 from reports.drawing import figures
 from reports.records.entities import TrainingRun
 from reports.records.store import Series, Store
@@ -13,14 +24,14 @@ from reports.verdicts.formatting import counted, listed, number
 
 # metric, its axis, whether that may be logarithmic, and what it is
 _CURVES = (
-    ("loss", "training loss", True, "Training loss."),
-    ("grad_norm", "gradient norm", True, "Norm of the gradient, before the clip."),
-    ("param_norm", "parameter norm", False, "Norm of the parameters."),
-    ("lr", "learning rate", False, "Learning rate."),
-    ("images_per_second", "images a second", False, "Images a second, all workers together."),
-    ("model_flops_utilisation", "utilisation", False, "Model FLOPs done over those that the device can do."),
-    ("data_wait_share", "share of time", False, "Share of worker 0's time spent waiting for data."),
-    ("memory_gib", "memory (GiB)", False, "The most memory that worker 0 ever held."),
+    (LOSS, "training loss", True, "Training loss."),
+    (GRAD_NORM, "gradient norm", True, "Norm of the gradient, before the clip."),
+    (PARAM_NORM, "parameter norm", False, "Norm of the parameters."),
+    (LEARNING_RATE, "learning rate", False, "Learning rate."),
+    (IMAGES_PER_SECOND, "images a second", False, "Images a second, all workers together."),
+    (UTILISATION, "utilisation", False, "Model FLOPs done over those that the device can do."),
+    (DATA_WAIT_SHARE, "share of time", False, "Share of worker 0's time spent waiting for data."),
+    (MEMORY_GIB, "memory (GiB)", False, "The most memory that worker 0 ever held."),
 )
 _QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
 
@@ -41,7 +52,7 @@ def training_charts(store: Store, runs: Sequence[TrainingRun], of: int) -> tuple
         svg = figures.curve(f"training-{metric}", finite, metric=axis, alt=alt, log=log, small=not first)
         caption = f"{what} {raw}" if first else what
         charts.append(Chart(svg=Markup(svg), caption=caption + _broken(series)))
-        if metric == "loss" and (quarters := _quarters(store, runs[0])):
+        if metric == LOSS and (quarters := _quarters(store, runs[0])):
             charts.append(quarters)
     return tuple(charts)
 
@@ -49,9 +60,9 @@ def training_charts(store: Store, runs: Sequence[TrainingRun], of: int) -> tuple
 def _quarters(store: Store, run: TrainingRun) -> Chart | None:
     """The leading run's loss by quarter of the timesteps: small t weighs on details, large t on the whole picture."""
     series = [
-        (f"t in the {name}", store.history(run.run_id, f"loss_q{place}"))
+        (f"t in the {name}", store.history(run.run_id, loss_quarter(place)))
         for place, name in enumerate(_QUARTERS, start=1)
-        if f"loss_q{place}" in run.latest
+        if loss_quarter(place) in run.latest
     ]
     finite = [pair for pair in series if any(map(math.isfinite, pair[1].values))]
     if not finite:

@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass
 
 from ddpm_core.protocol import Protocol
+from ddpm_core.records import LOSS
 from reports.records.entities import DataCard, ExperimentRecord
 from reports.verdicts import paper
 from reports.verdicts.formatting import NOT_MEASURED, count, counted, decimals_for, fixed, listed, number
-from reports.verdicts.ranking import Entry, Ranking, Verdict, has_interval, measured_again
+from reports.verdicts.ranking import Entry, Ranking, Verdict, measured_again
 
 _PAPER_DATA = (
     (re.compile(r"cifar10(?!0)"), paper.CIFAR10),
@@ -42,7 +43,7 @@ def distance_text(entry: Entry) -> str:
 def interval_text(entry: Entry, decimals: int | None = None) -> str:
     """Both ends of the 95 % interval; "not measured" without one."""
     point = entry.checkpoint
-    if not has_interval(point):
+    if point.interval is None:
         return NOT_MEASURED
     digits = decimals_for(point.distance, point.low, point.high) if decimals is None else decimals
     return f"{fixed(point.low, digits)} to {fixed(point.high, digits)}"
@@ -158,7 +159,7 @@ def _measured_again(again: Entry | None) -> list[str]:
 
 
 def _interval(best: Entry) -> str:
-    if not has_interval(best.checkpoint):
+    if best.checkpoint.interval is None:
         return "Its interval is not measured."
     return f"95\N{NO-BREAK SPACE}% interval: {interval_text(best)}."
 
@@ -167,7 +168,7 @@ def _rivals(ranking: Ranking) -> str:
     others = len(ranking.entries) - 1
     if not others:
         return "It is the only checkpoint evaluated under its protocol, so nothing was chosen."
-    if ranking.best is None or not has_interval(ranking.best.checkpoint):
+    if ranking.best is None or ranking.best.checkpoint.interval is None:
         return f"Whether the {counted(others, 'other checkpoint')} can be told apart from it is not known."
     close, unknown = ranking.count(Verdict.INDISTINGUISHABLE), ranking.count(Verdict.NO_INTERVAL)
     if close:
@@ -182,7 +183,7 @@ def _rivals(ranking: Ranking) -> str:
 
 def _nothing_evaluated(record: ExperimentRecord) -> Answer:
     status = f"The experiment holds {counted(len(record.runs), 'training run')}, and no result of an evaluation."
-    losses = [f"{run.name} has {number(run.latest['loss'])}" for run in record.runs if "loss" in run.latest]
+    losses = [f"{run.name} has {number(run.latest[LOSS])}" for run in record.runs if LOSS in run.latest]
     if not losses:
         return Answer(
             headline="No checkpoint has been evaluated yet", sentences=(status, "No loss was measured either.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ddpm_core.protocol import Protocol
+from ddpm_core.verdicts import intervals_overlap
 from reports.records.entities import Checkpoint, Evaluation, TrainingRun
 
 
@@ -52,28 +53,13 @@ class Ranking:
             return Verdict.NOT_FINITE
         if entry is best:
             return Verdict.BEST
-        overlap = intervals_overlap(best.checkpoint, entry.checkpoint)
+        overlap = intervals_overlap(best.checkpoint.interval, entry.checkpoint.interval)
         if overlap is None:
             return Verdict.NO_INTERVAL
         return Verdict.INDISTINGUISHABLE if overlap else Verdict.HIGHER
 
     def count(self, verdict: Verdict) -> int:
         return sum(self.verdict(entry) is verdict for entry in self.entries)
-
-
-def has_interval(checkpoint: Checkpoint) -> bool:
-    """Whether both ends of the 95 % interval are finite numbers."""
-    return all(end is not None and math.isfinite(end) for end in (checkpoint.low, checkpoint.high))
-
-
-def intervals_overlap(a: Checkpoint, b: Checkpoint) -> bool | None:
-    """Whether the 95 % intervals share a value; None if one of them was not measured."""
-    ends = (a.low, a.high, b.low, b.high)
-    known = [end for end in ends if end is not None and math.isfinite(end)]
-    if len(known) < len(ends):
-        return None
-    a_low, a_high, b_low, b_high = known
-    return a_low <= b_high and b_low <= a_high
 
 
 def rank(runs: Iterable[TrainingRun]) -> tuple[Ranking, ...]:

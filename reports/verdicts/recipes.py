@@ -3,6 +3,7 @@ is made without. A test holds the two together."""
 
 from collections.abc import Mapping
 
+from ddpm_core.records import PRESET_TAG
 from reports.records.entities import TrainingRun
 
 _COMMON = {
@@ -81,7 +82,7 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
 
 def preset_of(run: TrainingRun) -> str:
     """The preset that a run started from, "" where that is not recorded."""
-    return run.tags.get("ddpm.preset") or run.params.get("preset", "")
+    return run.tags.get(PRESET_TAG, "")
 
 
 def changes(run: TrainingRun) -> dict[str, str] | None:

@@ -30,22 +30,22 @@ from pipelines.runtime.chunks import load_chunk
 
 pytestmark = pytest.mark.bench
 SEED = 2  # of what is killed when
-PATIENCE = 300.0  # seconds that a job may take to get to its next kill or its end
+TIMEOUT = 300.0  # seconds that a job may take to get to its next kill or its end
 STEPS, SAMPLES, CHUNK = 300, 300, 20
 DRIVER = "the driver with its cluster"
-# Of themselves drivers take 60 s to give a lost GCS up, and the GCS 15 s a raylet: a job would be done by then.
-IMPATIENT = {
+# By default drivers take 60 s to give up a lost GCS, and the GCS 15 s a lost raylet: a job would be done by then.
+SHORT_TIMEOUTS = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
 }
-AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # Ray itself leaves them for a while where its GCS was killed
+AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # Ray itself leaves them for a while if its GCS was killed
 Kill = tuple[str, int]  # (what, after how many units of work)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A command line, and how one sees from outside how far it is."""
+    """A command line, and how its progress is seen from outside."""
 
     name: str
     command: str
@@ -66,8 +66,8 @@ class Life:
 
 
 def steps_taken(storage: Path, printed: str) -> int:
-    said = re.findall(r"^train: ([\d,]+) of", printed, re.MULTILINE)
-    return int(said[-1].replace(",", "")) if said else 0
+    counts = re.findall(r"^train: ([\d,]+) of", printed, re.MULTILINE)
+    return int(counts[-1].replace(",", "")) if counts else 0
 
 
 def newest_step(storage: Path) -> int:
@@ -119,21 +119,21 @@ def draw_kills(job: Job, generator: random.Random) -> list[Kill]:
 
 def processes_of(session: int) -> dict[int, str]:
     """The live processes of a session: id -> the program's name, or what it calls itself."""
-    found = {}
+    names = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
             if os.getsid(int(entry.name)) == session and (command := (entry / "cmdline").read_text()):
-                found[int(entry.name)] = command.split("\0")[0].rsplit("/", 1)[-1]
-    return found
+                names[int(entry.name)] = command.split("\0")[0].rsplit("/", 1)[-1]
+    return names
 
 
 def kill_all(session: int) -> None:
     def gone() -> bool:
-        found = processes_of(session)
-        for process in found:
+        alive = processes_of(session)
+        for process in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        return not found
+        return not alive
 
     wait_for(gone, 60)
 
@@ -142,7 +142,7 @@ def kill_all(session: int) -> None:
 def driver_of(command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A job in a session of its own, which Ray's processes do not leave. None of them outlives this."""
     temporary = tempfile.mkdtemp(prefix="ray-")  # a short path, for sockets lie in it
-    environment = {**os.environ, **IMPATIENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary}
+    environment = {**os.environ, **SHORT_TIMEOUTS, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary}
     script, *arguments = command.split()
     with log.open("wb") as output:
         driver = subprocess.Popen(
@@ -165,18 +165,18 @@ def wait_until_gone(session: int, but: set[str]) -> None:
     wait_for(lambda: set(processes_of(session).values()) <= but, 60)
 
 
-def carry_out(job: Job, options: str, storage: Path, kills: Sequence[Kill]) -> tuple[float, list[Life]]:
-    """Give a job's command until it succeeds, with `kills` on the way: the seconds, and the life of each driver."""
+def run_with_kills(job: Job, options: str, storage: Path, kills: Sequence[Kill]) -> tuple[float, list[Life]]:
+    """Run a job's command again until it succeeds, with `kills` on the way: the seconds, and the life of each driver."""
     began, waiting, lives = time.monotonic(), deque(kills), list[Life]()
     while True:
         log, victim = storage.with_name(f"{storage.name}-{job.name}-{len(lives)}.log"), job.worker
         with driver_of(f"{job.command} {options} --storage {storage}", log) as driver:
             while waiting and victim == job.worker:  # a driver replaces its workers and goes on
                 victim, moment = waiting.popleft()
-                done = strike(victim, moment, job, storage, driver, log)
+                done = kill_at(victim, moment, job, storage, driver, log)
                 seconds = time.monotonic() - began
                 print(f"{job.name}: kill -9 of {victim} after {seconds:.0f} s, at {done} of {job.total} {job.unit}")
-            code = driver.wait(PATIENCE)
+            code = driver.wait(TIMEOUT)
             wait_until_gone(driver.pid, but=AGENTS if victim == "gcs_server" else set())
         lives.append(Life(log.read_text().splitlines(), job.committed(storage)))
         if code == 0:
@@ -185,17 +185,17 @@ def carry_out(job: Job, options: str, storage: Path, kills: Sequence[Kill]) -> t
         assert victim != job.worker, log.read_text()  # it failed by itself
 
 
-def strike(victim: str, moment: int, job: Job, storage: Path, driver: subprocess.Popen[bytes], log: Path) -> int:
-    """Kill -9 when the job is as far as `moment`: how far it was."""
+def kill_at(victim: str, moment: int, job: Job, storage: Path, driver: subprocess.Popen[bytes], log: Path) -> int:
+    """Kill -9 when the job has done `moment` units of work: how many it had done then."""
 
     def due() -> list[int]:
         assert driver.poll() is None, log.read_text()
         if job.progress(storage, log.read_text()) < moment:
             return []
-        found = processes_of(driver.pid).items()
-        return [process for process, name in found if victim == DRIVER or name.startswith(victim)]
+        alive = processes_of(driver.pid).items()
+        return [process for process, name in alive if victim == DRIVER or name.startswith(victim)]
 
-    first, *_ = wait_for(due, PATIENCE)
+    first, *_ = wait_for(due, TIMEOUT)
     if victim == DRIVER:
         kill_all(driver.pid)
     else:
@@ -203,63 +203,65 @@ def strike(victim: str, moment: int, job: Job, storage: Path, driver: subprocess
     return job.progress(storage, log.read_text())
 
 
-def work_through(shards: Path, storage: Path, generator: random.Random | None) -> tuple[float, list[Life], list[Life]]:
-    """Train and evaluate, with kills where there is a generator to draw them: the seconds, and the drivers of each."""
+def train_and_evaluate(
+    shards: Path, storage: Path, generator: random.Random | None
+) -> tuple[float, list[Life], list[Life]]:
+    """Train and evaluate, with kills if there is a generator to draw them: the seconds, and the lives of the drivers."""
     kills = [draw_kills(job, generator) if generator else [] for job in (TRAIN, EVALUATE)]
-    seconds, training = carry_out(TRAIN, f"--shards {shards}", storage, kills[0])
+    seconds, training = run_with_kills(TRAIN, f"--shards {shards}", storage, kills[0])
     (run,) = (storage / "train").iterdir()
-    more, evaluation = carry_out(EVALUATE, f"--run {run.name}", storage, kills[1])
+    more, evaluation = run_with_kills(EVALUATE, f"--run {run.name}", storage, kills[1])
     return seconds + more, training, evaluation
 
 
-def trained(storage: Path) -> dict[str, bytes]:
+def last_checkpoint(storage: Path) -> dict[str, bytes]:
     """The last checkpoint, and every loss."""
     (run,) = (storage / "train").iterdir()
     return contents(result_of(run, list_checkpoints(run)))
 
 
-def measured(storage: Path) -> list[dict[str, float]]:
+def measured_values(storage: Path) -> list[dict[str, float]]:
     manifests = sorted(storage.glob("evaluate/*/*/step-*/manifest.json"))
     return numbers(tuple(read_evaluation(path.parent) for path in manifests))
 
 
-def ledger(storage: Path) -> dict[tuple[str, int], dict[str, Tensor]]:
+def sample_chunks(storage: Path) -> dict[tuple[str, int], dict[str, Tensor]]:
     """(checkpoint, first index) -> the tensors of every chunk file, which hold each index of a checkpoint once."""
-    found = {}
+    chunks = {}
     for folder in storage.glob("evaluate/*/samples-*/step-*"):
         ranges = [range(*map(int, path.stem.split("-")[1:])) for path in folder.iterdir()]
         assert sorted(index for indices in ranges for index in indices) == list(range(SAMPLES))
         for indices in ranges:
             tensors, _ = load_chunk(folder, indices)
             assert len(tensors["features"]) == len(indices)
-            found[folder.name, indices.start] = tensors
-    return found
+            chunks[folder.name, indices.start] = tensors
+    return chunks
 
 
-def recorded(storage: Path) -> list[tuple[str, str, list[tuple[int, float]]]]:
+def mlflow_runs(storage: Path) -> list[tuple[str, str, list[tuple[int, float]]]]:
     """What MLflow holds: (name, status, losses or distances by step) of every run."""
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiment = client.get_experiment_by_name("ddpm")
     assert experiment is not None
-    found = []
+    runs = []
     for run in client.search_runs([experiment.experiment_id]):
         histories = [client.get_metric_history(run.info.run_id, key) for key in ("loss", "fd_pixels")]
         values = sorted((metric.step, metric.value) for history in histories for metric in history)
-        found.append((str(run.info.run_name), str(run.info.status), values))
-    return sorted(found)
+        runs.append((str(run.info.run_name), str(run.info.status), values))
+    return sorted(runs)
 
 
-def files(storage: Path) -> set[Path]:
+def relative_files(storage: Path) -> set[Path]:
     return {path.relative_to(storage) for part in ("train", "evaluate") for path in (storage / part).rglob("*")}
 
 
 def assert_the_same(killed: Path, whole: Path) -> None:
     """Two storages hold the same numbers, samples and weights, and nothing besides."""
-    assert trained(killed) == trained(whole)
-    assert measured(killed) == measured(whole)
-    assert recorded(killed) == recorded(whole)
-    assert files(killed) == files(whole)
-    chunks, undisturbed = ledger(killed), ledger(whole)
+    assert last_checkpoint(killed) == last_checkpoint(whole)
+    assert measured_values(killed) == measured_values(whole)
+    assert mlflow_runs(killed) == mlflow_runs(whole)
+    assert relative_files(killed) == relative_files(whole)
+    chunks, undisturbed = sample_chunks(killed), sample_chunks(whole)
     assert chunks.keys() == undisturbed.keys()
     for key, tensors in undisturbed.items():
         assert chunks[key].keys() == tensors.keys()
@@ -281,10 +283,10 @@ def test_six_kills_cost_time_and_nothing_else(digits_lmdb: Path, tmp_path: Path)
     shards, whole, killed = (tmp_path / name for name in ("digits", "whole", "killed"))
     sizes = "--image-size 8 --channels 1 --images-per-shard 400"
     with driver_of(f"preprocess.py --source {digits_lmdb} --output {shards} {sizes}", tmp_path / "log") as driver:
-        assert driver.wait(PATIENCE) == 0
+        assert driver.wait(TIMEOUT) == 0
     print()
-    undisturbed, *_ = work_through(shards, whole, None)
-    seconds, training, evaluation = work_through(shards, killed, random.Random(SEED))
+    undisturbed, *_ = train_and_evaluate(shards, whole, None)
+    seconds, training, evaluation = train_and_evaluate(shards, killed, random.Random(SEED))
     drivers = len(training) + len(evaluation)
     ratio = seconds / undisturbed
     print(f"with {drivers} drivers for 2: {seconds:.0f} s for {undisturbed:.0f}, {ratio:.1f} times the wall time")

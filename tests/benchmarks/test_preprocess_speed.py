@@ -25,8 +25,8 @@ CORES = 2
 SHARD = 512
 
 
-def seconds(action: Callable[[], None]) -> float:
-    """On the wall's clock: the work is done by other processes."""
+def wall_seconds(action: Callable[[], None]) -> float:
+    """By the wall clock, because other processes do the work."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
@@ -34,12 +34,12 @@ def seconds(action: Callable[[], None]) -> float:
 
 def write_photos(path: Path, count: int, *, height: int, width: int, kind: str) -> None:
     """An LMDB as LSUN lays it out, with smooth pictures whose files are as large as photographs'."""
-    dice = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     with lmdb.open(str(path), map_size=8 << 30) as environment, environment.begin(write=True) as transaction:
         for number in range(count):
-            coarse = Image.fromarray(dice.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+            coarse = Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
             photo = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-            photo += dice.integers(-8, 9, photo.shape, dtype=np.int16)
+            photo += generator.integers(-8, 9, photo.shape, dtype=np.int16)
             file = io.BytesIO()
             Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(file, format=kind)
             transaction.put(f"{number * 7919 % count:040x}".encode(), file.getvalue())
@@ -83,7 +83,7 @@ def test_images_a_second_against_a_bare_loop(tmp_path: Path, size: int) -> None:
     try:
         bare()  # warm up
         ours()
-        ratios = [seconds(bare) / seconds(ours) for _ in range(pairs)]
+        ratios = [wall_seconds(bare) / wall_seconds(ours) for _ in range(pairs)]
     finally:
         ray.shutdown()
     print(

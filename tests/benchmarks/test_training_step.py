@@ -62,7 +62,7 @@ def step_by_hand(model: nn.Module, predict: Callable[[Tensor, Tensor], Tensor]) 
 def test_a_step_of_the_cifar10_model_against_diffusers_and_a_loop_by_hand() -> None:
     from diffusers import UNet2DModel
 
-    theirs = UNet2DModel(
+    reference = UNet2DModel(
         sample_size=32,
         block_out_channels=(128, 256, 256, 256),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
@@ -72,12 +72,12 @@ def test_a_step_of_the_cifar10_model_against_diffusers_and_a_loop_by_hand() -> N
         dropout=0.1,
     )
     ours = UNet(PRESET.unet)
-    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
+    assert sum(p.numel() for p in reference.parameters()) == sum(p.numel() for p in ours.parameters())
     steps = {
         "ours": step_of_ours(Execution()),
         "ours, fused Adam": step_of_ours(Execution(fused_adam=True)),
         "ours, fused Adam, bfloat16": step_of_ours(Execution(fused_adam=True, precision="bfloat16")),
-        "diffusers": step_by_hand(theirs, lambda x_t, t: theirs(x_t, t).sample),
+        "diffusers": step_by_hand(reference, lambda x_t, t: reference(x_t, t).sample),
         "our network, loop by hand": step_by_hand(ours, ours),
     }
     for step in steps.values():

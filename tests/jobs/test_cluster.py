@@ -83,7 +83,7 @@ def render(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def stubs(tmp_path: Path) -> Path:
-    """A folder of programs: `python` tells its words and leaves with $CODE; `ray` submits as Ray does, which quotes the
+    """A folder of programs: `python` prints its words and ends with $CODE; `ray` submits as Ray does, which quotes the
     words again and gives them to a shell, and has only 0 and 1 for the end."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -123,9 +123,7 @@ def cron_unescapes(text: str) -> str:
 
 
 @pytest.mark.parametrize("submitted", [False, True])
-def test_a_crontab_line_runs_the_words_that_were_given(
-    submitted: bool, render: Render, stubs: Path, tmp_path: Path
-) -> None:
+def test_a_crontab_line_runs_the_given_words(submitted: bool, render: Render, stubs: Path, tmp_path: Path) -> None:
     log = tmp_path / "100% it's a log"
     options = ["--log", str(log), "--path", f"{stubs}:/usr/bin:/bin", "--project", str(ROOT)]
     code, out, _ = render(
@@ -167,7 +165,7 @@ def systemd_units(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("address", ["", "http://a b%$:8265"])
-def test_a_systemd_service_runs_the_words_that_were_given(address: str, render: Render, tmp_path: Path) -> None:
+def test_a_systemd_service_runs_the_given_words(address: str, render: Render, tmp_path: Path) -> None:
     project = tmp_path / "100% mine"
     project.mkdir()
     options = ["--address", address] if address else []
@@ -234,7 +232,7 @@ def test_an_expression_that_schedulers_read_differently_is_refused(every: str, s
     assert "\n" not in str(error.value)
 
 
-def test_sunday_is_0_for_kubernetes_and_the_rest_stays_as_it_was_given() -> None:
+def test_sunday_is_0_for_kubernetes_and_the_rest_is_unchanged() -> None:
     assert [kubernetes_schedule(every) for every in EXPRESSIONS if "7" not in every.split()[4]] == [
         every for every in EXPRESSIONS if "7" not in every.split()[4]
     ]
@@ -258,9 +256,7 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3])
-def test_a_cronjobs_container_runs_the_words_that_were_given_and_has_their_exit_code(
-    code: int, render: Render, stubs: Path
-) -> None:
+def test_a_cronjob_runs_the_given_words_and_ends_with_their_exit_code(code: int, render: Render, stubs: Path) -> None:
     _, out, _ = render("cronjob", *KINDS["cronjob"], "--", *NIGHTLY, *HOSTILE)
     job = yaml.safe_load(out)["spec"]["jobTemplate"]["spec"]
     submit = container(job["template"]["spec"])
@@ -277,7 +273,7 @@ def test_a_cronjobs_container_runs_the_words_that_were_given_and_has_their_exit_
 
 
 @pytest.mark.parametrize("kind", ["rayjob", "raycronjob"])
-def test_a_rayjobs_entrypoint_runs_the_words_that_were_given(kind: str, render: Render, stubs: Path) -> None:
+def test_a_rayjob_runs_the_given_words(kind: str, render: Render, stubs: Path) -> None:
     _, out, _ = render(kind, *KINDS[kind], "--", *NIGHTLY, *HOSTILE)
     spec = yaml.safe_load(out)["spec"]
     job = spec if kind == "rayjob" else spec["jobTemplate"]
@@ -390,9 +386,7 @@ def pods(value: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("kind", "number"), [("cronjob", 1), ("rayjob", 3), ("raycronjob", 3)])
-def test_pods_run_without_root_and_privileges_and_nothing_is_reached_from_outside(
-    kind: str, number: int, render: Render
-) -> None:
+def test_pods_have_no_root_and_no_privileges_and_open_no_port(kind: str, number: int, render: Render) -> None:
     _, out, _ = render(kind, *KINDS[kind], "--", *NIGHTLY)
     found = pods(yaml.safe_load(out))
     assert len(found) == number
@@ -418,7 +412,7 @@ def test_no_secret_has_its_value_in_a_manifest(render: Render) -> None:
     assert token == {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": "ray", "key": "auth_token"}}}
 
 
-def test_a_training_has_the_workers_storage_and_retries_that_were_asked_for(render: Render) -> None:
+def test_a_training_has_the_workers_storage_and_retries_asked_for(render: Render) -> None:
     training = ["python", "jobs/train_lsun.py", "church", "--workers", "8"]
     _, out, _ = render("rayjob", *KINDS["rayjob"], "--retries", "2", "--", *training)
     document = yaml.safe_load(out)
@@ -435,7 +429,7 @@ def test_a_training_has_the_workers_storage_and_retries_that_were_asked_for(rend
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_every_rendering_says_how_it_is_installed_where_the_log_is_and_what_3_means(kind: str, render: Render) -> None:
+def test_every_rendering_tells_how_to_install_it_its_log_and_exit_code_3(kind: str, render: Render) -> None:
     _, out, _ = render(kind, *KINDS[kind], "--", *NIGHTLY)
     comments = "\n".join(line for line in out.splitlines() if line.lstrip().startswith("#"))
     install = {"crontab": "crontab -e", "systemd": "systemctl --user enable --now"}.get(kind, "kubectl apply -f")
@@ -472,7 +466,7 @@ def test_a_wrong_request_ends_with_2_and_one_sentence(arguments: list[str], said
 
 
 def readme_commands() -> list[str]:
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "jobs" / "README.md").read_text(), re.DOTALL))
     return [line.split("#")[0] for line in blocks.replace("\\\n", " ").splitlines() if "cluster/render.py" in line]
 
 
@@ -505,7 +499,7 @@ with ray_cluster({}) as environment:
 
 
 @pytest.mark.slow
-def test_ray_itself_leaves_the_submitting_script_with_the_commands_exit_code(tmp_path: Path) -> None:
+def test_a_script_submitted_to_ray_itself_has_the_commands_exit_code(tmp_path: Path) -> None:
     script = tmp_path / "submit.py"
     script.write_text(REAL)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -24,7 +24,6 @@ from ddpm_core.unet import UNet, UNetConfig
 
 SIZE = 8
 
-
 DECODE = """
 import hashlib, sys
 from pathlib import Path
@@ -65,8 +64,8 @@ def smooth_pixels(count: int) -> np.ndarray:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
-    """(a checkpoint, the images that lie beside it as PNG)."""
+def checkpoint_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
+    """(a checkpoint, the images that lie beside it as PNG files)."""
     monkeypatch.chdir(tmp_path)
     pixels = smooth_pixels(3)
     (tmp_path / "images").mkdir()
@@ -75,12 +74,20 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndar
     return make_checkpoint(tmp_path, 0), pixels
 
 
+def encode_images(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, images: str) -> None:
+    """Code the images in eight steps into the folder `coded`."""
+    options = ["--run", str(checkpoint), "--images", images, "--output", "coded", "--steps", "8"]
+    assert run_job(monkeypatch, "compress.py", "encode", *options) == 0
+
+
 def test_another_process_with_other_threads_and_batches_decodes_the_images(
-    made: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    checkpoint_and_images: tuple[Path, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    model, pixels = made
-    encode = ["encode", "--run", str(model), "--images", "images", "--output", "coded", "--steps", "8"]
-    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    model, pixels = checkpoint_and_images
+    encode_images(monkeypatch, model, "images")
     size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
     assert f"encode: 3 images, {size} bytes, {8 * size / pixels.size:.3f} bits/dim" in capsys.readouterr().out
     decode = ["decode", "--run", str(model), "--files", "coded", "--output", "back", "--batch-size", "2"]
@@ -96,22 +103,24 @@ def test_another_process_with_other_threads_and_batches_decodes_the_images(
 
 
 def test_wrong_files_end_with_2_and_one_sentence_and_write_nothing(
-    made: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    checkpoint_and_images: tuple[Path, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    model, _ = made
-    encode = ["encode", "--run", str(model), "--images", "images/slope0.png", "--output", "coded", "--steps", "8"]
-    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    model, _ = checkpoint_and_images
+    encode_images(monkeypatch, model, "images/slope0.png")
     capsys.readouterr()
     data = (tmp_path / "coded" / "slope0.x0").read_bytes()
     other = make_checkpoint(tmp_path, 1)
 
-    def refused(content: bytes, said: str, run: Path = model) -> None:
+    def refused(content: bytes, message: str, run: Path = model) -> None:
         (tmp_path / "file.x0").write_bytes(content)
         decode = ["decode", "--run", str(run), "--files", "file.x0", "--output", "back"]
         assert run_job(monkeypatch, "compress.py", *decode) == 2
         captured = capsys.readouterr()
         assert captured.err.startswith("error: file ")
-        assert said in captured.err
+        assert message in captured.err
         assert captured.err.count("\n") == 1
         assert not (tmp_path / "back").exists()
 
@@ -128,7 +137,7 @@ def test_wrong_files_end_with_2_and_one_sentence_and_write_nothing(
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
+    ("images", "message"),
     [
         ("large.png", "is 9x8 of mode L, but this network codes 8x8 of mode L"),
         ("colour.png", "is 8x8 of mode RGB, but this network codes 8x8 of mode L"),
@@ -138,10 +147,10 @@ def test_wrong_files_end_with_2_and_one_sentence_and_write_nothing(
         ("images/slope0.png images", "would both be written as 'slope0'"),
     ],
 )
-def test_images_that_would_not_come_back_are_refused(
+def test_images_that_would_not_decode_the_same_are_refused(
     images: str,
-    said: str,
-    made: tuple[Path, np.ndarray],
+    message: str,
+    checkpoint_and_images: tuple[Path, np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -150,45 +159,34 @@ def test_images_that_would_not_come_back_are_refused(
     Image.new("RGB", (8, 8)).save(tmp_path / "colour.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "large.png").read_bytes()[:40])
     (tmp_path / "empty").mkdir()
-    encode = ["encode", "--run", str(made[0]), "--images", *images.split(), "--output", "coded"]
+    encode = ["encode", "--run", str(checkpoint_and_images[0]), "--images", *images.split(), "--output", "coded"]
     assert run_job(monkeypatch, "compress.py", *encode) == 2
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert message in captured.err
     assert captured.err.count("\n") == 1
     assert not (tmp_path / "coded").exists()
 
 
-def test_a_curve_states_what_files_weigh_and_show(
-    made: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_curve_holds_the_rate_and_distortion_of_files_and_theory(
+    checkpoint_and_images: tuple[Path, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    model, pixels = made
+    model, pixels = checkpoint_and_images
     write_dataset(tmp_path / "shards", pixels, [len(pixels)])
-    options = ["--data", "shards", "--images", "3", "--steps", "8", "--theory-steps", "10", "--output", "curve"]
-    assert (
-        run_job(
-            monkeypatch,
-            "compress.py",
-            "curve",
-            "--run",
-            str(model),
-            *options[:-4],
-            "--theory-steps",
-            "101",
-            "--output",
-            "curve",
-        )
-        == 2
-    )
+    options = ["--data", "shards", "--images", "3", "--steps", "8", "--output", "curve"]
+    command = ["compress.py", "curve", "--run", str(model), *options, "--theory-steps"]
+    assert run_job(monkeypatch, *command, "101") == 2
     assert "steps is 101: it must lie in 2..100" in capsys.readouterr().err
-    assert run_job(monkeypatch, "compress.py", "curve", "--run", str(model), *options) == 0
-    said = capsys.readouterr().out
+    assert run_job(monkeypatch, *command, "10") == 0
+    printed = capsys.readouterr().out
     curve = json.loads((tmp_path / "curve" / "curve.json").read_text())
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
-    (kept,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
-    text = Path(client.download_artifacts(kept.info.run_id, "compression/curve.json")).read_text()
+    (run,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
+    text = Path(client.download_artifacts(run.info.run_id, "compression/curve.json")).read_text()
     assert json.loads(text) == curve  # what the report reads
-    encode = ["encode", "--run", str(model), "--images", "images", "--output", "coded", "--steps", "8"]
-    assert run_job(monkeypatch, "compress.py", *encode) == 0
+    encode_images(monkeypatch, model, "images")
     size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
     assert curve["lossless"]["coded"] == pytest.approx(8 * size / pixels.size, rel=1e-12)
     account = curve["account"]
@@ -205,7 +203,7 @@ def test_a_curve_states_what_files_weigh_and_show(
     assert theory["total"] == pytest.approx(theory["lossy"] + theory["decoder"], rel=1e-12)
     assert len(theory["t"]) == len(theory["rate"]) == len(theory["rmse"])
     assert curve["overhead"]["total"] == pytest.approx(curve["lossless"]["coded"] / theory["total"] - 1, rel=1e-12)
-    assert f"lossless {curve['lossless']['coded']:.3f} bits/dim" in said
+    assert f"lossless {curve['lossless']['coded']:.3f} bits/dim" in printed
     drawing = (tmp_path / "curve" / "curve.svg").read_text()
     assert "<svg" in drawing
     assert 'href="http' not in drawing

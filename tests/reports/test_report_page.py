@@ -74,8 +74,8 @@ def test_a_checkpoint_whose_interval_overlaps_is_not_distinguishable(full: Page)
 def test_the_sweep_concludes_and_shows_its_failed_trial(full: Page) -> None:
     sweep = full.section("Sweep")
     assert (
-        "linear has the lower fd_digits, 2.40 (20 %) below quad; the intervals do not overlap, "
-        "so this sweep tells them apart." in sweep.text
+        "linear has the lowest fd_digits, 9.6 (1 seed); quad is 2.4 above (95 % interval 1.69 to 3.11); "
+        "all others are above it for certain" in sweep.text
     )
     assert full.tables("Trials without a result") == [[["const", "300", "not measured", "failed"]]]
     assert "2.90 × 10⁻⁵" in sweep.text
@@ -185,7 +185,7 @@ def test_markup_in_any_name_shows_as_text() -> None:
     other = writer.train(f"$x_1^2$ {ALERT}", {"unet.b": "2"}, card)
     writer.evaluate(other, DIGITS, {100: 5.0})
     sweep = writer.run("sweep", f"sweep {ALERT}")
-    trial = {"label": ALERT, "values": {ALERT: ALERT}, "run_id": train, "evaluation_run_id": evaluation}
+    trial = {"label": ALERT, "point": ALERT, "run_id": train, "evaluation_run_id": evaluation}
     failed = {**trial, "label": f"b {ALERT}", "status": f"failed {ALERT}", "steps": None}
     writer.json(sweep, "trials.json", [{**trial, "status": "finished", "steps": 200}, failed])
     curve = {"t": [0, 1], "betas": [0.1, 1], "alphas_cumprod": [1, 0], "log_snr": [1, 0]}

@@ -188,9 +188,9 @@ def test_the_recipes_are_the_presets(name: str) -> None:
 
 def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was changed: numbers, words, several values at once, blanks in a path."""
+    from ddpm_core.records import flatten
     from jobs import training
     from jobs.train_lsun import RECIPES as NAMES
-    from pipelines.tracking.tracker import flatten
     from pipelines.train.config import config_for
 
     base = config_for("lsun_church", shards="/data/my shards", seed=3, storage="/shared/runs", workers=8)

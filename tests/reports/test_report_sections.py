@@ -193,7 +193,7 @@ def test_a_report_of_one_run_or_sweep_holds_no_other(full: Page, tmp_path: Path)
         assert "No sweep was run" in page.section("Sweep").text
     build_report(tracking_uri(), "digits", tmp_path / "one.html", run="schedules-4e4e4e4e4e4e")
     page = read_page((tmp_path / "one.html").read_text())
-    assert "linear has the lower fd_digits" in page.section("Sweep").text
+    assert "linear has the lowest fd_digits" in page.section("Sweep").text
     assert "tiny-const" not in page.text
     assert json.loads((tmp_path / "one.json").read_text())["run"] == "schedules-4e4e4e4e4e4e"
     with pytest.raises(InputError, match=r"Run 'tiny-quad' is no training run and no sweep with trials in experiment"):
@@ -203,9 +203,7 @@ def test_a_report_of_one_run_or_sweep_holds_no_other(full: Page, tmp_path: Path)
 
 def test_weights_from_elsewhere_are_reported_without_a_training() -> None:
     writer = writer_of("foreign")
-    writer.evaluate(
-        "", replace(FID, reference="cifar10"), {790_000: 3.21}, half_width=0.05, name="google-ddpm-eval-1a2b3c"
-    )
+    writer.evaluate("", replace(FID, reference="cifar10"), {790_000: 3.21}, half_width=0.05, of_run="google-ddpm")
     page = page_of("foreign")
     assert page.root.all("h1")[0].text == "Step 790,000 has FID 3.210"
     assert "Checkpoint of google-ddpm." in page.text
@@ -224,20 +222,26 @@ def test_a_sweep_of_several_seeds_concludes_from_their_spread() -> None:
             rows.append(
                 {
                     "label": f"{label}, seed {seed}",
-                    "values": {"diffusion.schedule": label, "seed": seed},
+                    "point": label,
                     "run_id": run,
                     "evaluation_run_id": evaluation,
                     "status": "finished",
                 }
             )
-    lost = {"label": "const, seed 0", "values": {}, "status": "stopped", "steps": 100, "reason": "21 is wholly above 9"}
+    lost = {
+        "label": "const, seed 0",
+        "point": "const",
+        "status": "stopped",
+        "steps": 100,
+        "reason": "21 is wholly above 9",
+    }
     sweep = writer.run("sweep", "seeds")
     writer.json(sweep, "trials.json", [*rows, lost])
     writer.json(sweep, "summary.json", {"conclusion": "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)"})
     page = page_of("seeds")
     told = page.section("Sweep").text
     assert "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)" in told  # the sweep's own words, and no second ones
-    assert "tell them apart" not in told
+    assert "to be told apart" not in told
     assert "stopped: 21 is wholly above 9" in told
     assert "Each setting was trained once" not in told
     (settings,) = page.tables("Settings by mean fd_digits over seeds")

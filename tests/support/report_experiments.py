@@ -1,5 +1,8 @@
-"""Experiments as the pipelines log them, in one temporary MLflow store that all report tests share (MLflow
-takes seconds to create a database), and a reader of the pages made from them."""
+"""Experiments as the pipelines log them, and a reader of the pages made from them.
+
+All tests of reports share one temporary MLflow store, which takes seconds to make. The names of tags, metrics and artifacts
+are written out here: a report must also read what was logged before.
+"""
 
 import atexit
 import functools
@@ -19,7 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from PIL import Image
 
-from ddpm_core.protocol import FINGERPRINT_TAG, INCEPTION, KIND_TAG, Protocol
+from ddpm_core.protocol import INCEPTION, Protocol
 from reports.build import build_report
 
 ALERT = "<script>alert(1)</script>"
@@ -77,7 +80,7 @@ class Writer:
         self.experiment_id = client.create_experiment(name, artifact_location=self._folder.as_uri())
 
     def run(self, kind: str, name: str, tags: Mapping[str, str] | None = None, status: str = "FINISHED") -> str:
-        tags = {KIND_TAG: kind, FINGERPRINT_TAG: name[-12:], **(tags or {})}
+        tags = {"ddpm.kind": kind, "ddpm.fingerprint": name[-12:], **(tags or {})}
         run_id: str = self._client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         self._client.set_terminated(run_id, status)
         return run_id
@@ -164,11 +167,11 @@ class Writer:
         grids: bool = True,
         score: bool = True,
         status: str = "FINISHED",
-        name: str = "",
+        of_run: str = "",
     ) -> str:
-        """`parent` is empty for weights from elsewhere."""
-        tags = {**({"mlflow.parentRunId": parent} if parent else {}), FINGERPRINT_TAG: protocol.fingerprint}
-        run_id = self.run("evaluate", name or f"evaluate-{protocol.fingerprint}", tags, status)
+        """`parent` is empty for weights from elsewhere, which `of_run` names."""
+        tags = {**({"mlflow.parentRunId": parent} if parent else {}), "ddpm.fingerprint": protocol.fingerprint}
+        run_id = self.run("evaluate", f"evaluate-{protocol.fingerprint}", {**tags, "ddpm.run": of_run}, status)
         self.json(run_id, "protocol.json", asdict(protocol))
         values = {protocol.distance: dict(distances)}
         if half_width is not None:
@@ -313,7 +316,7 @@ def digits() -> Ids:
     rows = [
         {
             "label": label,
-            "values": {"diffusion.schedule": label},
+            "point": label,
             "run_id": run_id,
             "evaluation_run_id": evaluation,
             "steps": 300,

@@ -35,7 +35,7 @@ def schedules(train: TrainConfig, **changes: Any) -> ScheduleSweep:
 
 
 def points_of(config: SweepConfig) -> Mapping[str, Point]:
-    def typed(words: object, train: TrainConfig) -> TrainConfig:
-        raise AssertionError("only a space needs words")
+    def parse(words: object, train: TrainConfig) -> TrainConfig:
+        raise AssertionError("only a space parses options")
 
-    return config.points(typed)
+    return config.points(parse)

@@ -1,7 +1,11 @@
 """CIFAR-10 as its authors publish it: batches of 10,000 images, as Python pickles or binary, in a tar.gz or unpacked.
 
-Rows count through the batches in their order, so that the keys are those of every other copy of CIFAR-10. Nothing in a
-pickle is executed: it may rebuild arrays of bytes and nothing else.
+    python: a pickled dict whose b"data" is uint8 [rows, 3072]
+    binary: rows of 1 byte for the class and 3,072 for the pixels, without a header
+    3,072:  1,024 red, then 1,024 green, then 1,024 blue, each row by row of 32
+
+Rows are numbered through the batches in their order, so that the keys are those of every other copy of CIFAR-10. Nothing
+in a pickle is executed: it may rebuild arrays of bytes and nothing else.
 """
 
 import functools
@@ -16,27 +20,33 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, byte_size, choose_split, label, open_bytes, split_name
+from pipelines.preprocess.sources.items import Item, Value, base_name, byte_size, choose_split, open_bytes, split_name
 from pipelines.runtime.locations import Location
 
 Layout = Literal["python", "binary"]
 FOLDERS: dict[str, Layout] = {"cifar-10-batches-py": "python", "cifar-10-batches-bin": "binary"}
 SUFFIXES: dict[Layout, str] = {"python": "", "binary": ".bin"}
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
-PIXELS = 3 * 32 * 32  # an image: red, green and blue, each row by row
+IMAGE_BYTES = 3 * 32 * 32
+
+
+def batch_files(split: str, layout: Layout) -> tuple[str, ...]:
+    """The names of a split's files, in order."""
+    return tuple(f"{batch}{SUFFIXES[layout]}" for batch in BATCHES[split])
 
 
 def layout_of_files(names: Sequence[str]) -> Layout | None:
-    """The layout whose batches a folder holds."""
-    batches = [batch for group in BATCHES.values() for batch in group]
-    found = (layout for layout, suffix in SUFFIXES.items() if any(f"{batch}{suffix}" in names for batch in batches))
-    return next(found, None)
+    """The layout whose batches are among a folder's files."""
+    for layout in SUFFIXES:
+        if any(name in names for split in BATCHES for name in batch_files(split, layout)):
+            return layout
+    return None
 
 
-def layout_of_tar(place: Location) -> Layout | None:
-    """The layout of a compressed tar, by its first member; None where that is no CIFAR-10."""
+def layout_of_tar(path: Location) -> Layout | None:
+    """The layout of a compressed tar, by its first member; None if it is not CIFAR-10."""
     try:
-        with open_bytes(place) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
             first = archive.next()
     except (tarfile.TarError, EOFError, zlib.error):
         return None
@@ -47,14 +57,14 @@ def layout_of_tar(place: Location) -> Layout | None:
 class CifarSource:
     """One split. An item's size is the number of its batch and its offset the row in it.
 
-    Listing reads the batches, which a compressed tar needs anyway: a damaged one is found before any worker starts.
+    files: names and bytes of the tar, or of the batches in the folder. Listing reads the batches, which a compressed tar
+    needs anyway: a damaged one is noticed before any worker starts.
     """
 
-    place: Location
+    path: Location
     layout: Layout
     split: str
     files: tuple[tuple[str, int], ...]
-    """Names and bytes: of the tar, or of the batches in the folder."""
     packed: bool
 
     @property
@@ -63,90 +73,98 @@ class CifarSource:
 
     @property
     def batches(self) -> tuple[str, ...]:
-        return tuple(f"{batch}{SUFFIXES[self.layout]}" for batch in BATCHES[self.split])
+        """The names of the split's files, in order."""
+        return batch_files(self.split, self.layout)
 
     def items(self) -> list[Item]:
         counts = {name: len(self._decode(name, data)) for name, data in self._contents(self.batches)}
-        places = [(number, row) for number, name in enumerate(self.batches) for row in range(counts[name])]
-        return [Item(f"{self.split}/{index:08d}", row, number) for index, (number, row) in enumerate(places)]
+        rows = [(number, row) for number, name in enumerate(self.batches) for row in range(counts[name])]
+        return [Item(f"{self.split}/{index:08d}", row, number) for index, (number, row) in enumerate(rows)]
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         for item in items:
-            yield item.key, _batch(self, item.size)[item.offset]
+            yield item.key, _cached_batch(self, item.size)[item.offset]
 
     def facts(self) -> dict[str, Any]:
         return {"kind": f"cifar10-{self.layout}", "split": self.split, "files": dict(self.files)}
 
     def batch(self, number: int) -> np.ndarray:
-        """uint8 [rows, 32, 32, 3]."""
+        """The images of batch `number` of the split, uint8 [rows,32,32,3]."""
         name = self.batches[number]
         return self._decode(name, dict(self._contents([name]))[name])
 
     def _contents(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """The named batches, in the order they lie. InputError where one is missing or the tar is damaged."""
+        """(name, bytes) of the named batches, in the order they lie. Raises InputError if one is missing or the tar is
+        damaged."""
         missing = set(names)
-        if not self.packed:
-            for name in [name for name in names if (self.place / name).is_file()]:
-                missing.remove(name)
-                yield name, (self.place / name).read_bytes()
-        else:
-            try:
-                with open_bytes(self.place) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-                    while missing and (member := archive.next()) is not None:
-                        name = member.name.rsplit("/", 1)[-1]
-                        if name in missing and (content := archive.extractfile(member)) is not None:
-                            missing.remove(name)
-                            yield name, content.read()
-            except (tarfile.TarError, EOFError, zlib.error) as error:
-                raise self._damaged(str(error)) from error
+        for name, data in self._packed(missing) if self.packed else self._unpacked(names):
+            missing.remove(name)
+            yield name, data
         if missing:
             raise self._damaged(f"it has no {', '.join(sorted(missing))}")
 
-    def _decode(self, name: str, data: bytes) -> np.ndarray:
+    def _unpacked(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        for name in names:
+            if (self.path / name).is_file():
+                yield name, (self.path / name).read_bytes()
+
+    def _packed(self, missing: set[str]) -> Iterator[tuple[str, bytes]]:
+        """Those files of the tar that are missing, from its beginning until none is."""
         try:
-            rows = _unpickled(data) if self.layout == "python" else _without_labels(data)
-        except Exception as error:  # a damaged pickle raises whatever it stumbles over
+            with open_bytes(self.path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+                while missing and (member := archive.next()) is not None:
+                    name = member.name.rsplit("/", 1)[-1]
+                    if name in missing and (content := archive.extractfile(member)) is not None:
+                        yield name, content.read()
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise self._damaged(str(error)) from error
+
+    def _decode(self, name: str, data: bytes) -> np.ndarray:
+        """The images of a batch's bytes, uint8 [rows,32,32,3]."""
+        try:
+            rows = _unpickle(data) if self.layout == "python" else _drop_labels(data)
+        except Exception as error:  # a damaged pickle raises whatever it comes across
             raise self._damaged(f"{name}: {error}") from error
         return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
     def _damaged(self, reason: str) -> InputError:
         return InputError(
-            f"source {str(self.place)!r} cannot be read as CIFAR-10 ({reason}): download it again from its authors"
+            f"source {str(self.path)!r} cannot be read as CIFAR-10 ({reason}): download it again from its authors"
         )
 
 
 @functools.lru_cache(maxsize=2)
-def _batch(source: CifarSource, number: int) -> np.ndarray:
-    """30 MB each: a range of rows lies in one or two."""
+def _cached_batch(source: CifarSource, number: int) -> np.ndarray:
+    """The two newest batches, 30 MB each: a shard's rows lie in one or two."""
     return source.batch(number)
 
 
-def _without_labels(data: bytes) -> np.ndarray:
-    """uint8 [rows, 3072] of rows that begin with a byte for the class."""
-    if not data or len(data) % (1 + PIXELS):
-        raise ValueError(f"{len(data):,} bytes are no whole number of rows of {1 + PIXELS:,}")
-    return np.frombuffer(data, np.uint8).reshape(-1, 1 + PIXELS)[:, 1:]
+def _drop_labels(data: bytes) -> np.ndarray:
+    """uint8 [rows,3072] of a binary batch."""
+    if not data or len(data) % (1 + IMAGE_BYTES):
+        raise ValueError(f"{len(data):,} bytes are no whole number of rows of {1 + IMAGE_BYTES:,}")
+    return np.frombuffer(data, np.uint8).reshape(-1, 1 + IMAGE_BYTES)[:, 1:]
 
 
-def _unpickled(data: bytes) -> np.ndarray:
-    """uint8 [rows, 3072] of a pickled batch."""
-    # The strings of Python 2, which pickled the batches, are bytes.
+def _unpickle(data: bytes) -> np.ndarray:
+    """uint8 [rows,3072] of a pickled batch."""
+    # The batches were pickled by Python 2, whose strings are bytes.
     batch = _PixelUnpickler(io.BytesIO(data), encoding="bytes").load()
     array = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
-    if not isinstance(array, _Array) or array.rows.shape[1:] != (PIXELS,):
-        raise ValueError(f"it holds no 'data' of rows of {PIXELS:,} bytes")
+    if not isinstance(array, _Array) or array.rows.shape[1:] != (IMAGE_BYTES,):
+        raise ValueError(f"it holds no 'data' of rows of {IMAGE_BYTES:,} bytes")
     return array.rows
 
 
 class _Uint8:
-    """Stands for the dtype of pixels, the only one that is let in."""
+    """Stands for the dtype of pixels, the only one that is allowed."""
 
     def __init__(self, code: bytes | str, *_: object) -> None:
         if code not in (b"u1", "u1"):
             raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of 'u1'")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order, names and alignment, of which a byte has none."""
+        """Ignores byte order, field names and alignment, which a byte does not have."""
 
 
 class _Array:
@@ -171,21 +189,21 @@ class _PixelUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return _Uint8
         if (module, name) == ("numpy", "ndarray"):
-            return name  # only ever an argument
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes where Python 2 shall read them
-            return lambda text, _: text.encode("latin1")  # made anew: a pickle may set attributes of what it is given
+            return name  # only ever an argument of _reconstruct
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in a pickle for Python 2
+            # A function of its own for each call: a pickle may set attributes of what it is given.
+            return lambda text, _: text.encode("latin1")
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array of pixels needs")
 
 
-def open_tar(place: Location, layout: Layout, split: str | None) -> CifarSource:
-    """The tar.gz of CIFAR-10; split None is train."""
-    chosen = choose_split(split, tuple(BATCHES), place)
-    return CifarSource(place, layout, str(chosen), ((label(place), byte_size(place)),), packed=True)
+def open_tar(path: Location, layout: Layout, split: str | None) -> CifarSource:
+    """The tar.gz of CIFAR-10; without a split, train."""
+    chosen = str(choose_split(split, tuple(BATCHES), path))
+    return CifarSource(path, layout, chosen, ((base_name(path), byte_size(path)),), packed=True)
 
 
-def open_folder(place: Location, layout: Layout, split: str | None) -> CifarSource:
-    """The unpacked batches; split None is train."""
-    chosen = str(choose_split(split, tuple(BATCHES), place))
-    names = [f"{batch}{SUFFIXES[layout]}" for batch in BATCHES[chosen]]
-    files = tuple((name, byte_size(place / name)) for name in names if (place / name).is_file())
-    return CifarSource(place, layout, chosen, files, packed=False)
+def open_folder(path: Location, layout: Layout, split: str | None) -> CifarSource:
+    """The unpacked batches; without a split, train."""
+    chosen = str(choose_split(split, tuple(BATCHES), path))
+    names = [name for name in batch_files(chosen, layout) if (path / name).is_file()]
+    return CifarSource(path, layout, chosen, tuple((name, byte_size(path / name)) for name in names), packed=False)

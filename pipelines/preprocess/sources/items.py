@@ -10,11 +10,12 @@ from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location
 
 Value = bytes | np.ndarray | Exception
-REMOTE_BLOCK = 4 << 20  # bytes read ahead from an object store: long enough to pay for the request, no 50 MiB a seek
+# Bytes that a read at random fetches from an object store: enough to pay for the request, unlike fsspec's 50 MiB a seek.
+REMOTE_BLOCK = 4 << 20
 
 
 class Item(NamedTuple):
-    """One image: its key, and where its value lies. What offset and size count is the source's to say."""
+    """One image: its key, and where its value lies. Each source says what it counts by offset and size."""
 
     key: str
     offset: int = 0
@@ -32,44 +33,45 @@ class Source(Protocol):
         """Every image, ascending by key, without reading a value."""
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
-        """The values of ascending items: encoded bytes, or pixels as uint8 [H, W, C]. A value that is broken is an
-        exception in its place; a disk or network that fails is raised, since trying again may help."""
+        """(key, value) of ascending items: encoded bytes, or pixels as uint8 [H,W,C]. A value that is broken is an
+        exception in its place; a disk or network that fails is raised, because trying again may help."""
 
     def facts(self) -> dict[str, Any]:
-        """What tells this source from another, the same for every copy of it, wherever that lies: JSON."""
+        """What tells this source from another, as JSON; the same for every copy of it, wherever that lies."""
 
 
-def label(place: Location) -> str:
-    """The last part of a place, also of a bucket."""
-    return place.name or str(place).rstrip("/").rsplit("/", 1)[-1]
+def base_name(path: Location) -> str:
+    """The last part of a path; of a bucket, its name."""
+    return path.name or str(path).rstrip("/").rsplit("/", 1)[-1]
 
 
-def byte_size(place: Location) -> int:
-    return int(place.stat().st_size)
+def byte_size(path: Location) -> int:
+    """The size of a file in bytes."""
+    return int(path.stat().st_size)
 
 
-def open_bytes(place: Location) -> BinaryIO:
+def open_bytes(path: Location) -> BinaryIO:
     """A file for reading at random, local or not."""
-    if isinstance(place, Path):
-        return place.open("rb")
-    return place.open("rb", block_size=REMOTE_BLOCK)
+    if isinstance(path, Path):
+        return path.open("rb")
+    return path.open("rb", block_size=REMOTE_BLOCK)
 
 
 def split_name(name: str, split: str | None) -> str:
-    """What a data set's split is called; the training images are the data set itself."""
+    """What a data set's split is called: the training images as the data set itself, others with their split's name."""
     return name if split in (None, "train") else f"{name}_{split}"
 
 
-def choose_split(split: str | None, there: Sequence[str], place: Location) -> str | None:
-    """The split to read: the one asked for, else `train`, else the only one. InputError where that is none."""
-    if split is not None and not there:
-        raise InputError(f"--split is {split!r}, but source {str(place)!r} has no splits: leave it out")
-    if split is None and there:
-        split = "train" if "train" in there else there[0] if len(there) == 1 else None
+def choose_split(split: str | None, available: Sequence[str], path: Location) -> str | None:
+    """The split to read: the one asked for, else `train`, else the only one. Raises InputError if there is no such."""
+    if split is not None and not available:
+        raise InputError(f"--split is {split!r}, but source {str(path)!r} has no splits: leave it out")
+    if split is None and available:
+        split = "train" if "train" in available else available[0] if len(available) == 1 else None
         if split is None:
-            raise InputError(f"source {str(place)!r} has the splits {', '.join(there)}: choose one with --split")
-    if split is not None and split not in there:
+            raise InputError(f"source {str(path)!r} has the splits {', '.join(available)}: choose one with --split")
+    if split is not None and split not in available:
         raise InputError(
-            f"--split is {split!r}, but source {str(place)!r} has only {', '.join(there)}: give one of these"
+            f"--split is {split!r}, but source {str(path)!r} has only {', '.join(available)}: give one of these"
         )
     return split

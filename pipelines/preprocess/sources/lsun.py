@@ -1,4 +1,4 @@
-"""LSUN as it is published: a zip that holds one LMDB, whose 40-hex keys lead to WebP or JPEG bytes."""
+"""LSUN as it is published: a zip that holds one LMDB, whose keys of 40 hex digits lead to WebP or JPEG bytes."""
 
 import contextlib
 import shutil
@@ -13,23 +13,23 @@ import lmdb
 
 from ddpm_core.commit import committed_file, remove_leftovers
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, label
+from pipelines.preprocess.sources.items import Item, Value, base_name
 from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Progress, Say
 
 DATABASE = "data.mdb"
-CHUNK = 4 << 20
+CHUNK_BYTES = 4 << 20  # read at a time while unpacking
 
 
 @dataclass(frozen=True)
 class LmdbSource:
-    """An LMDB folder. Items are found by key."""
+    """An LMDB folder. An item has a key alone."""
 
-    place: Path
+    path: Path
 
     @property
     def name(self) -> str:
-        return self.place.name.removesuffix("_lmdb")
+        return self.path.name.removesuffix("_lmdb")
 
     def items(self) -> list[Item]:
         with self._cursor() as cursor:
@@ -49,90 +49,94 @@ class LmdbSource:
                 yield item.key, value
 
     def facts(self) -> dict[str, Any]:
-        return facts((self.place / DATABASE).stat().st_size)
+        return lmdb_facts((self.path / DATABASE).stat().st_size)
 
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[Any]:
         try:
-            # A lock file cannot be written to a read-only disk.
-            environment = lmdb.open(str(self.place), readonly=True, lock=False, readahead=False, max_readers=1)
+            # lock=False: a lock file cannot be written to a read-only disk. readahead=False: listing the keys would
+            # read the values between them.
+            environment = lmdb.open(str(self.path), readonly=True, lock=False, readahead=False, max_readers=1)
         except lmdb.Error as error:
             raise self._unreadable(error) from error
         with environment:
+            # LMDB maps as many pages as its header states. Touching one beyond the end of a cut file kills the process.
             expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            size = (self.place / DATABASE).stat().st_size
-            if size < expected:  # the mapping reaches further, and touching that kills the process
+            size = (self.path / DATABASE).stat().st_size
+            if size < expected:
                 raise self._unreadable(f"{DATABASE} has {size:,} bytes of {expected:,}")
             with environment.begin() as transaction:
                 yield transaction.cursor()
 
     def _unreadable(self, reason: object) -> InputError:
         return InputError(
-            f"source {str(self.place)!r} cannot be read as an LMDB ({reason}): copy or unpack it again from LSUN's zip"
+            f"source {str(self.path)!r} cannot be read as an LMDB ({reason}): copy or unpack it again from LSUN's zip"
         )
 
 
-def facts(size: int) -> dict[str, Any]:
-    """Of an LMDB of so many bytes, in a folder or still in its zip."""
+def lmdb_facts(size: int) -> dict[str, Any]:
+    """The facts of an LMDB of `size` bytes, whether it lies in a folder or still in its zip."""
     return {"kind": "lmdb", "files": {DATABASE: size}}
 
 
-def databases(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+def find_databases(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The LMDBs in a zip; LSUN's has one."""
     return [member for member in archive.infolist() if member.filename.rsplit("/", 1)[-1] == DATABASE]
 
 
-def unpacked(place: Location, archive: zipfile.ZipFile, scratch: Path | None, say: Say) -> LmdbSource:
-    """The LMDB of LSUN's zip at `place`, in a folder of `scratch`; unpacked unless it is there with the size and CRC that
-    the zip states. It is called after the zip: no name in the zip says where anything is written.
+def unpack(path: Location, archive: zipfile.ZipFile, scratch: Path | None, say: Say) -> LmdbSource:
+    """The LMDB of LSUN's zip at `path`, in a folder of `scratch`; unpacked unless it is there with the size and CRC that
+    the zip states. The folder is named after the zip: no name in the zip says where anything is written.
 
-    InputError where the zip holds several, is damaged, or there is no room.
+    Raises InputError if the zip holds several or is damaged, or if there is no room.
     """
-    members = databases(archive)
+    members = find_databases(archive)
     if len(members) > 1:
         raise InputError(
-            f"source {str(place)!r} holds {len(members)} LMDBs ({members[0].filename!r}, {members[1].filename!r}, ...): "
+            f"source {str(path)!r} holds {len(members)} LMDBs ({members[0].filename!r}, {members[1].filename!r}, ...): "
             "unpack it and give the folder of one"
         )
     if scratch is None:
         raise InputError(
-            f"source {str(place)!r} holds an LMDB of {members[0].file_size:,} bytes, which must be unpacked onto a local disk "
+            f"source {str(path)!r} holds an LMDB of {members[0].file_size:,} bytes, which must be unpacked onto a local disk "
             "to be read: unpack it there and give the folder"
         )
-    name = label(place).removesuffix(".zip").removesuffix("_lmdb")
+    name = base_name(path).removesuffix(".zip").removesuffix("_lmdb")
     target = scratch / f"{name}_lmdb" / DATABASE
     if not _is_whole(target, members[0]):
-        _unpack(place, archive, members[0], target, Progress(f"unpack {name}", members[0].file_size, "bytes", say))
+        _extract(path, archive, members[0], target, Progress(f"unpack {name}", members[0].file_size, "bytes", say))
     return LmdbSource(target.parent)
 
 
 def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
+    """Whether a file has the size and CRC-32 of a zip's member."""
     if not target.is_file() or target.stat().st_size != member.file_size:
         return False
     crc = 0
     with target.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             crc = zlib.crc32(chunk, crc)
     return crc == member.CRC
 
 
-def _unpack(
-    place: Location, archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, progress: Progress
+def _extract(
+    path: Location, archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, progress: Progress
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent)  # of a killed run; they are as large as the database
     free = shutil.disk_usage(target.parent).free
     if free < member.file_size:
         raise InputError(
-            f"{str(target.parent)!r} has {free:,} bytes free, but the LMDB in {str(place)!r} needs {member.file_size:,}: "
+            f"{str(target.parent)!r} has {free:,} bytes free, but the LMDB in {str(path)!r} needs {member.file_size:,}: "
             "make room, or unpack it elsewhere and give the folder"
         )
     try:
         with archive.open(member) as packed, committed_file(target) as temporary, temporary.open("wb") as file:
-            while chunk := packed.read(CHUNK):
+            while chunk := packed.read(CHUNK_BYTES):
                 file.write(chunk)
                 progress.advance(len(chunk))
+    # A wrong CRC, a broken or a cut stream, an encrypted member, a compression that Python does not know.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(
-            f"source {str(place)!r} cannot be unpacked ({error}): download it again, or unpack it yourself"
+            f"source {str(path)!r} cannot be unpacked ({error}): download it again, or unpack it yourself"
         ) from error

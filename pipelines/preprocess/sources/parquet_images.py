@@ -1,7 +1,7 @@
 """Parquet files with a column of encoded images: binary, or a struct with `bytes` as Hugging Face writes it.
 
-Files called `<split>-00000-of-00003.parquet` are the parts of a split, and its rows count through them. Elsewhere each
-file counts its own.
+Files called `<split>-00000-of-00003.parquet`, perhaps with a hash after the second number, are the parts of a split, and
+its rows are numbered through them. Files of other names number their own rows.
 """
 
 import bisect
@@ -17,59 +17,66 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, byte_size, choose_split, label, open_bytes, split_name
+from pipelines.preprocess.sources.items import Item, Value, base_name, byte_size, choose_split, open_bytes, split_name
 from pipelines.runtime.locations import Location
 
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?\.parquet")
-PREFERRED = ("image", "img")
+PREFERRED_COLUMNS = ("image", "img")
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Parquet files of one column of images. An item's size is the number of its file and its offset the row in it."""
+    """Parquet files with one column of images. An item's size is the number of its file and its offset the row in it.
+
+    title: what the data set is called without its split. files: names, bytes and rows.
+    """
 
     folder: Location
     title: str
     column: str
     split: str | None
     files: tuple[tuple[str, int, int], ...]
-    """Names, bytes and rows."""
 
     @property
     def name(self) -> str:
         return split_name(self.title, self.split)
 
     def items(self) -> list[Item]:
-        found: list[Item] = []
+        items: list[Item] = []
         for number, (name, _, rows) in enumerate(self.files):
-            before = len(found) if self.split is not None else 0
-            group = self.split if self.split is not None else name.removesuffix(".parquet")
-            found += [Item(f"{group}/{before + row:08d}", row, number) for row in range(rows)]
-        return sorted(found)
+            rows_before = len(items) if self.split is not None else 0
+            prefix = self.split if self.split is not None else name.removesuffix(".parquet")
+            items += [Item(f"{prefix}/{rows_before + row:08d}", row, number) for row in range(rows)]
+        return sorted(items)  # by key: files of any name may lie in another order
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
-        for number, wanted in itertools.groupby(items, key=lambda item: item.size):
-            with _opened(self.folder / self.files[number][0]) as file:
-                groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                starts = list(itertools.accumulate(groups, initial=0))
-                for group, here in itertools.groupby(wanted, key=lambda item: bisect.bisect(starts, item.offset) - 1):
-                    yield from self._read_group(file, group, starts[group], list(here))
+        for number, in_file in itertools.groupby(items, key=lambda item: item.size):
+            with _open_parquet(self.folder / self.files[number][0]) as file:
+                counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                starts = list(itertools.accumulate(counts, initial=0))
+                # Row group g holds the rows starts[g] to starts[g + 1] - 1.
+                for group, in_group in itertools.groupby(
+                    in_file, key=lambda item: bisect.bisect(starts, item.offset) - 1
+                ):
+                    yield from self._read_group(file, group, starts[group], list(in_group))
 
     def _read_group(
         self, file: pq.ParquetFile, group: int, start: int, items: Sequence[Item]
     ) -> Iterator[tuple[str, Value]]:
+        """The values of items of one row group, whose first row is row `start` of the file."""
         is_struct = pa.types.is_struct(file.schema_arrow.field(self.column).type)
+        # Of a struct, Parquet stores each field as a column of its own: `path` is not read.
         leaf = f"{self.column}.bytes" if is_struct else self.column
         try:
             column = file.read_row_group(group, columns=[leaf]).column(self.column)
         except (OSError, pa.ArrowException) as error:
-            if _is_the_disks(error):
+            if _is_storage_error(error):
                 raise
             yield from ((item.key, error) for item in items)
             return
         values = pc.struct_field(column, "bytes") if is_struct else column
         for item in items:
-            yield item.key, values[item.offset - start].as_py() or b""
+            yield item.key, values[item.offset - start].as_py() or b""  # null: a row without an image
 
     def facts(self) -> dict[str, Any]:
         split = {} if self.split is None else {"split": self.split}
@@ -82,51 +89,48 @@ class ParquetSource:
 
 
 @contextlib.contextmanager
-def _opened(place: Location) -> Iterator[pq.ParquetFile]:
-    with open_bytes(place) as handle:
+def _open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
+    """Raises InputError if the footer is missing or damaged."""
+    with open_bytes(path) as handle:
         try:
             file = pq.ParquetFile(handle)
         except (OSError, pa.ArrowException) as error:
-            if _is_the_disks(error):
+            if _is_storage_error(error):
                 raise
-            raise InputError(f"source {str(place)!r} cannot be read as Parquet ({error}): download it again") from error
+            raise InputError(f"source {str(path)!r} cannot be read as Parquet ({error}): download it again") from error
         yield file
 
 
-def _is_the_disks(error: Exception) -> bool:
-    """Arrow raises OSError also for damaged content, but then without a number."""
+def _is_storage_error(error: Exception) -> bool:
+    """Whether the disk or network failed. Arrow raises OSError for damaged content too, but then without an errno."""
     return isinstance(error, OSError) and error.errno is not None
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def image_column(schema: pa.Schema, place: Location) -> str:
-    """The column of images: `image`, `img`, or the only one of a fitting type. InputError where that is none."""
+def image_column(schema: pa.Schema, path: Location) -> str:
+    """The column of images: `image`, `img`, or the only one of a fitting type. Raises InputError if there is no such."""
     fitting = []
     for field in schema:
         kind = field.type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
-        if _is_binary(kind):
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             fitting.append(field.name)
-    named = [name for name in PREFERRED if name in fitting] or fitting
+    named = [name for name in PREFERRED_COLUMNS if name in fitting] or fitting
     if not named:
         raise InputError(
-            f"source {str(place)!r} has the columns {', '.join(schema.names)}, none of which holds encoded images: "
+            f"source {str(path)!r} has the columns {', '.join(schema.names)}, none of which holds encoded images: "
             "give one with a column that is binary, or a struct with 'bytes'"
         )
     if len(fitting) > 1 and named is fitting:
         raise InputError(
-            f"source {str(place)!r} has several columns that may hold images ({', '.join(fitting)}): "
+            f"source {str(path)!r} has several columns that may hold images ({', '.join(fitting)}): "
             "call the right one 'image', or drop the others"
         )
     return named[0]
 
 
 def parts_by_split(names: Sequence[str], folder: Location) -> dict[str, list[str]]:
-    """Each split's files in order; nothing where the names say nothing. InputError where a part is missing."""
+    """Each split's files in order; empty if some name is not that of a part. Raises InputError if a part is missing."""
     splits: dict[str, list[re.Match[str]]] = {}
     for name in sorted(names):
         match = PART.fullmatch(name)
@@ -137,38 +141,38 @@ def parts_by_split(names: Sequence[str], folder: Location) -> dict[str, list[str
         if [int(part["number"]) for part in parts] != list(range(int(parts[0]["parts"]))):
             raise InputError(
                 f"source {str(folder)!r} has {len(parts)} files of the split {split!r}, not the numbers 0 to "
-                f"{int(parts[0]['parts']) - 1} that their names speak of: download the split anew, or give one of its files"
+                f"{int(parts[0]['parts']) - 1} that their names state: download the split again, or give one of its files"
             )
     return {split: [part.string for part in parts] for split, parts in splits.items()}
 
 
-def open_file(place: Location, split: str | None) -> ParquetSource:
-    """One file; a split where its name says that it is the whole of one."""
-    name = label(place)
+def open_file(path: Location, split: str | None) -> ParquetSource:
+    """One file; a split if its name says that it is the whole of one."""
+    name = base_name(path)
     match = PART.fullmatch(name)
     splits = {match["split"]: [name]} if match is not None and int(match["parts"]) == 1 else {}
-    title = label(place.parent) if splits else name.removesuffix(".parquet")
-    return _open(place.parent, [name], splits, split, title, place)
+    title = base_name(path.parent) if splits else name.removesuffix(".parquet")
+    return _open(path.parent, [name], splits, split, title, path)
 
 
 def open_folder(folder: Location, names: Sequence[str], split: str | None) -> ParquetSource:
-    """A folder's Parquet files; split None is train."""
-    return _open(folder, names, parts_by_split(names, folder), split, label(folder), folder)
+    """A folder's Parquet files; without a split, train."""
+    return _open(folder, names, parts_by_split(names, folder), split, base_name(folder), folder)
 
 
 def _open(
-    folder: Location, names: Sequence[str], splits: dict[str, list[str]], split: str | None, title: str, place: Location
+    folder: Location, names: Sequence[str], splits: dict[str, list[str]], split: str | None, title: str, path: Location
 ) -> ParquetSource:
-    """The source of some of a folder's files. Their footers are read: a file that is cut is found here."""
-    chosen = choose_split(split, tuple(splits), place)
+    """The source of some of a folder's files. Their footers are read, which a cut file lacks. path: what errors name."""
+    chosen = choose_split(split, tuple(splits), path)
     files, columns = [], set()
     for name in sorted(names) if chosen is None else splits[chosen]:
-        with _opened(folder / name) as file:
+        with _open_parquet(folder / name) as file:
             columns.add(image_column(file.schema_arrow, folder / name))
             files.append((name, byte_size(folder / name), int(file.metadata.num_rows)))
     if len(columns) > 1:
         raise InputError(
-            f"source {str(place)!r} has Parquet files with different columns of images ({', '.join(sorted(columns))}): "
+            f"source {str(path)!r} has Parquet files with different columns of images ({', '.join(sorted(columns))}): "
             "give one of the files, or a folder for each kind"
         )
     return ParquetSource(folder, title, columns.pop(), chosen, tuple(files))

@@ -1,8 +1,9 @@
 """The TFRecords of ProgressiveGAN and StyleGAN, such as celebahq-r08.tfrecords, read without TensorFlow.
 
-A record is its length (uint64), the length's checksum, the data, the data's checksum, all little-endian; the checksums
-are CRC-32C, rotated and shifted ("masked"). The data is a `tf.train.Example`, a protocol buffer, with the features
-`shape` (channels, height, width) and `data` (uint8 in that order).
+    record:  length n (uint64) | checksum of the length (uint32) | data (n bytes) | checksum of the data (uint32)
+
+All numbers are little-endian; the checksums are CRC-32C, rotated and shifted ("masked"). The data is a `tf.train.Example`,
+a protocol buffer, with the features `shape` (channels, height, width) and `data` (uint8 in that order).
 """
 
 import itertools
@@ -19,21 +20,22 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError
 
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, byte_size, label, open_bytes
+from pipelines.preprocess.sources.items import Item, Value, base_name, byte_size, open_bytes
 from pipelines.runtime.locations import Location
 
 SUFFIX = ".tfrecords"
 RESOLUTION = re.compile(r"-r\d\d$")  # celebahq-r08 is 2**8 pixels wide
-HEADER = struct.Struct("<QI")
+HEADER = struct.Struct("<QI")  # length, its checksum
 CHECKSUM = struct.Struct("<I")
 
 
 def _field(name: str, number: int, kind: str, label: str = "LABEL_OPTIONAL") -> str:
-    typed = f"type: {kind}" if kind.startswith("TYPE_") else f"type: TYPE_MESSAGE type_name: '{kind}'"
-    return f"field {{ name: '{name}' number: {number} label: {label} {typed} }}"
+    """A field of a message in the text form of a descriptor; `kind` is a TYPE_ or the name of a message."""
+    type_of_field = f"type: {kind}" if kind.startswith("TYPE_") else f"type: TYPE_MESSAGE type_name: '{kind}'"
+    return f"field {{ name: '{name}' number: {number} label: {label} {type_of_field} }}"
 
 
-# The part of tensorflow/core/example that is used here, field by field. A map travels as a list of key and value.
+# The part of tensorflow/core/example that is used here, with its field numbers. A map is a list of key and value.
 _SCHEMA = f"""
 name: 'example.proto' syntax: 'proto3'
 message_type {{ name: 'BytesList' {_field("value", 1, "TYPE_BYTES", "LABEL_REPEATED")} }}
@@ -49,8 +51,9 @@ Example = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("Example")
 
 
 def masked_crc(data: bytes) -> int:
-    """The CRC-32C of a record's part as it is stored, so that the checksum of data with checksums in it is no risk."""
+    """The CRC-32C of bytes as TFRecords store it: masked, so that data that holds CRCs is no special case."""
     crc = int(google_crc32c.value(data))
+    # rotate right by 15 bits, add a constant, modulo 2^32
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -60,7 +63,7 @@ def is_tfrecord(head: bytes) -> bool:
 
 
 def pixels(record: bytes) -> np.ndarray:
-    """The image of one Example: uint8 [H, W, C]. ValueError for any other Example, DecodeError for none."""
+    """The image of one Example, uint8 [H,W,C]. Raises ValueError for an Example of another kind, DecodeError if it is none."""
     features = {entry.key: entry.value for entry in Example.FromString(record).features.feature}
     if not {"shape", "data"} <= features.keys():
         raise ValueError(f"the record has the features {sorted(features)}: 'shape' and 'data' are wanted")
@@ -72,36 +75,39 @@ def pixels(record: bytes) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TFRecordSource:
-    """Files of records. An item carries its record's first byte of data and the number of bytes; its key names the file."""
+    """Files of records. An item carries the first byte of its record's data and their number; its key names the file.
+
+    files: names and bytes.
+    """
 
     folder: Location
     files: tuple[tuple[str, int], ...]
-    """Names and bytes."""
 
     @property
     def name(self) -> str:
-        only = self.files[0][0] if len(self.files) == 1 else label(self.folder)
+        only = self.files[0][0] if len(self.files) == 1 else base_name(self.folder)
         return RESOLUTION.sub("", only.removesuffix(SUFFIX))
 
     def items(self) -> list[Item]:
         return sorted(item for name, size in self.files for item in self._records(name, size))
 
     def _records(self, name: str, size: int) -> Iterator[Item]:
+        """The items of one file of `size` bytes, from the records' headers. Raises InputError if one is damaged."""
         with open_bytes(self.folder / name) as file:
-            at = 0
+            start = 0
             for number in itertools.count():
-                file.seek(at)
+                file.seek(start)
                 header = file.read(HEADER.size)
                 if not header:
                     return
                 length = int.from_bytes(header[:8], "little")
                 if not is_tfrecord(header):
                     reason = "the checksum of its length is wrong"
-                elif at + HEADER.size + length + CHECKSUM.size > size:
+                elif start + HEADER.size + length + CHECKSUM.size > size:
                     reason = f"it ends beyond the file's {size:,} bytes"
                 else:
-                    yield Item(f"{name.removesuffix(SUFFIX)}/{number:08d}", at + HEADER.size, length)
-                    at += HEADER.size + length + CHECKSUM.size
+                    yield Item(f"{name.removesuffix(SUFFIX)}/{number:08d}", start + HEADER.size, length)
+                    start += HEADER.size + length + CHECKSUM.size
                     continue
                 raise InputError(
                     f"source {str(self.folder / name)!r} is damaged at record {number} ({reason}), and what follows cannot be "
@@ -128,13 +134,13 @@ class TFRecordSource:
         return {"kind": "tfrecords", "files": dict(self.files)}
 
 
-def open_file(place: Location) -> TFRecordSource:
+def open_file(path: Location) -> TFRecordSource:
     """One file, whatever it is called."""
-    return TFRecordSource(place.parent, ((label(place), byte_size(place)),))
+    return TFRecordSource(path.parent, ((base_name(path), byte_size(path)),))
 
 
 def open_folder(folder: Location, names: Sequence[str]) -> TFRecordSource:
-    """The records in a folder. InputError where they are one data set at several resolutions."""
+    """The records in a folder. Raises InputError if they are one data set at several resolutions."""
     stems: dict[str, str] = {}
     for name in sorted(names):
         stem = RESOLUTION.sub("", PurePosixPath(name).stem)

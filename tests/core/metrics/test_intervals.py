@@ -1,6 +1,5 @@
 """The confidence interval of the Frechet distance: its derivative, its jackknife, its coverage."""
 
-import math
 from collections.abc import Sequence
 from typing import overload
 
@@ -15,11 +14,9 @@ from torch import Tensor
 
 from ddpm_core.metrics.frechet import FeatureStatistics, frechet_distance
 from ddpm_core.metrics.intervals import (
-    difference_interval,
     frechet_interval,
     jackknife_error,
     leave_one_out_distances,
-    mean_interval,
     proportion_interval,
 )
 
@@ -109,35 +106,6 @@ def test_jackknife_error_of_a_mean_is_the_scatter_of_its_chunks() -> None:
     squares = [(part.mean() - values.mean()) ** 2 / (60 / len(part) - 1) for part in parts]
     got = jackknife_error(float(values.mean()), torch.tensor(without), torch.tensor(counts))
     assert got == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-12)
-
-
-def test_intervals_of_few_means_have_students_closed_forms() -> None:
-    """At one degree of freedom the 97.5 % quantile is tan(0.475 pi), at two 0.95 / sqrt(2 * 0.975 * 0.025)."""
-    one, two = math.tan(0.475 * math.pi), 0.95 / math.sqrt(2 * 0.975 * 0.025)
-    # Two values a distance 2 h apart: a deviation of sqrt(2) h, of their mean h.
-    assert mean_interval([3.0, 5.0]) == pytest.approx((4.0 - one, 4.0 + one), rel=1e-12)
-    deviation = 1.0 / math.sqrt(3)  # of the mean of 1, 2, 3
-    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0 - two * deviation, 2.0 + two * deviation), rel=1e-12)
-    # Welch of equal variances and counts has 2 (n - 1) degrees of freedom.
-    reach = two * math.sqrt(1.0 + 1.0)
-    assert difference_interval([3.0, 5.0], [0.0, 2.0]) == pytest.approx((3.0 - reach, 3.0 + reach), rel=1e-12)
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 5), (3, 3), (12, 4)])
-def test_the_interval_of_a_difference_is_welchs_with_satterthwaites_freedom(n: int, m: int) -> None:
-    rng = np.random.default_rng(n + m)
-    one, other = rng.normal(3.0, 0.5, n), rng.normal(2.0, 2.0, m)
-    a, b = one.var(ddof=1) / n, other.var(ddof=1) / m
-    dof = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))
-    reach = scipy.special.stdtrit(dof, 0.975) * np.sqrt(a + b)
-    difference = one.mean() - other.mean()
-    wanted = (difference - reach, difference + reach)
-    assert difference_interval(one.tolist(), other.tolist()) == pytest.approx(wanted, rel=1e-12)
-
-
-def test_equal_values_have_an_interval_without_width_and_no_warning() -> None:
-    assert difference_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0)
-    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 64), (1, 1000), (7, 50), (50, 50), (0, 1)])

@@ -1,4 +1,4 @@
-"""The likelihood: the core's numbers for any number of workers, any chunks and any kill, with an error that is true."""
+"""The likelihood: the core's numbers for any number of workers, any chunks and any kill, with a true error."""
 
 import json
 import os
@@ -23,14 +23,9 @@ from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
 from pipelines.likelihood.config import LikelihoodConfig
-from pipelines.likelihood.driver import (
-    Likelihood,
-    LikelihoodResult,
-    chosen_images,
-    measure_likelihood,
-    protocol_of,
-)
-from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodWorker, merge
+from pipelines.likelihood.driver import LikelihoodResult, choose_images, make_protocol, measure_likelihood
+from pipelines.likelihood.result import Likelihood, merge_chunks
+from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodWorker
 from pipelines.runtime.chunks import chunk_ranges, load_chunk
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.tracker import Tracker
@@ -58,7 +53,7 @@ def config(trained: Path, storage: Path, **changes: Any) -> LikelihoodConfig:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of `undisturbed`."""
+    """The storage of `undisturbed`."""
     return tmp_path_factory.mktemp("measured")
 
 
@@ -78,12 +73,12 @@ def folder_of(storage: Path, step: int) -> Path:
 
 def totals(folder: Path, size: int = CHUNK) -> torch.Tensor:
     """Each image's bits/dim, from the chunks' files."""
-    found = []
-    for positions in chunk_ranges(IMAGES, size):
-        stored, _ = load_chunk(folder, positions)
-        assert all(tensor.dtype == torch.float64 and len(tensor) == len(positions) for tensor in stored.values())
-        found.append(stored["total"] if "total" in stored else stored["prior"] + stored["terms"].sum(1))
-    return torch.cat(found)
+    parts = []
+    for indices in chunk_ranges(IMAGES, size):
+        stored, _ = load_chunk(folder, indices)
+        assert all(tensor.dtype == torch.float64 and len(tensor) == len(indices) for tensor in stored.values())
+        parts.append(stored["total"] if "total" in stored else stored["prior"] + stored["terms"].sum(1))
+    return torch.cat(parts)
 
 
 def test_the_numbers_are_those_of_the_core_called_once(
@@ -94,12 +89,12 @@ def test_the_numbers_are_those_of_the_core_called_once(
     network.load_state_dict(load_file(checkpoint.path / "ema.safetensors"))
     diffusion = checkpoint.diffusion_config().build()
     parts = []
-    for numbers in chosen_images(0, len(digits), IMAGES).split(BATCH):
+    for numbers in choose_images(0, len(digits), IMAGES).split(BATCH):
         noise = rng.SampleNoise(0, numbers, (1, 8, 8), purpose="likelihood")
         parts.append(variational_bound(diffusion, network.eval(), digits.images(numbers.numpy()), noise))
     bound = Bound(*(torch.cat([getattr(part, name) for part in parts]) for name in ("terms", "prior", "mse")))
     assert torch.equal(totals(folder_of(storage, 6)), bound.total)  # every bit, for the batches are the same
-    found = undisturbed.likelihoods[-1]
+    likelihood = undisturbed.likelihoods[-1]
     error = float(bound.total.std()) / IMAGES**0.5
     mean = float(bound.total.mean())
     # 1.9785 is Student's t for 95 % and 129 degrees of freedom, from a table; the code's is good to 3e-3.
@@ -114,8 +109,8 @@ def test_the_numbers_are_those_of_the_core_called_once(
         "prior_bpd": pytest.approx(float(bound.prior.mean()), rel=1e-12),
         "rmse": pytest.approx(float(rate_distortion(bound).distortion[0]), rel=1e-12),
     }
-    assert found.values == expected
-    assert found.curves == {
+    assert likelihood.values == expected
+    assert likelihood.curves == {
         "t": list(range(1, T + 1)),
         "terms_bpd": pytest.approx(bound.terms.mean(0).tolist(), rel=1e-12),
         "rate_bpd": pytest.approx(rate_distortion(bound).rate.tolist(), rel=1e-12),
@@ -171,10 +166,10 @@ def test_only_what_is_missing_damaged_or_of_other_weights_is_made_again(
     folder = folder_of(tmp_path, 6)
     (folder / "manifest.json").unlink()
     chunks = sorted(folder.glob("chunk-*"))
-    spoil: dict[int, Callable[[Path], None]] = {1: Path.unlink, 3: flip_a_bit, 4: of_other_weights}
-    for number, harm in spoil.items():
+    damage: dict[int, Callable[[Path], None]] = {1: Path.unlink, 3: flip_a_bit, 4: of_other_weights}
+    for number, harm in damage.items():
         harm(chunks[number])
-    kept = {path: path.stat().st_mtime_ns for number, path in enumerate(chunks) if number not in spoil}
+    kept = {path: path.stat().st_mtime_ns for number, path in enumerate(chunks) if number not in damage}
     lines: list[str] = []
     again = measure_likelihood(config(trained, tmp_path, checkpoints="all", workers=1), lines.append)
     assert again.likelihoods == undisturbed.likelihoods
@@ -191,8 +186,8 @@ def test_the_same_command_again_does_nothing_but_what_mlflow_lacks(
     lines: list[str] = []
     stamps = {path: path.stat().st_mtime_ns for path in storage.glob("evaluate/*/*/*/*")}
     assert measure_likelihood(config(trained, storage, checkpoints="all"), lines.append) == undisturbed
-    (mark,) = {path.parent.parent.name.removeprefix("likelihood-") for path in stamps}
-    assert lines == [f"likelihood: {trained.name} is done, 2 checkpoints under protocol {mark}"]
+    (digest,) = {path.parent.parent.name.removeprefix("likelihood-") for path in stamps}
+    assert lines == [f"likelihood: {trained.name} is done, 2 checkpoints under protocol {digest}"]
     assert {path: path.stat().st_mtime_ns for path in storage.glob("evaluate/*/*/*/*")} == stamps
 
     elsewhere = f"sqlite:///{tmp_path}/other.db"  # a driver killed between manifest and MLflow left it like this
@@ -207,36 +202,36 @@ def test_mlflow_has_the_numbers_at_their_step_model_and_data(
 ) -> None:
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     run = client.get_run(undisturbed.run_id)
-    mark = folder_of(storage, 6).parent.name.removeprefix("likelihood-")
+    digest = folder_of(storage, 6).parent.name.removeprefix("likelihood-")
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == f"{trained.name}-likelihood-{mark[:6]}"
+    assert run.info.run_name == f"{trained.name}-likelihood-{digest[:6]}"
     assert run.data.tags["ddpm.kind"] == "likelihood"
-    assert run.data.tags["ddpm.fingerprint"] == mark
+    assert run.data.tags["ddpm.fingerprint"] == digest
     assert run.data.params["images"] == str(IMAGES)
-    steps = {found.step: found for found in undisturbed.likelihoods}
+    steps = {likelihood.step: likelihood for likelihood in undisturbed.likelihoods}
     assert list(steps) == [3, 6]
-    for found in undisturbed.likelihoods:
-        for name, value in found.values.items():
+    for step, likelihood in steps.items():
+        for name, value in likelihood.values.items():
             history = client.get_metric_history(undisturbed.run_id, name)
-            assert {m.step: m.value for m in history}[found.step] == value
-        (artifact,) = storage.glob(f"mlartifacts/*/{run.info.run_id}/artifacts/likelihood/step-{found.step:08d}.json")
-        assert json.loads(artifact.read_text()) == asdict(found)
+            assert {m.step: m.value for m in history}[step] == value
+        (artifact,) = storage.glob(f"mlartifacts/*/{run.info.run_id}/artifacts/likelihood/step-{step:08d}.json")
+        assert json.loads(artifact.read_text()) == asdict(likelihood)
     parent = run.data.tags["mlflow.parentRunId"]
     assert client.get_run(parent).info.run_name == trained.name
     for model in client.search_logged_models([run.info.experiment_id]):
         assert model.source_run_id == parent  # the training's, where the evaluation finds it too
         metric = next(metric for metric in model.metrics or [] if metric.key == "bpd")
         assert metric.value == steps[int(model.params["step"])].values["bpd"]
-        assert (metric.dataset_name, metric.dataset_digest) == (f"{digits.name}-{mark[:6]}", mark)
+        assert (metric.dataset_name, metric.dataset_digest) == (f"{digits.name}-{digest[:6]}", digest)
 
 
 def test_the_images_are_the_first_of_a_permutation_and_all_by_default() -> None:
-    few, more = (chosen_images(0, 1797, count).tolist() for count in (30, 90))
+    few, more = (choose_images(0, 1797, count).tolist() for count in (30, 90))
     assert len(set(more)) == 90
     assert set(few) < set(more) < set(range(1797))
     assert few == sorted(few)
-    assert few != chosen_images(1, 1797, 30).tolist()
-    assert chosen_images(0, 1797, 1797).tolist() == list(range(1797))
+    assert few != choose_images(1, 1797, 30).tolist()
+    assert choose_images(0, 1797, 1797).tolist() == list(range(1797))
 
 
 @pytest.mark.slow
@@ -244,33 +239,35 @@ def test_an_estimate_of_few_terms_covers_the_full_bound(
     undisturbed: LikelihoodResult, storage: Path, trained: Path, tmp_path: Path
 ) -> None:
     full = undisturbed.likelihoods[-1].values
-    (found,) = measure_likelihood(config(trained, tmp_path, strata=4, workers=1)).likelihoods
+    (estimate,) = measure_likelihood(config(trained, tmp_path, strata=4, workers=1)).likelihoods
     for exact in ("prior_bpd", "distortion_bpd", "rmse"):  # the same L_0 of the same x_1
-        assert found.values[exact] == pytest.approx(full[exact], rel=1e-12)
-    assert found.curves is None
+        assert estimate.values[exact] == pytest.approx(full[exact], rel=1e-12)
+    assert estimate.curves is None
     # Given an image both are unbiased, and images draw independently: the mean difference is within 4 of its standard
     # errors but for 1 seed in 10,000.
     difference = totals(folder_of(tmp_path, 6)) - totals(folder_of(storage, 6))
     assert float(difference.std()) > 0
-    assert abs(found.values["bpd"] - full["bpd"]) < 4 * float(difference.std()) / IMAGES**0.5
-    assert found.values["bpd_se"] == pytest.approx(float(totals(folder_of(tmp_path, 6)).std()) / IMAGES**0.5, rel=1e-12)
+    assert abs(estimate.values["bpd"] - full["bpd"]) < 4 * float(difference.std()) / IMAGES**0.5
+    assert estimate.values["bpd_se"] == pytest.approx(
+        float(totals(folder_of(tmp_path, 6)).std()) / IMAGES**0.5, rel=1e-12
+    )
 
 
-def measured_here(trained: Path, digits: ShardedDataset, folder: Path, **changes: Any) -> Likelihood:
-    """A measurement without Ray: one chunk, by the worker itself."""
+def measure_without_ray(trained: Path, digits: ShardedDataset, folder: Path, **changes: Any) -> Likelihood:
+    """A measurement of one chunk by the worker itself."""
     checkpoint = open_checkpoint(trained / "step-00000006")
     settings = config(trained, folder, **changes)
-    protocol = protocol_of(settings, trained.name, checkpoint, digits)
-    images = chosen_images(protocol.seed, len(digits), protocol.images)
+    protocol = make_protocol(settings, trained.name, checkpoint, digits)
+    images = choose_images(protocol.seed, len(digits), protocol.images)
     whole = range(protocol.images)
     LikelihoodWorker(protocol, digits).run(LikelihoodChunk(whole, images, checkpoint, folder))
-    return Likelihood(6, checkpoint.weights_sha256(protocol.weights), T, protocol, *merge(folder, [whole]))
+    return Likelihood(6, checkpoint.weights_sha256(protocol.weights), T, protocol, *merge_chunks(folder, [whole]))
 
 
 def test_an_estimate_that_draws_every_term_is_the_full_bound(
     storage: Path, undisturbed: LikelihoodResult, trained: Path, digits: ShardedDataset, tmp_path: Path
 ) -> None:
-    measured_here(trained, digits, tmp_path, strata=T - 1)
+    measure_without_ray(trained, digits, tmp_path, strata=T - 1)
     # The same float64 terms, added one by one: T roundings at most.
     expected = totals(folder_of(storage, 6))
     torch.testing.assert_close(totals(tmp_path, size=IMAGES), expected, rtol=T * 2.0**-52, atol=0.0)
@@ -286,17 +283,19 @@ def test_what_decides_the_numbers_decides_the_protocol(trained: Path, digits: Sh
         {"strata": 3},
         {"batch_size": 20},
     ]
-    found = [
-        measured_here(trained, digits, tmp_path / str(change), **{"images": 20, "batch_size": 10, **change})
+    likelihoods = [
+        measure_without_ray(trained, digits, tmp_path / str(change), **{"images": 20, "batch_size": 10, **change})
         for change in changes
     ]
-    assert len({each.values["bpd"] for each in found[:6]}) == 6
-    assert found[6].values["bpd"] == pytest.approx(found[0].values["bpd"], rel=1e-6)  # float32's last digits at most
-    assert len({fingerprint(each.protocol) for each in found}) == 7
+    assert len({each.values["bpd"] for each in likelihoods[:6]}) == 6
+    assert likelihoods[6].values["bpd"] == pytest.approx(
+        likelihoods[0].values["bpd"], rel=1e-6
+    )  # float32's last digits at most
+    assert len({fingerprint(each.protocol) for each in likelihoods}) == 7
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"run": "nobody"}, "run 'nobody' is not known: give one of those in .*none"),
         ({"checkpoints": "5"}, "has no checkpoint at step 5: it has 3, 6"),
@@ -312,10 +311,10 @@ def test_what_decides_the_numbers_decides_the_protocol(trained: Path, digits: Sh
         ({"workers": 99}, "the cluster has 4"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence_and_leaves_nothing_behind(
-    trained: Path, tmp_path: Path, changes: dict[str, Any], said: str
+def test_wrong_input_is_refused_in_a_sentence_and_leaves_nothing_behind(
+    trained: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         measure_likelihood(config(trained, tmp_path, **changes))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -349,5 +348,5 @@ def test_damaged_weights_are_refused_not_measured(trained: Path, tmp_path: Path)
 def test_a_measurement_is_described_in_words(undisturbed: LikelihoodResult, strata: int | None, how: str) -> None:
     protocol = replace(undisturbed.likelihoods[0].protocol, images=1000, data="cifar10/test", strata=strata)
     values = {"bpd": 3.7512, "bpd_ci_high": 3.7734}
-    found = Likelihood(790_000, "", 1000, protocol, values, None)
-    assert found.describe() == f"step 790,000: 3.751 +- 0.022 bits/dim on 1,000 images of cifar10/test, {how}"
+    likelihood = Likelihood(790_000, "", 1000, protocol, values, None)
+    assert likelihood.describe() == f"step 790,000: 3.751 +- 0.022 bits/dim on 1,000 images of cifar10/test, {how}"

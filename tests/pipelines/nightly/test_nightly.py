@@ -27,10 +27,10 @@ from jobs.cli import run
 from jobs.nightly_eval import main
 from pipelines.checkpoints.retention import marked_steps
 from pipelines.evaluate.driver import evaluate
-from pipelines.nightly import alarms
-from pipelines.nightly.conclude import Morning
+from pipelines.nightly import alarms, driver
 from pipelines.nightly.config import NightlyConfig
-from pipelines.nightly.night import Night, NightlyResult, delivered, nightly, notes_of
+from pipelines.nightly.driver import NightlyResult, budget, deliver_alarms, nightly
+from pipelines.nightly.ledger import open_ledger
 from pipelines.runtime.fan_out import Pool
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import TrainConfig, config_for
@@ -76,7 +76,7 @@ class Season:
         """(whether there was an alarm, the result) of one night."""
         config = self.config(**changes)
         result = nightly(config, self.lines.append)
-        return delivered(config, result, self.storage / "report.html", self.lines.append), result
+        return deliver_alarms(config, result, self.storage / "report.html", self.lines.append), result
 
     def job(self, monkeypatch: pytest.MonkeyPatch) -> int:
         """The exit code of one night by its command line."""
@@ -138,9 +138,9 @@ def summer(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def season(summer: TrainResult, digits: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Season:
     """That training, once more in a storage of its own, with all of its checkpoints hidden. Samples after six steps look
-    wrong, and rightly so: here nobody is told."""
-    monkeypatch.setattr(alarms, "NARROW", 0.0)
-    monkeypatch.setattr(alarms, "SATURATED", 1.0)
+    wrong, and rightly so: here they raise no alarm."""
+    monkeypatch.setattr(alarms, "LEAST_SPREAD", 0.0)
+    monkeypatch.setattr(alarms, "MOST_SATURATION", 1.0)
     shutil.copytree(Path(str(summer.run.folder)), tmp_path / "train" / summer.run.name)
     found = Season(train(training(digits, tmp_path)), tmp_path)  # finds it done, and makes its MLflow run
     found.hidden.mkdir()
@@ -166,7 +166,7 @@ import json, sys
 import conftest
 import ray
 from jobs.cli import run, say
-from pipelines.nightly.night import nightly
+from pipelines.nightly.driver import nightly
 from pipelines.nightly.config import NightlyConfig
 if __name__ == "__main__":
     run(lambda: nightly(NightlyConfig(**json.loads(sys.argv[1])), say))
@@ -203,12 +203,12 @@ def test_a_week(season: Season) -> None:
     alarmed, result = season.night()
     assert alarmed
     assert not result.failed
-    assert [alarm.key.split()[0] for alarm in result.new] == ["worse"]
+    assert [alarm.kind for alarm in result.new] == ["worse"]
     assert season.best() == before
     assert "worse than" in season.evaluated().data.tags["ddpm.alarm"]
     assert result.describe()[0].startswith("ALARM ")
 
-    # Friday: nothing is new, and nothing is told again.
+    # Friday: nothing is new, and nothing is delivered again.
     season.lines.clear()
     alarmed, result = season.night()
     assert not alarmed
@@ -235,7 +235,7 @@ def test_a_week(season: Season) -> None:
     alarmed, result = season.night()
     assert not alarmed
     assert len(result.evaluated) == 1 or finished
-    assert [alarm.key.split()[0] for alarm in result.alarms] == ["failed"]  # the regression is over
+    assert [alarm.kind for alarm in result.alarms] == ["failed"]  # the regression is over
     assert "worse" not in season.evaluated().data.tags["ddpm.alarm"]
 
     # Sunday: two jobs at once, and one checkpoint.
@@ -277,19 +277,18 @@ def test_a_week(season: Season) -> None:
     assert str(by_hand.best.step) == season.best()["ddpm.step"]
     # Training keeps it, whatever it deletes.
     assert int(season.best()["ddpm.step"]) in marked_steps(season.folder)
-    assert not list((notes_of(season.config()).folder / "leases").iterdir())
+    assert not list((open_ledger(season.config()).folder / "leases").iterdir())
 
 
-def test_a_budget_is_kept_and_the_rest_is_left_for_the_next_night(season: Season) -> None:
+def test_a_budget_is_kept_and_the_rest_left_for_the_next_night(season: Season) -> None:
     season.show(1)
     season.show(2)
     alarmed, result = season.night(hours=1e-9)
     assert (alarmed, result.evaluated, len(result.left)) == (False, [], 2)
     assert not any("samples" in line for line in season.lines)
     # Hours of four workers together.
-    assert Night(
-        season.config(gpu_hours=1.0, workers=None), cast(Pool, FakePool(4)), print
-    ).deadline() == pytest.approx(time.monotonic() + 900, abs=60)
+    assert budget(season.config(gpu_hours=1.0, workers=None), cast(Pool, FakePool(4))) == 900.0
+    assert budget(season.config(gpu_hours=99.0, workers=None), cast(Pool, FakePool(4))) == 8 * 3600.0
     _, result = season.night(report=False)
     assert len(result.evaluated) == 2
     assert result.evaluated[0].split(" step ")[1].startswith("2")  # the newest first
@@ -298,14 +297,12 @@ def test_a_budget_is_kept_and_the_rest_is_left_for_the_next_night(season: Season
 class FakePool:
     """A pool's size, without Ray."""
 
-    deadline: float | None = None
-
     def __init__(self, size: int) -> None:
         self.size = size
 
 
 @pytest.mark.slow
-def test_a_training_that_stopped_is_told_once_and_no_more_when_it_goes_on(
+def test_a_training_that_stopped_raises_one_alarm_until_it_goes_on(
     season: Season, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = season.show(3)
@@ -318,7 +315,7 @@ def test_a_training_that_stopped_is_told_once_and_no_more_when_it_goes_on(
     said = f"training has made no checkpoint for 25 hours, at step 3 of {STEPS}"
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith(f"nightly: ALARM {season.run}: {said}") for line in lines)
-    page = (notes_of(season.config()).folder.parent / "report.html").read_text()
+    page = (open_ledger(season.config()).folder.parent / "report.html").read_text()
     assert said in page[page.index("<header") : page.index("</header>")]
     assert "no checkpoint" in season.client.get_run(season.run_id).data.tags["ddpm.alarm"]
     assert season.job(monkeypatch) == 0
@@ -340,7 +337,7 @@ def test_a_dry_run_only_says_what_is_new(season: Season) -> None:
     assert result.left == [f"{season.run} step 1"]
 
 
-def test_what_cannot_be_evaluated_as_asked_is_said_before_anything_is_begun(season: Season) -> None:
+def test_what_cannot_be_evaluated_as_asked_is_refused_at_the_start(season: Season) -> None:
     season.show(1)
     with pytest.raises(InputError, match="sampler-steps is 2000"):
         season.night(sampler_steps=2000)
@@ -351,7 +348,7 @@ def test_what_cannot_be_evaluated_as_asked_is_said_before_anything_is_begun(seas
     assert not (season.storage / "evaluate").exists()
 
 
-def test_an_alias_moves_only_from_what_is_gone_or_worse_whatever_a_night_looks_at(season: Season) -> None:
+def test_an_alias_moves_only_from_what_is_deleted_or_worse(season: Season) -> None:
     shown = season.show(3)
     season.night(report=False)
     spoil(season.beside("tiny-worse", 4))
@@ -370,16 +367,16 @@ def test_an_alias_moves_only_from_what_is_gone_or_worse_whatever_a_night_looks_a
 
 
 @pytest.mark.slow
-def test_the_best_of_a_training_is_kept_from_the_moment_it_is_measured(
+def test_the_best_of_a_training_is_kept_as_soon_as_it_is_measured(
     season: Season, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 3):
         season.show(step)
 
-    def end(self: Morning) -> None:
+    def interrupt(*values: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Morning, "conclude", end)
+    monkeypatch.setattr(driver, "find_alarms", interrupt)
     with pytest.raises(KeyboardInterrupt):
         season.night(report=False)
     (kept,) = marked_steps(season.folder)
@@ -388,7 +385,7 @@ def test_the_best_of_a_training_is_kept_from_the_moment_it_is_measured(
 
 
 @pytest.mark.slow
-def test_the_trouble_of_one_training_is_not_that_of_the_others(season: Season) -> None:
+def test_trouble_with_one_training_does_not_stop_the_others(season: Season) -> None:
     season.show(1)
     strange = season.beside("tiny-strange", 2) / "manifest.json"
     facts = json.loads(strange.read_text())
@@ -404,7 +401,7 @@ def test_the_trouble_of_one_training_is_not_that_of_the_others(season: Season) -
 
 
 @pytest.mark.slow
-def test_where_everything_fails_no_attempt_is_counted(season: Season) -> None:
+def test_if_everything_fails_no_attempt_is_counted(season: Season) -> None:
     whole = {}
     for step in (1, 3):
         weights = season.show(step) / "ema.safetensors"
@@ -419,10 +416,12 @@ def test_where_everything_fails_no_attempt_is_counted(season: Season) -> None:
 
 
 @pytest.mark.slow
-def test_an_alarm_gets_out_when_the_report_cannot_be_written(season: Season, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alarm_is_delivered_when_the_report_cannot_be_written(
+    season: Season, monkeypatch: pytest.MonkeyPatch
+) -> None:
     season.show(3)
     season.client.update_run(season.run_id, status="FAILED")
-    folder = notes_of(season.config()).folder.parent
+    folder = open_ledger(season.config()).folder.parent
     (folder / "report.html").mkdir(parents=True)
     assert season.job(monkeypatch) == 3
-    assert season.job(monkeypatch) == 1  # told already, and still no report
+    assert season.job(monkeypatch) == 1  # delivered already, and still no report

@@ -1,16 +1,14 @@
 """CIFAR-10 in the three forms it is published in: one set of images, under one set of keys, and nothing executed."""
 
-import io
 import pickle
 import pickletools
 import struct
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.source_images import decoded, everything
+from support.source_images import decoded, read_all, write_tar
 from upath import UPath
 
 from ddpm_core.errors import InputError
@@ -22,7 +20,7 @@ TRAIN = [f"data_batch_{number}" for number in range(1, 6)]
 ROWS = {"train": 303, "test": 60}
 
 
-def of_python_2(rows: np.ndarray, labels: list[int]) -> bytes:
+def python_2_pickle(rows: np.ndarray, labels: list[int]) -> bytes:
     """A batch as Python 2's cPickle wrote the official ones: protocol 2, text as bytes, numpy under its old names."""
     pixels = rows.tobytes()
     return b"".join(
@@ -44,16 +42,9 @@ def binary(rows: np.ndarray, labels: list[int]) -> bytes:
     return b"".join(bytes([label]) + row.tobytes() for label, row in zip(labels, rows, strict=True))
 
 
-def pack(place: Path, folder: str, files: dict[str, bytes], mode: str = "w:gz") -> Path:
-    with tarfile.open(place, mode) as archive:  # type: ignore[call-overload]
-        directory = tarfile.TarInfo(folder)
-        directory.type = tarfile.DIRTYPE
-        archive.addfile(directory)
-        for name, content in [*files.items(), ("readme.html", b"x")]:
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return place
+def pack(path: Path, folder: str, files: dict[str, bytes]) -> Path:
+    members = {f"{folder}/{name}": content for name, content in {**files, "readme.html": b"x"}.items()}
+    return write_tar(path, {f"{folder}/": b"", **members}, "w:gz")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +60,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_forms(folder: Path, train: np.ndarray, test: np.ndarray) -> None:
     parts = dict(zip([*TRAIN, "test_batch"], [*np.array_split(train, 5), test], strict=True))
-    for name, suffix, write in (("py", "", of_python_2), ("bin", ".bin", binary)):
+    for name, suffix, write in (("py", "", python_2_pickle), ("bin", ".bin", binary)):
         order = [*TRAIN[3:], *TRAIN[:3], "test_batch"]
         files = {batch + suffix: write(parts[batch].reshape(-1, 3072), [3] * len(parts[batch])) for batch in order}
         (folder / f"cifar-10-batches-{name}").mkdir()
@@ -98,7 +89,7 @@ def test_every_form_gives_the_official_order(form: str, forms: Path) -> None:
     for split, expected in [(None, train), ("train", train), ("test", test)]:
         source = open_source(forms / form, split=split)
         assert isinstance(source, CifarSource)
-        values = everything(source)
+        values = read_all(source)
         assert list(values) == [f"{split or 'train'}/{row:08d}" for row in range(len(expected))]
         np.testing.assert_array_equal(np.stack([decoded(value) for value in values.values()]), expected)
         assert source.name == ("cifar10_test" if split == "test" else "cifar10")
@@ -119,10 +110,10 @@ def test_the_authors_files_and_hugging_faces_parquet_are_one_data_set(shared_dat
     (tmp_path / "authors").mkdir()
     write_forms(tmp_path / "authors", pixels["train"], pixels["test"])
     for split in tables:
-        published = everything(open_source(tmp_path, split=split))
+        published = read_all(open_source(tmp_path, split=split))
         assert len(published) == 500
         for form in FORMS[:2]:
-            values = everything(open_source(tmp_path / "authors" / form, split=split))
+            values = read_all(open_source(tmp_path / "authors" / form, split=split))
             assert list(values) == list(published)
             for key, value in values.items():
                 np.testing.assert_array_equal(value, decoded(published[key]))
@@ -134,9 +125,9 @@ def test_an_object_store_gives_the_same(forms: Path, s3_bucket: str) -> None:
         remote.write_bytes((forms / form).read_bytes())
         source = open_source(remote, split="test")
         assert source.facts() == open_source(forms / form, split="test").facts()
-        here = everything(open_source(forms / form, split="test"))
-        for key, value in everything(source).items():
-            np.testing.assert_array_equal(value, here[key])
+        near = read_all(open_source(forms / form, split="test"))
+        for key, value in read_all(source).items():
+            np.testing.assert_array_equal(value, near[key])
 
 
 class Malicious:
@@ -162,19 +153,19 @@ def test_a_pickle_that_calls_anything_is_refused_and_nothing_runs(protocol: int,
         "io.open": pickle.dumps({"data": rows, "x": Malicious(open, str(mark), "w")}, protocol),
         "posix.system": b"\x80\x02cposix\nsystem\nU\x02:;\x85R.",
     }
-    for asked, payload in payloads.items():
+    for function, payload in payloads.items():
         (folder / "data_batch_3").write_bytes(payload)
         source = open_source(folder)
-        said = r"cannot be read as CIFAR-10 \(data_batch_3: it asks for [\w.]+, which no array of pixels needs\)"
-        with pytest.raises(InputError, match=said):
+        message = r"cannot be read as CIFAR-10 \(data_batch_3: it asks for [\w.]+, which no array of pixels needs\)"
+        with pytest.raises(InputError, match=message):
             list_items(source, folder)
-        assert not mark.exists(), asked
-    pickle.loads(payloads["io.open"]).clear()  # the payload works where it is let
+        assert not mark.exists(), function
+    pickle.loads(payloads["io.open"]).clear()  # an unrestricted reader runs it
     assert mark.exists()
 
 
 @pytest.mark.parametrize(
-    ("payload", "said"),
+    ("payload", "message"),
     [
         (b"\x80\x02cnumpy\nndarray\n(K\x09tR.", "'str' object is not callable"),  # no uninitialised memory
         (b"\x80\x02cnumpy\ndtype\nU\x02O8\x85R.", r"an array of b'O8', not of 'u1'"),
@@ -184,14 +175,14 @@ def test_a_pickle_that_calls_anything_is_refused_and_nothing_runs(protocol: int,
         (b"", "Ran out of input"),
     ],
 )
-def test_a_pickle_of_anything_else_is_refused(payload: bytes, said: str, tmp_path: Path) -> None:
+def test_a_pickle_of_anything_else_is_refused(payload: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "test_batch").write_bytes(payload)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_source(tmp_path, split="test").items()
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("numpy\ndtype", "missing 1 required positional argument"),
         ("numpy.core.multiarray\n_reconstruct", "missing 1 required positional argument"),
@@ -199,13 +190,13 @@ def test_a_pickle_of_anything_else_is_refused(payload: bytes, said: str, tmp_pat
         ("numpy\nndarray", "'str' object has no attribute"),
     ],
 )
-def test_a_pickle_cannot_change_its_reader(name: str, said: str, forms: Path, tmp_path: Path) -> None:
+def test_a_pickle_cannot_change_its_reader(name: str, message: str, forms: Path, tmp_path: Path) -> None:
     # "Set the attributes __defaults__ and __init__ of what this name stands for; the result is an empty dictionary."
     attributes = b"N}(X\x0c\x00\x00\x00__defaults__)X\x08\x00\x00\x00__init__)u\x86b"
     (tmp_path / "test_batch").write_bytes(b"\x80\x02c" + name.encode() + b"\n" + attributes + b"0}.")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_source(tmp_path, split="test").items()
-    assert len(everything(open_source(forms / "cifar-10-batches-py", split="test"))) == ROWS["test"]
+    assert len(read_all(open_source(forms / "cifar-10-batches-py", split="test"))) == ROWS["test"]
 
 
 def test_what_python_3_pickles_for_python_2_is_read_too(tmp_path: Path) -> None:
@@ -213,13 +204,13 @@ def test_what_python_3_pickles_for_python_2_is_read_too(tmp_path: Path) -> None:
     for name, array in {"rows": rows, "columns": np.asfortranarray(rows)}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "test_batch").write_bytes(pickle.dumps({"data": array, "labels": [0, 1]}, protocol=2))
-        values = everything(open_source(tmp_path / name, split="test"))
+        values = read_all(open_source(tmp_path / name, split="test"))
         assert len(values) == 2
         for value, row in zip(values.values(), rows, strict=True):
             np.testing.assert_array_equal(value, row.reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_what_is_missing_or_damaged_is_named(forms: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_batch_is_named(forms: Path, tmp_path: Path) -> None:
     whole = {batch: (forms / "cifar-10-batches-bin" / f"{batch}.bin").read_bytes() for batch in TRAIN}
     some = {f"{batch}.bin": content for batch, content in whole.items() if batch != "data_batch_4"}
     packed = pack(tmp_path / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", some)

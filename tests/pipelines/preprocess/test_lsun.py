@@ -5,41 +5,33 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import lmdb
 import pytest
-from support.source_images import bytes_asked_for, decoded, everything
+from support.source_images import bytes_read, decoded, read_all, write_lmdb
 
 from ddpm_core.errors import InputError
 from pipelines.preprocess.sources.lsun import DATABASE, LmdbSource
 from pipelines.preprocess.sources.open import list_items, open_source
 
 
-def write_lmdb(folder: Path, values: dict[bytes, bytes]) -> Path:
-    with lmdb.open(str(folder), map_size=1 << 28) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key, value)
-    return folder
-
-
 def test_an_lmdb_gives_every_value_under_its_key_in_order(tmp_path: Path) -> None:
-    values = {f"{number * 7919 % 1000:040x}".encode(): os.urandom(number * 50) for number in range(1, 300)}
-    values[b"0" * 39 + b"\xc3\xa9"] = b""  # nothing under a key: whoever decodes says so
+    values = {f"{number * 7919 % 1000:040x}": os.urandom(number * 50) for number in range(1, 300)}
+    values["0" * 39 + "é"] = b""  # nothing under a key: decoding it says so
     source = open_source(write_lmdb(tmp_path / "tower_val_lmdb", values))
-    assert everything(source) == {key.decode(): value for key, value in values.items()}
+    assert read_all(source) == values
     assert source.name == "tower_val"
 
 
 def test_the_lsun_sample_decodes_to_its_images(shared_data: Path) -> None:
-    place = shared_data / "lsun" / "church_outdoor_sample_lmdb"
-    source = open_source(place)
-    items = list_items(source, place)
+    path = shared_data / "lsun" / "church_outdoor_sample_lmdb"
+    source = open_source(path)
+    items = list_items(source, path)
     assert len(items) == 35
-    assert all(decoded(value).shape == (256, 256, 3) for value in everything(source).values())
+    assert all(decoded(value).shape == (256, 256, 3) for value in read_all(source).values())
     assert source.name == "church_outdoor_sample"
 
 
 def test_listing_an_lmdb_touches_no_value(tmp_path: Path) -> None:
-    source = open_source(write_lmdb(tmp_path / "x_lmdb", {b"%040d" % n: os.urandom(1 << 20) for n in range(24)}))
+    source = open_source(write_lmdb(tmp_path / "x_lmdb", {f"{n:040d}": os.urandom(1 << 20) for n in range(24)}))
 
     def forget() -> None:
         """Drop the file from memory, so that what is touched must come from the disk."""
@@ -48,17 +40,17 @@ def test_listing_an_lmdb_touches_no_value(tmp_path: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     forget()
-    if bytes_asked_for(lambda: list(source.read(source.items())), "read_bytes") < 24 << 20:
+    if bytes_read(lambda: list(source.read(source.items())), "read_bytes") < 24 << 20:
         pytest.skip("temporary files lie in memory here")
     forget()
-    assert bytes_asked_for(source.items, "read_bytes") < 1 << 20
+    assert bytes_read(source.items, "read_bytes") < 1 << 20
 
 
 def test_a_truncated_lmdb_is_refused_before_touching_it_kills_the_process(tmp_path: Path) -> None:
-    place = write_lmdb(tmp_path / "x_lmdb", {b"%040d" % n: os.urandom(10_000) for n in range(100)})
-    whole = (place / DATABASE).stat().st_size
-    os.truncate(place / DATABASE, whole // 2)
-    source = open_source(place)
+    path = write_lmdb(tmp_path / "x_lmdb", {f"{n:040d}": os.urandom(10_000) for n in range(100)})
+    whole = (path / DATABASE).stat().st_size
+    os.truncate(path / DATABASE, whole // 2)
+    source = open_source(path)
     for action in (source.items, lambda: list(source.read([]))):
         with pytest.raises(InputError, match=rf"cannot be read as an LMDB \(data.mdb has {whole // 2:,} bytes of"):
             action()
@@ -77,20 +69,20 @@ def official_zip(folder: Path, shared_data: Path) -> Path:
 
 def test_lsuns_zip_is_unpacked_once_and_then_read_as_an_lmdb(tmp_path: Path, shared_data: Path) -> None:
     path, scratch = official_zip(tmp_path, shared_data), tmp_path / "scratch"
-    said: list[str] = []
-    source = open_source(path, scratch=scratch, say=said.append)
+    lines: list[str] = []
+    source = open_source(path, scratch=scratch, say=lines.append)
     target = scratch / "church_outdoor_train_lmdb" / DATABASE
     assert source == LmdbSource(target.parent)
     assert source.name == "church_outdoor_train"
     original = open_source(shared_data / "lsun" / "church_outdoor_sample_lmdb")
-    assert everything(source) == everything(original)
+    assert read_all(source) == read_all(original)
     assert source.facts() == original.facts()
     assert [entry.name for entry in target.parent.iterdir()] == [DATABASE]
-    assert said[-1].startswith("unpack church_outdoor_train: 536,576 of 536,576 bytes")
+    assert lines[-1].startswith("unpack church_outdoor_train: 536,576 of 536,576 bytes")
 
-    first = target.stat().st_mtime_ns
+    unpacked_at = target.stat().st_mtime_ns
     assert open_source(path, scratch=scratch) == source
-    assert target.stat().st_mtime_ns == first  # it was there
+    assert target.stat().st_mtime_ns == unpacked_at
     (target.parent / f".{DATABASE}.0.tmp").write_bytes(b"of a killed run")
     damaged = bytearray(target.read_bytes())
     damaged[300_000] ^= 1  # as long as before
@@ -107,7 +99,7 @@ def test_lsuns_zip_comes_from_an_object_store_as_well(tmp_path: Path, shared_dat
     remote = UPath(f"{s3_bucket}/{tmp_path.name}/church_outdoor_train_lmdb.zip")
     remote.write_bytes(path.read_bytes())
     source = open_source(remote, scratch=tmp_path / "scratch")
-    assert everything(source) == everything(open_source(path, scratch=tmp_path / "other"))
+    assert read_all(source) == read_all(open_source(path, scratch=tmp_path / "other"))
     with pytest.raises(InputError, match=r"must be unpacked onto a local disk .*: unpack it there and give the folder"):
         open_source(remote)
 
@@ -115,7 +107,7 @@ def test_lsuns_zip_comes_from_an_object_store_as_well(tmp_path: Path, shared_dat
 def test_no_name_in_a_zip_says_where_the_lmdb_is_written(tmp_path: Path) -> None:
     path = tmp_path / "in" / "outside.zip"
     path.parent.mkdir()
-    database = write_lmdb(tmp_path / "x", {b"k": b"v"}) / DATABASE
+    database = write_lmdb(tmp_path / "x", {"k": b"v"}) / DATABASE
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(database, "../../escaped/data.mdb")
     shutil.rmtree(tmp_path / "x")
@@ -127,7 +119,7 @@ def test_no_name_in_a_zip_says_where_the_lmdb_is_written(tmp_path: Path) -> None
 def test_a_zip_whose_lmdb_cannot_be_unpacked_is_refused_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = write_lmdb(tmp_path / "x", {b"k": b"v" * 9000}) / DATABASE
+    database = write_lmdb(tmp_path / "x", {"k": b"v" * 9000}) / DATABASE
     twice, damaged = tmp_path / "twice.zip", tmp_path / "damaged.zip"
     with zipfile.ZipFile(twice, "w") as archive:
         archive.write(database, "a_lmdb/data.mdb")

@@ -1,6 +1,5 @@
 """Ray Data makes shards whose bytes depend on the source alone, and goes on where it was stopped."""
 
-import io
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.processes import ROOT
+from support.source_images import encoded, random_image, write_lmdb
 
 from ddpm_core.commit import sha256_file
 from ddpm_core.errors import InputError
@@ -29,23 +29,6 @@ from pipelines.preprocess.driver import preprocess
 from pipelines.shards.dataset import ShardedDataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind)
-    return file.getvalue()
-
-
-def photo(seed: int, height: int = 40, width: int = 50) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def write_lmdb(path: Path, values: dict[str, bytes]) -> Path:
-    with lmdb.open(str(path), map_size=1 << 28) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key.encode(), value)
-    return path
 
 
 def small(source: Path, output: Path, **changes: Any) -> PreprocessConfig:
@@ -62,21 +45,23 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def messy(tmp_path: Path) -> Path:
     """Thirty images in an LMDB, of which four are broken, two too small, and three repeat others across shards."""
-    values = {f"{number:040x}": encoded(photo(number)) for number in range(30)}
-    whole = encoded(photo(99), "JPEG")
+    values = {f"{number:040x}": encoded(random_image(number, 40, 50)) for number in range(30)}
+    whole = encoded(random_image(99, 40, 50), "JPEG")
     values[f"{3:040x}"] = b""
     values[f"{9:040x}"] = whole[: len(whole) // 2]
     values[f"{10:040x}"] = b"\x00" * 100
     values[f"{11:040x}"] = b"RIFF\x10\x00\x00\x00WEBPVP8 "
-    values[f"{12:040x}"] = encoded(photo(12, 15, 90))
-    values[f"{29:040x}"] = encoded(photo(29, 90, 15))
+    values[f"{12:040x}"] = encoded(random_image(12, 15, 90))
+    values[f"{29:040x}"] = encoded(random_image(29, 90, 15))
     values[f"{7:040x}"] = values[f"{5:040x}"]  # within a shard
     values[f"{20:040x}"] = values[f"{5:040x}"]  # in another
-    values[f"{28:040x}"] = encoded(photo(1).convert("RGBA"))  # other bytes, the same pixels
+    values[f"{28:040x}"] = encoded(
+        Image.fromarray(random_image(1, 40, 50)).convert("RGBA")
+    )  # other bytes, the same pixels
     return write_lmdb(tmp_path / "messy_lmdb", values)
 
 
-def names(entries: list[dict[str, str]], kind: str) -> list[int]:
+def skipped_numbers(entries: list[dict[str, str]], kind: str) -> list[int]:
     return [int(entry["key"], 16) for entry in entries if entry["kind"] == kind]
 
 
@@ -86,10 +71,10 @@ def test_the_digits_survive_the_way_through_the_lmdb(digits: ShardedDataset) -> 
     from pipelines.demo.digits import digit_key
 
     keys = [key for number in range(5) for key in digits.keys(number)]
-    place = {key: index for index, key in enumerate(keys)}
+    position = {key: index for index, key in enumerate(keys)}
     original = load_digits().images
-    ours = digits.pixels([place[digit_key(number)] for number in range(len(original))])[..., 0]
-    correlation = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(original, ours, strict=True)]
+    shards = digits.pixels([position[digit_key(number)] for number in range(len(original))])[..., 0]
+    correlation = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(original, shards, strict=True)]
     # The even ones with little margin are the same 8x8 picture; a crop at the wrong place would correlate below 0.5.
     assert np.min(correlation) > 0.95
 
@@ -143,12 +128,12 @@ def test_a_folder_with_another_data_set_is_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_what_cannot_be_taken_is_left_out_and_listed_with_its_reason(messy: Path, tmp_path: Path) -> None:
+def test_broken_and_small_images_are_left_out_and_listed_with_a_reason(messy: Path, tmp_path: Path) -> None:
     dataset = preprocess(small(messy, tmp_path / "out"))
     skipped = dataset.manifest["skipped"]
-    assert names(skipped, "undecodable") == [3, 9, 10, 11]
-    assert names(skipped, "too small") == [12, 29]
-    assert names(skipped, "duplicate") == []
+    assert skipped_numbers(skipped, "undecodable") == [3, 9, 10, 11]
+    assert skipped_numbers(skipped, "too small") == [12, 29]
+    assert skipped_numbers(skipped, "duplicate") == []
     reasons = {int(entry["key"], 16): entry["reason"] for entry in skipped}
     assert reasons[3] == "ValueError: 0 bytes"
     assert "truncated" in reasons[9]
@@ -160,7 +145,7 @@ def test_what_cannot_be_taken_is_left_out_and_listed_with_its_reason(messy: Path
 
 def test_duplicates_are_left_out_wherever_the_first_one_lies(messy: Path, tmp_path: Path) -> None:
     once = preprocess(small(messy, tmp_path / "once", duplicates="skip"))
-    assert names(once.manifest["skipped"], "duplicate") == [7, 20, 28]
+    assert skipped_numbers(once.manifest["skipped"], "duplicate") == [7, 20, 28]
     reasons = {int(entry["key"], 16): entry["reason"] for entry in once.manifest["skipped"]}
     assert reasons[20] == f"same pixels as '{5:040x}'"
     pixels = once.pixels(range(len(once)))
@@ -178,7 +163,7 @@ def test_duplicates_are_left_out_wherever_the_first_one_lies(messy: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"undecodable": "fail"}, r"holds the image '0+3' \(ValueError: 0 bytes\), and --undecodable is 'fail'"),
         ({"too_small": "fail"}, r"holds the image '0+c' \(90x15 pixels, smaller than 16\), and --too-small is 'fail'"),
@@ -188,13 +173,13 @@ def test_duplicates_are_left_out_wherever_the_first_one_lies(messy: Path, tmp_pa
         ),
     ],
 )
-def test_a_policy_that_is_broken_stops_the_run_before_a_manifest(
-    messy: Path, tmp_path: Path, changes: dict[str, Any], said: str
+def test_a_broken_policy_stops_the_run_before_a_manifest(
+    messy: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         preprocess(small(messy, tmp_path / "out", **changes))
     assert not (tmp_path / "out" / "manifest.json").exists()
-    # What was made is no loss: with another policy the run goes on.
+    # With another policy the run goes on from the shards that were made.
     lines: list[str] = []
     assert len(preprocess(small(messy, tmp_path / "out"), lines.append)) == 24
 
@@ -295,7 +280,7 @@ def test_killed_workers_and_a_killed_driver_change_nothing(digits_lmdb: Path, tm
     resumed.verify()
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_the_run_goes_on_after_it(messy: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_in_a_sentence_and_the_run_resumes_after_it(messy: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

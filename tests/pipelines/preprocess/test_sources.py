@@ -1,22 +1,22 @@
-"""Which source lies at a place, told by what is there, and what is said where there is none."""
+"""Which source lies at a path, recognised by its content, and what is said if there is none."""
 
 import bz2
 import gzip
-import io
 import lzma
-import tarfile
 import zipfile
 from pathlib import Path
 
-import lmdb
 import pytest
-from support.source_images import encoded, everything, picture
+from support.source_images import encoded, random_image, read_all, write_lmdb, write_tar
 from upath import UPath
 
 from ddpm_core.errors import InputError
 from pipelines.preprocess.sources.image_files import FolderSource, TarSource, ZipSource
+from pipelines.preprocess.sources.items import Item
 from pipelines.preprocess.sources.lsun import LmdbSource
-from pipelines.preprocess.sources.open import Item, list_items, open_source
+from pipelines.preprocess.sources.open import list_items, open_source
+
+ONE_IMAGE = {"a.png": encoded(random_image(0))}
 
 
 def test_an_lsun_lmdb_lists_its_keys_in_order_and_reads_them(digits_lmdb: Path) -> None:
@@ -24,48 +24,39 @@ def test_an_lsun_lmdb_lists_its_keys_in_order_and_reads_them(digits_lmdb: Path) 
     items = list_items(source, digits_lmdb)
     assert len(items) == 1797
     assert all(len(item.key) == 40 and item == Item(item.key) for item in items)
-    assert all(isinstance(value, bytes) and value[8:12] == b"WEBP" for value in everything(source).values())
+    assert all(isinstance(value, bytes) and value[8:12] == b"WEBP" for value in read_all(source).values())
     assert source.name == "digits_train"
 
 
-def write_tar(place: Path, mode: str = "w") -> Path:
-    with tarfile.open(place, mode) as archive:  # type: ignore[call-overload]
-        member = tarfile.TarInfo("a.png")
-        content = encoded(picture(0))
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-    return place
-
-
-def test_a_file_is_told_by_its_content_not_its_name(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.zip")
+def test_a_file_is_recognised_by_its_content_not_its_name(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.zip", ONE_IMAGE)
     with zipfile.ZipFile(tmp_path / "b.tar", "w") as archive:
-        archive.writestr("a.png", encoded(picture(0)))
+        archive.writestr("a.png", ONE_IMAGE["a.png"])
     assert isinstance(open_source(tmp_path / "a.zip"), TarSource)
     assert isinstance(open_source(tmp_path / "b.tar"), ZipSource)
 
 
 def test_a_folder_of_images_may_hold_other_things(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded(picture(0)))
+    (tmp_path / "a.png").write_bytes(ONE_IMAGE["a.png"])
     for name in ("manifest.json", "plan.json", "labels.txt", ".hidden.parquet"):
         (tmp_path / name).write_text("{}")
     assert isinstance(open_source(tmp_path), FolderSource)
 
 
 def test_an_lmdb_in_an_object_store_is_refused_with_the_reason(tmp_path: Path) -> None:
-    place = UPath(f"memory://{tmp_path.name}/church_lmdb")
-    (place / "data.mdb").write_bytes(b"x")
+    path = UPath(f"memory://{tmp_path.name}/church_lmdb")
+    (path / "data.mdb").write_bytes(b"x")
     with pytest.raises(
         InputError, match=r"is an LMDB in an object store, where it cannot be mapped .*: copy the folder to a"
     ):
-        open_source(place)
+        open_source(path)
 
 
 @pytest.mark.parametrize(
     ("mode", "tool"), [("w:gz", "gunzip -k"), ("w:bz2", "bunzip2 -k"), ("w:xz", "unxz -k")], ids=["gz", "bz2", "xz"]
 )
 def test_a_compressed_tar_is_refused_and_its_tar_is_read(mode: str, tool: str, tmp_path: Path) -> None:
-    packed = write_tar(tmp_path / "faces.tar.packed", mode)
+    packed = write_tar(tmp_path / "faces.tar.packed", ONE_IMAGE, mode)
     with pytest.raises(
         InputError, match=rf"is compressed, .* is no CIFAR-10: decompress it \({tool}\) and give the tar"
     ):
@@ -73,7 +64,7 @@ def test_a_compressed_tar_is_refused_and_its_tar_is_read(mode: str, tool: str, t
     content = packed.read_bytes()
     decompress = {"w:gz": gzip.decompress, "w:bz2": bz2.decompress, "w:xz": lzma.decompress}[mode]
     (tmp_path / "faces.tar").write_bytes(decompress(content))
-    assert everything(open_source(tmp_path / "faces.tar")) == {"a.png": encoded(picture(0))}
+    assert read_all(open_source(tmp_path / "faces.tar")) == ONE_IMAGE
 
 
 def test_a_compressed_file_that_is_no_tar_or_is_cut_is_refused_too(tmp_path: Path) -> None:
@@ -84,25 +75,25 @@ def test_a_compressed_file_that_is_no_tar_or_is_cut_is_refused_too(tmp_path: Pat
             open_source(tmp_path / "x.gz")
 
 
-def test_a_split_is_refused_where_there_is_none(tmp_path: Path, digits_lmdb: Path) -> None:
+def test_a_split_is_refused_if_the_source_has_none(tmp_path: Path, digits_lmdb: Path) -> None:
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(encoded(picture(0)))
-    for place in (digits_lmdb, tmp_path / "images", write_tar(tmp_path / "x.tar")):
+    (tmp_path / "images" / "a.png").write_bytes(ONE_IMAGE["a.png"])
+    for path in (digits_lmdb, tmp_path / "images", write_tar(tmp_path / "x.tar", ONE_IMAGE)):
         with pytest.raises(InputError, match=r"--split is 'test', but source .* has no splits: leave it out$"):
-            open_source(place, split="test")
+            open_source(path, split="test")
 
 
 def test_facts_are_the_same_for_a_copy_elsewhere(tmp_path: Path) -> None:
     for folder in ("here", "there/deeper"):
         (tmp_path / folder / "faces").mkdir(parents=True)
-        (tmp_path / folder / "faces" / "a.png").write_bytes(encoded(picture(0)))
-        write_tar(tmp_path / folder / "faces.tar")
+        (tmp_path / folder / "faces" / "a.png").write_bytes(ONE_IMAGE["a.png"])
+        write_tar(tmp_path / folder / "faces.tar", ONE_IMAGE)
     for name in ("faces", "faces.tar"):
         facts = [open_source(tmp_path / folder / name).facts() for folder in ("here", "there/deeper")]
         assert facts[0] == facts[1]
         assert str(tmp_path) not in str(facts)
     before = open_source(tmp_path / "here" / "faces").facts()
-    (tmp_path / "here" / "faces" / "a.png").write_bytes(encoded(picture(0, 9)))
+    (tmp_path / "here" / "faces" / "a.png").write_bytes(encoded(random_image(0, 9)))
     assert open_source(tmp_path / "here" / "faces").facts() != before
 
 
@@ -110,11 +101,8 @@ def test_what_is_no_source_is_refused_in_a_sentence(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "file").write_text("x")
-    no_images = tmp_path / "texts_lmdb"
-    with lmdb.open(str(no_images)) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"0" * 40, b"hello")
-    nothing = tmp_path / "nothing_lmdb"
-    lmdb.open(str(nothing)).close()
+    no_images = write_lmdb(tmp_path / "texts_lmdb", {"0" * 40: b"hello"})
+    nothing = write_lmdb(tmp_path / "nothing_lmdb", {})
     damaged = tmp_path / "damaged_lmdb"
     damaged.mkdir()
     (damaged / "data.mdb").write_bytes(b"this is no database")
@@ -123,7 +111,7 @@ def test_what_is_no_source_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (texts / "a.png").write_text("no picture")
     no_members = tmp_path / "empty.zip"
     zipfile.ZipFile(no_members, "w").close()
-    for place, said in [
+    for path, message in [
         (
             tmp_path / "missing",
             "does not exist: give LSUN's LMDB folder or zip, StyleGAN's TFRecords, CIFAR-10's tar.gz, Par",
@@ -136,8 +124,8 @@ def test_what_is_no_source_is_refused_in_a_sentence(tmp_path: Path) -> None:
         (texts, r"holds no images \(its first value, 'a.png', is 10 bytes that decode as none\): give"),
         (damaged, r"cannot be read as an LMDB \(.*\): copy or unpack it again"),
     ]:
-        with pytest.raises(InputError, match=said) as caught:
-            list_items(open_source(place), place)
-        assert str(place) in str(caught.value)
+        with pytest.raises(InputError, match=message) as caught:
+            list_items(open_source(path), path)
+        assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert isinstance(open_source(damaged), LmdbSource)

@@ -1,21 +1,13 @@
 """One image through the transform: every kind of file a data set holds, against pixels known beforehand."""
 
-import io
-from typing import Any
-
 import numpy as np
 import pytest
 from PIL import Image
+from support.source_images import encoded
 
 from pipelines.preprocess.transform import FILTERS, Filter, TooSmallError, decode, transform
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind, **options)
-    return file.getvalue()
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -34,7 +26,7 @@ def test_the_centre_is_cropped_before_the_resize(name: Filter, height: int, widt
     top, left = (height - side) // 2, (width - side) // 2
     cropped = Image.fromarray(pixels[top : top + side, left : left + side])
     expected = np.asarray(cropped.resize((8, 8), FILTERS[name]))
-    assert (rgb(encoded(Image.fromarray(pixels)), 8, name) == expected).all()
+    assert (rgb(encoded(pixels), 8, name) == expected).all()
     assert (rgb(pixels, 8, name) == expected).all()  # pixels that need no decoding take the same way
     surroundings = noise(height, width) if side == max(height, width) else np.full_like(pixels, 255)
     surroundings[top : top + side, left : left + side] = pixels[top : top + side, left : left + side]
@@ -57,24 +49,24 @@ def test_an_image_of_the_right_size_is_left_alone() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
-    """The stored picture is turned so that a viewer that obeys the tag shows `wanted`, by the tag's definition: the row
+    """The stored picture is turned so that a viewer that obeys the tag shows `expected`, by the tag's definition: the row
     and column of the stored picture's first pixel."""
-    wanted = np.zeros((32, 32, 3), np.uint8)
-    wanted[:16, :16], wanted[:16, 16:], wanted[16:, :16], wanted[16:, 16:] = RED, GREEN, BLUE, WHITE
+    expected = np.zeros((32, 32, 3), np.uint8)
+    expected[:16, :16], expected[:16, 16:], expected[16:, :16], expected[16:, 16:] = RED, GREEN, BLUE, WHITE
     turned = {
-        1: wanted,
-        2: wanted[:, ::-1],
-        3: wanted[::-1, ::-1],
-        4: wanted[::-1],
-        5: wanted.transpose(1, 0, 2),
-        6: np.rot90(wanted),
-        7: wanted[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(wanted, -1),
+        1: expected,
+        2: expected[:, ::-1],
+        3: expected[::-1, ::-1],
+        4: expected[::-1],
+        5: expected.transpose(1, 0, 2),
+        6: np.rot90(expected),
+        7: expected[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(expected, -1),
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
-    value = encoded(Image.fromarray(np.ascontiguousarray(turned)), kind, exif=exif, **options)
+    value = encoded(np.ascontiguousarray(turned), kind, exif=exif, **options)
     corners = rgb(value, 32)[[4, 4, -4, -4], [4, -4, 4, -4]].astype(int)
     assert np.abs(corners - [RED, GREEN, BLUE, WHITE]).max() < 12  # JPEG's own loss
 
@@ -114,9 +106,9 @@ def test_a_palette_with_a_transparent_entry_lies_on_white() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_keep_their_high_byte_and_are_not_clipped(kind: str) -> None:
     values = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
-    image = decode(encoded(Image.fromarray(values), kind))
+    image = decode(encoded(values, kind))
     assert (np.asarray(image) == values >> 8).all()
-    grey = transform(encoded(Image.fromarray(values), kind), image_size=64, channels=1, filter="lanczos")
+    grey = transform(encoded(values, kind), image_size=64, channels=1, filter="lanczos")
     assert (grey[..., 0] == values >> 8).all()
 
 
@@ -130,23 +122,23 @@ def test_one_channel_is_the_luma_of_rgb() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (b"", "0 bytes"),
         (b"no image at all", "cannot identify image file"),
-        (encoded(Image.fromarray(noise(64, 64)), "JPEG")[:900], "truncated"),
-        (encoded(Image.fromarray(noise(64, 64)), "PNG")[:-2000], "truncated"),
-        (encoded(Image.fromarray(noise(64, 64)), "WEBP")[:900], "(?i)decode|truncated|cannot identify"),
+        (encoded(noise(64, 64), "JPEG")[:900], "truncated"),
+        (encoded(noise(64, 64), "PNG")[:-2000], "truncated"),
+        (encoded(noise(64, 64), "WEBP")[:900], "(?i)decode|truncated|cannot identify"),
         (encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "mode 'F' states no range"),
     ],
 )
-def test_what_does_not_decode_says_why(value: bytes, said: str) -> None:
-    with pytest.raises(Exception, match=said):
+def test_a_value_that_does_not_decode_says_why(value: bytes, message: str) -> None:
+    with pytest.raises(Exception, match=message):
         rgb(value)
 
 
 def test_a_flipped_bit_in_a_png_is_not_taken_for_an_image() -> None:
-    value = bytearray(encoded(Image.fromarray(noise(64, 64))))
+    value = bytearray(encoded(noise(64, 64)))
     value[len(value) // 2] ^= 1
     with pytest.raises(Exception, match=r"(?i)crc|checksum|broken|data stream|truncated"):
         rgb(bytes(value))

@@ -19,8 +19,9 @@ from ddpm_core.training import OptimConfig
 from pipelines.evaluate.driver import evaluate
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SweepConfig
-from pipelines.sweep.driver import SweepResult, sweep
+from pipelines.sweep.driver import sweep
 from pipelines.sweep.points import Point
+from pipelines.sweep.result import SweepResult
 from pipelines.train.driver import run_name, train
 
 
@@ -29,12 +30,12 @@ def artifact(storage: Path, result: SweepResult, name: str) -> Any:
     return json.loads(Path(client.download_artifacts(result.run_id, name)).read_text())
 
 
-WILD = OptimConfig(batch_size=8, lr=1e30, warmup_steps=0, ema_decay=0.9)
+DIVERGING = OptimConfig(batch_size=8, lr=1e30, warmup_steps=0, ema_decay=0.9)
 
 
-def with_wild(config: SweepConfig) -> dict[str, Point]:
+def with_diverging(config: SweepConfig) -> dict[str, Point]:
     """A sweep's points, and one that diverges."""
-    return {**points_of(config), "wild": Point(replace(config.train, optim=WILD), {"optim.lr": "1e30"})}
+    return {**points_of(config), "wild": Point(replace(config.train, optim=DIVERGING), {"optim.lr": "1e30"})}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def swept(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> t
     """linear, quad, and a point that diverges."""
     storage = tmp_path_factory.mktemp("swept")
     config = schedules(training(digits, storage), matched=False)
-    return storage, config, sweep(config, with_wild(config))
+    return storage, config, sweep(config, with_diverging(config))
 
 
 def test_a_trial_is_the_plain_run_of_its_values(
@@ -66,12 +67,12 @@ def test_a_sweep_that_is_done_starts_nothing(swept: tuple[Path, ScheduleSweep, S
     storage, config, result = swept
     stamps = {path: path.stat().st_mtime_ns for path in storage.rglob("*.*")}
     lines: list[str] = []
-    assert sweep(config, with_wild(config), lines.append) == result
+    assert sweep(config, with_diverging(config), lines.append) == result
     assert lines == [f"sweep: {result.name} is done, 3 trials"]
     assert {path: path.stat().st_mtime_ns for path in storage.rglob("*.*")} == stamps
 
 
-def test_the_records_of_a_sweep_hold_its_trials_curves_rungs_and_conclusion(
+def test_a_sweeps_records_hold_its_trials_schedules_and_conclusion(
     swept: tuple[Path, ScheduleSweep, SweepResult],
 ) -> None:
     storage, _, result = swept
@@ -98,7 +99,7 @@ def test_the_records_of_a_sweep_hold_its_trials_curves_rungs_and_conclusion(
     assert run.data.tags["mlflow.parentRunId"] == result.run_id
 
 
-def test_what_diverges_is_recorded_with_its_step_and_does_not_stop_the_others(
+def test_a_diverged_trial_is_recorded_and_does_not_stop_the_others(
     swept: tuple[Path, ScheduleSweep, SweepResult],
 ) -> None:
     _, _, result = swept

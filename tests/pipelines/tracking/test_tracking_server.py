@@ -25,7 +25,7 @@ from support.training import NETWORK, OPTIM
 from ddpm_core.checkpoint import snapshot, write_checkpoint
 from pipelines.nightly import alarms
 from pipelines.nightly.config import NightlyConfig
-from pipelines.nightly.night import nightly
+from pipelines.nightly.driver import nightly
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking import retry
 from pipelines.tracking.queries import path_of_model
@@ -180,13 +180,13 @@ def test_what_waits_is_sent_as_soon_as_the_server_is_back(servers: tuple[Server,
 
 
 @pytest.mark.slow
-def test_a_training_ends_well_without_its_server_and_the_night_finds_what_was_sent_later(
+def test_a_training_ends_without_its_server_and_a_night_finds_its_entries(
     servers: tuple[Server, Postgres], digits: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _ = servers
     monkeypatch.setattr("pipelines.train.driver.LAST_WAIT", 2.0)
-    monkeypatch.setattr(alarms, "NARROW", 0.0)  # samples after four steps look wrong, and rightly so
-    monkeypatch.setattr(alarms, "SATURATED", 1.0)
+    monkeypatch.setattr(alarms, "LEAST_SPREAD", 0.0)  # samples after four steps look wrong, and rightly so
+    monkeypatch.setattr(alarms, "MOST_SATURATION", 1.0)
     settings = config_for(
         "tiny",
         shards=str(digits.path),

@@ -1,0 +1,174 @@
+"""What measured numbers say of each other: whether intervals overlap, how a sweep's points stand, and both in words.
+
+Plain floats and no torch: the pipelines decide by these verdicts, and the reports state them. An interval is a 95 % one.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+Interval = tuple[float, float]  # (low, high)
+
+
+def known_interval(low: float | None, high: float | None) -> Interval | None:
+    """Both ends of an interval, None unless they are finite numbers."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return low, high
+
+
+def intervals_overlap(one: Interval | None, other: Interval | None) -> bool | None:
+    """Whether two intervals share a value, be it an end; None if one of them is not known."""
+    if one is None or other is None:
+        return None
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's interval for the mean of a normal law of which two or more independent values were seen."""
+    import scipy.stats  # takes a second to load, which a report without several seeds does not need
+
+    return _t_interval(lambda: scipy.stats.ttest_1samp(values, 0.0), level)
+
+
+def difference_interval(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> Interval:
+    """Welch's interval for the mean of `one` less that of `other`, two or more independent values each, whose variances may
+    differ; Satterthwaite's degrees of freedom."""
+    import scipy.stats
+
+    return _t_interval(lambda: scipy.stats.ttest_ind(one, other, equal_var=False), level)
+
+
+def _t_interval(test: Callable[[], Any], level: float) -> Interval:
+    with warnings.catch_warnings():
+        # Equal values have no variance: scipy doubts its test, but an interval without width is what they say.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = test().confidence_interval(level)
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The distance of one trial, that is, of a point with one seed, and the interval of its samples' noise."""
+
+    point: str
+    distance: float
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A point over its seeds: the mean distance, their standard deviation (None of one seed), and an interval of the mean.
+    Of two seeds or more that is Student's and covers training and sampling; of one, the sampling alone, None if unknown."""
+
+    point: str
+    seeds: int
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def interval(self) -> Interval | None:
+        return known_interval(self.low, self.high)
+
+    @property
+    def spread(self) -> str:
+        """+- the standard deviation over seeds; empty for one seed."""
+        return "" if self.std is None else f" +- {self.std:.2g}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a point is above the best one: the difference of their means with its interval, and whether 0 lies below
+    that; None if there is no interval."""
+
+    point: str
+    difference: float
+    low: float | None
+    high: float | None
+    apart: bool | None
+
+
+def distances_by_point(measurements: Iterable[Measurement]) -> dict[str, list[float]]:
+    """Each point's distances, points in the order of their first measurements."""
+    distances: dict[str, list[float]] = {}
+    for measurement in measurements:
+        distances.setdefault(measurement.point, []).append(measurement.distance)
+    return distances
+
+
+def standings(measurements: Sequence[Measurement]) -> list[Standing]:
+    """Of the points all of whose distances are finite, the lowest mean first."""
+    intervals = {measurement.point: measurement.interval for measurement in measurements}
+    ranking = []
+    for point, distances in distances_by_point(measurements).items():
+        if not all(map(math.isfinite, distances)):
+            continue
+        several = len(distances) > 1
+        low, high = mean_interval(distances) if several else intervals[point] or (None, None)
+        std = stdev(distances) if several else None
+        ranking.append(Standing(point, len(distances), fmean(distances), std, low, high))
+    return sorted(ranking, key=lambda standing: (standing.mean, standing.point))
+
+
+def compare_with_best(ranking: Sequence[Standing], measurements: Sequence[Measurement]) -> list[Comparison]:
+    """Every other standing beside the first. With two seeds or more each, the interval is Welch's over the seeds; else that
+    of the samples' noise, as independent."""
+    distances = distances_by_point(measurements)
+    comparisons = []
+    for other in ranking[1:]:
+        best = ranking[0]
+        difference = other.mean - best.mean
+        low = high = None
+        if best.seeds > 1 and other.seeds > 1:
+            low, high = difference_interval(distances[other.point], distances[best.point])
+        elif best.interval is not None and other.interval is not None:
+            reach = math.hypot(*((end - start) / 2.0 for start, end in (best.interval, other.interval)))
+            low, high = difference - reach, difference + reach
+        apart = None if low is None else low > 0.0
+        comparisons.append(Comparison(other.point, difference, low, high, apart))
+    return comparisons
+
+
+def conclude(
+    ranking: Sequence[Standing], comparisons: Sequence[Comparison], metric: str, choice: str | None = None
+) -> str:
+    """Which point wins, by how much, with what certainty, and whether that agrees with the paper. choice: the point that
+    the paper chose."""
+    if not ranking:
+        return "no point has a result"
+    best = ranking[0]
+    seeds = "1 seed" if best.seeds == 1 else f"{best.seeds} seeds"
+    text = f"{best.point} has the lowest {metric}, {best.mean:.4g}{best.spread} ({seeds})"
+    if not comparisons:
+        return f"{text}; there is nothing to compare it with"
+    second = comparisons[0]
+    text += f"; {second.point} is {second.difference:.3g} above"
+    if second.low is None:
+        text += ", and nothing says whether that is more than noise"
+    else:
+        text += f" (95 % interval {second.low:.3g} to {second.high:.3g})"
+        level = [comparison.point for comparison in comparisons if comparison.apart is False]
+        text += (
+            f"; not to be told apart from it: {', '.join(level)}" if level else "; all others are above it for certain"
+        )
+        if best.seeds == 1:
+            text += ", as far as the samples' noise goes: one seed says nothing of the training's"
+    return f"{text}. {agreement(best, comparisons, choice)}" if choice else text
+
+
+def agreement(best: Standing, comparisons: Sequence[Comparison], choice: str) -> str:
+    """What the outcome means for the paper's choice."""
+    if best.point == choice:
+        certain = all(comparison.apart for comparison in comparisons)
+        return f"The paper chose {choice} too" + ("" if certain else ", which this sweep supports without proving it")
+    chosen = next((comparison for comparison in comparisons if comparison.point == choice), None)
+    if chosen is None:
+        return f"The paper chose {choice}, which has no result here"
+    if chosen.apart:
+        return f"The paper chose {choice}, which is {chosen.difference:.3g} above here: that does not agree"
+    return f"The paper chose {choice}, which this sweep does not tell apart from it: that is no disagreement"

@@ -1,0 +1,99 @@
+"""A training as the nightly evaluation sees it: its checkpoints, and what they were measured to be."""
+
+import contextlib
+from functools import cached_property
+from pathlib import Path
+
+from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
+from ddpm_core.commit import MANIFEST
+from ddpm_core.errors import InputError
+from pipelines.checkpoints.store import saved_steps
+from pipelines.evaluate.driver import Evaluator
+from pipelines.evaluate.evaluation import Evaluation, read_evaluation
+from pipelines.evaluate.records import Records
+from pipelines.evaluate.subject import open_subject
+from pipelines.nightly.config import NightlyConfig
+from pipelines.runtime.fan_out import Pool
+from pipelines.runtime.layout import Storage, open_storage
+from pipelines.runtime.locations import Location
+from pipelines.runtime.progress import Say
+from pipelines.tracking.queries import Training
+from pipelines.tracking.tracker import Tracker
+
+
+class NightlyTraining:
+    """A training of the experiment. record: what MLflow knows of it. evaluator: of its checkpoints, None until there is a
+    checkpoint by which it could be opened. refused: why its checkpoints cannot be evaluated as asked, if so."""
+
+    def __init__(
+        self,
+        record: Training,
+        config: NightlyConfig,
+        storage: Storage[Path],
+        tracker: Tracker,
+        pool: Pool,
+        say: Say,
+    ) -> None:
+        self.record, self.config, self.storage, self.tracker, self.pool, self.say = (
+            record,
+            config,
+            storage,
+            tracker,
+            pool,
+            say,
+        )
+        self.evaluator: Evaluator | None = None
+        self.refused: str | None = None
+        self._measured: set[int] = set()  # steps: a result does not go away while a night lasts
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @cached_property
+    def folder(self) -> Location:
+        """The folder of its checkpoints: in the night's storage, or where the training was told to keep them."""
+        here = self.storage.run(self.name).folder
+        return here if here.is_dir() else open_storage(self.record.storage).run(self.name).folder
+
+    def open_evaluator(self, checkpoint: Checkpoint) -> Evaluator:
+        """The evaluator of its checkpoints, of which this is any. Raises InputError if they cannot be evaluated as asked."""
+        if self.evaluator is None:
+            run = self.storage.run(self.name, self.folder)
+            subject = open_subject(self.config.evaluation(self.name), run, (checkpoint,), self.storage, self.say)
+            self.evaluator = Evaluator(subject, Records(subject, lambda: self.tracker), self.pool, self.say)
+        return self.evaluator
+
+    def unmeasured(self) -> list[tuple[int, Location]]:
+        """(step, path) of each checkpoint that has no result, by ascending step."""
+        paths = [(step, self.folder / checkpoint_name(step)) for step in saved_steps(self.folder)]
+        self._measured |= {step for step, path in paths if step not in self._measured and self.is_measured(path)}
+        return [(step, path) for step, path in paths if step not in self._measured]
+
+    def is_measured(self, path: Location) -> bool:
+        """Whether a checkpoint has its result, on disk and in MLflow. False if it cannot be read."""
+        try:
+            checkpoint = open_checkpoint(path)
+        except InputError:
+            return False
+        evaluator = self.open_evaluator(checkpoint)
+        return evaluator.subject.is_measured(checkpoint, "selection") and evaluator.records.is_logged(checkpoint)
+
+    def evaluations(self) -> list[Evaluation]:
+        """All its results under the nightly protocol, by ascending step; those of deleted checkpoints too."""
+        if self.evaluator is None:
+            return []
+        subject = self.evaluator.subject
+        folder = subject.results(subject.protocol("train", "selection"))
+        evaluations = [read_evaluation(path.parent) for path in folder.glob(f"step-*/{MANIFEST}")]
+        return sorted(evaluations, key=lambda evaluation: evaluation.step)
+
+    def current_evaluations(self) -> list[Evaluation]:
+        """Those whose checkpoint is still there, with the weights that were measured."""
+        current = []
+        for evaluation in self.evaluations():
+            with contextlib.suppress(InputError):
+                checkpoint = open_checkpoint(self.folder / evaluation.folder.name)
+                if self.evaluator is not None and self.evaluator.subject.is_measured(checkpoint, "selection"):
+                    current.append(evaluation)
+        return current

@@ -1,0 +1,47 @@
+"""What a sweep came to: how every trial ended, and what they say together."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddpm_core.commit import MANIFEST
+from ddpm_core.verdicts import Standing, standings
+from pipelines.sweep.ranking import Outcome, measurements
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep. run_id: of its MLflow run. metric: what the points are compared by. outcomes: by point and seed."""
+
+    name: str
+    run_id: str
+    metric: str
+    outcomes: tuple[Outcome, ...]
+    conclusion: str
+
+    @property
+    def ranking(self) -> list[Standing]:
+        """The points that finished, the lowest mean distance first."""
+        return standings(measurements([outcome for outcome in self.outcomes if outcome.status == "finished"]))
+
+    def describe(self) -> list[str]:
+        """The result in sentences, the conclusion last."""
+        lines = [
+            f"{rank}. {standing.point}: {self.metric} {standing.mean:.4g}{standing.spread} over {standing.seeds} of its seeds"
+            for rank, standing in enumerate(self.ranking, 1)
+        ]
+        lines += [
+            f"{outcome.point}, seed {outcome.seed}, {outcome.status} at step {outcome.steps:,}: {outcome.reason}"
+            for outcome in self.outcomes
+            if outcome.status != "finished"
+        ]
+        return [*lines, self.conclusion]
+
+
+def read_result(folder: Path) -> SweepResult | None:
+    """The result of a sweep by its folder; None if it is not finished."""
+    try:
+        facts = json.loads((folder / MANIFEST).read_text())
+    except OSError:
+        return None
+    return SweepResult(**{**facts, "outcomes": tuple(Outcome(**outcome) for outcome in facts["outcomes"])})
