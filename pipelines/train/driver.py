@@ -25,6 +25,7 @@ from ddpm_core.records import (
     CONFIG,
     CONTACT_SHEET,
     CONTACT_SHEET_LAYOUT,
+    CPU_DEVICE,
     DATA_CARD,
     DATA_TAG,
     DEVICE_TAG,
@@ -306,6 +307,6 @@ def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
 
 def device_name(resources: Resources, workers: int) -> str:
     if not resources.gpus:
-        return f"{workers} x CPU"
+        return f"{workers} x {CPU_DEVICE}"
     kinds = [key.removeprefix("accelerator_type:") for key in ray.cluster_resources() if "accelerator_type:" in key]
     return f"{workers} x {' or '.join(kinds) or 'GPU'}"

@@ -8,24 +8,33 @@ import pytest
 from support.report_experiments import DIGITS, FEWER, FID
 
 from ddpm_core.protocol import Protocol
-from reports.records.entities import Checkpoint, DataCard, Evaluation, ExperimentRecord, Sweep, TrainingRun, Trial
+from reports.records.entities import (
+    CheckpointRecord,
+    DataCard,
+    EvaluationRecord,
+    ExperimentRecord,
+    RunRecord,
+    SweepRecord,
+    TrialRecord,
+)
 from reports.verdicts import paper
-from reports.verdicts.conclusions import answer, compare_with_paper
+from reports.verdicts.comparison import compare_with_paper
+from reports.verdicts.conclusions import answer
 from reports.verdicts.ranking import Entry, Verdict, rank
-from reports.verdicts.sweeps import SweepResult, analyse
+from reports.verdicts.sweeps import SweepAnalysis, analyse
 
 CIFAR10 = DataCard(name="CIFAR-10", images=50_000, shape=(32, 32, 3))
 
 
-def point(step: int, distance: float, half: float | None = 1.0) -> Checkpoint:
+def point(step: int, distance: float, half: float | None = 1.0) -> CheckpointRecord:
     if half is None:
-        return Checkpoint(step=step, distance=distance)
-    return Checkpoint(step=step, distance=distance, low=distance - half, high=distance + half)
+        return CheckpointRecord(step=step, distance=distance)
+    return CheckpointRecord(step=step, distance=distance, low=distance - half, high=distance + half)
 
 
-def run(name: str, *points: Checkpoint, protocol: Protocol = DIGITS, card: DataCard | None = None) -> TrainingRun:
-    evaluation = Evaluation(run_id=f"e-{name}", status="FINISHED", protocol=protocol, checkpoints=points)
-    return TrainingRun(
+def run(name: str, *points: CheckpointRecord, protocol: Protocol = DIGITS, card: DataCard | None = None) -> RunRecord:
+    evaluation = EvaluationRecord(run_id=f"e-{name}", status="FINISHED", protocol=protocol, checkpoints=points)
+    return RunRecord(
         run_id=name,
         name=name,
         status="FINISHED",
@@ -37,7 +46,7 @@ def run(name: str, *points: Checkpoint, protocol: Protocol = DIGITS, card: DataC
     )
 
 
-def record(*runs: TrainingRun) -> ExperimentRecord:
+def record(*runs: RunRecord) -> ExperimentRecord:
     return ExperimentRecord(name="x", experiment_id="1", tracking_uri="sqlite:///x.db", runs=runs)
 
 
@@ -46,18 +55,18 @@ def entry(distance: float, card: DataCard | None, protocol: Protocol = FID) -> E
     return Entry(run=trained, evaluation=trained.evaluations[0], checkpoint=trained.evaluations[0].checkpoints[0])
 
 
-def sweep_of(*runs: TrainingRun, failed: tuple[str, ...] = ()) -> SweepResult:
+def sweep_of(*runs: RunRecord, failed: tuple[str, ...] = ()) -> SweepAnalysis:
     trials = [
-        Trial(
+        TrialRecord(
             label=r.name, point=r.name, run_id=r.run_id, evaluation_run_id=f"e-{r.name}", steps=1,
             status="failed" if r.name in failed else "finished", prior_bpd=None,
         )
         for r in runs
     ]  # fmt: skip
-    return analyse(Sweep(run_id="s", name="s", status="FINISHED", trials=tuple(trials)), record(*runs))
+    return analyse(SweepRecord(run_id="s", name="s", trials=tuple(trials)), record(*runs))
 
 
-def conclusion(*runs: TrainingRun) -> str:
+def conclusion(*runs: RunRecord) -> str:
     (ranking,) = sweep_of(*runs).rankings
     return ranking.conclusion
 
@@ -88,7 +97,7 @@ def test_every_field_of_the_protocol_separates() -> None:
 
 def test_a_checkpoint_measured_again_is_reported_on_those_samples() -> None:
     chosen = run("a", point(1, 5.0, 0.5), point(2, 4.0, 0.5))
-    again = Evaluation(
+    again = EvaluationRecord(
         run_id="e-again",
         status="FINISHED",
         protocol=replace(DIGITS, purpose="report"),
@@ -119,8 +128,8 @@ def test_fid_leads_then_the_most_samples() -> None:
 
 def test_a_checkpoint_measured_twice_counts_as_measured_last() -> None:
     twice = run("a", point(1, 5.0))
-    again = replace(twice.evaluations[0], run_id="later", checkpoints=(point(1, 6.0),))
-    (ranking,) = rank([replace(twice, evaluations=(*twice.evaluations, again))])
+    again = replace(twice.evaluations[0], run_id="later", started=1, checkpoints=(point(1, 6.0),))
+    (ranking,) = rank([replace(twice, evaluations=(again, *twice.evaluations))])
     assert [e.checkpoint.distance for e in ranking.entries] == [6.0]
 
 
@@ -134,7 +143,7 @@ def test_a_checkpoint_measured_twice_counts_as_measured_last() -> None:
         (point(2, float("nan")), Verdict.NOT_FINITE),
     ],
 )
-def test_the_verdict_follows_from_the_intervals(other: Checkpoint, verdict: Verdict) -> None:
+def test_the_verdict_follows_from_the_intervals(other: CheckpointRecord, verdict: Verdict) -> None:
     (ranking,) = rank([run("a", point(1, 10.0), other)])
     rest = [e for e in (*ranking.entries, *ranking.unranked) if e is not ranking.best]
     assert [ranking.verdict(e) for e in rest] == [verdict]
