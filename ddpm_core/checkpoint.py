@@ -28,7 +28,20 @@ from torch import Tensor
 from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
 from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
 from ddpm_core.errors import InputError
+from ddpm_core.records import checkpoint_name
 from ddpm_core.training import TrainState
+
+__all__ = [
+    "HISTORY",
+    "NAME",
+    "Checkpoint",
+    "checkpoint_name",
+    "list_checkpoints",
+    "list_steps",
+    "open_checkpoint",
+    "snapshot",
+    "write_checkpoint",
+]
 
 WHAT = "checkpoint"
 HISTORY = "history.jsonl"
@@ -175,11 +188,6 @@ def _save_tensors(value: Any, path: Path) -> None:
         if isinstance(error.__context__, OSError):  # what stopped it, before it fell over its own half of a file
             raise error.__context__ from None
         raise
-
-
-def checkpoint_name(step: int) -> str:
-    """The name of a checkpoint's folder."""
-    return f"step-{step:08d}"
 
 
 def open_checkpoint(path: ReadablePath) -> Checkpoint:

@@ -110,18 +110,13 @@ def test_no_package_is_too_large_to_see_at_once() -> None:
     assert sizes <= {"ddpm_core", "jobs"}
 
 
-# In two packages with two meanings: a training as MLflow and as its driver see it; a queue as fan-outs and trainings use it;
-# what a codec spent, and what nights leave for each other.
-AMBIGUOUS = {"Training", "Queue", "Ledger"}
-
-
 def test_no_public_class_name_is_given_twice() -> None:
     places: dict[str, list[str]] = {}
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(named(path))
-    assert {name: files for name, files in places.items() if len(files) > 1 and name not in AMBIGUOUS} == {}
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 def test_only_tracking_talks_to_mlflow() -> None:

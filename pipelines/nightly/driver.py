@@ -17,7 +17,7 @@ same bits. In the storage, nights that evaluate alike share (ledger.py):
 """
 
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +41,8 @@ from pipelines.tracking.uri import UnreachableError, tracking_uri
 
 @dataclass(frozen=True)
 class NightlyResult:
-    """What a night did. elsewhere: in work by another job. left: for lack of time. alarms: all that stand. new: those of them
+    """What a night did. elsewhere: in work by another job. left: for lack of time. links: to the ranking of all checkpoints
+    in MLflow's UI, one a protocol. alarms: all that stand. new: those of them
     that no night has delivered."""
 
     evaluated: list[str] = field(default_factory=list)
@@ -49,6 +50,7 @@ class NightlyResult:
     elsewhere: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     champions: list[Champion] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
     new: list[Alarm] = field(default_factory=list)
 
@@ -66,7 +68,8 @@ class NightlyResult:
         }
         parts = [f"{len(names)} {what}" for what, names in counted.items() if names]
         champions = [champion.describe() for champion in self.champions]
-        return [*alarms, *champions, f"{', '.join(parts)}" if parts else "nothing was new"]
+        ranked = [f"all checkpoints, ranked in MLflow: {link}" for link in self.links]
+        return [*alarms, *champions, f"{', '.join(parts)}" if parts else "nothing was new", *ranked]
 
 
 def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResult:
@@ -98,7 +101,19 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
             champions = update_aliases(looked_at, tracker, config.experiment, storage, say)
         if config.report:
             champions = confirm(champions, ledger, say)
-        return NightlyResult(night.evaluated, night.failed, night.elsewhere, night.left, champions, alarms, new)
+        links = ranking_links(looked_at)
+        return NightlyResult(night.evaluated, night.failed, night.elsewhere, night.left, champions, links, alarms, new)
+
+
+def ranking_links(trainings: Sequence[NightlyTraining]) -> list[str]:
+    """The links to the ranking of all checkpoints in MLflow's UI, one a protocol."""
+    links: dict[str, str] = {}
+    for training in trainings:
+        if training.evaluator is not None:
+            protocol = training.evaluator.subject.protocol("train", "selection")
+            if protocol.fingerprint not in links:
+                links[protocol.fingerprint] = training.evaluator.records.link(protocol)
+    return list(links.values())
 
 
 def wait_for_tracker(config: NightlyConfig, storage: Storage[Path]) -> Tracker:

@@ -1,4 +1,4 @@
-"""Trials: each is a point of a sweep with one seed, trained and evaluated under Ray Tune up to a step."""
+"""Trials: a trial is a point of a sweep with one seed, trained and evaluated under Ray Tune up to a step."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -43,30 +43,34 @@ class Trials:
         if missing:
             concurrent = min(self.max_concurrent, len(missing))
             self.say(f"sweep: {len(missing)} trials to step {steps:,}, {concurrent} at a time")
-            config, points, parent = self.config, self.points, self.parent_run_id
-            files = {key: self.outcome_file(steps, *key) for key in missing}
-
-            def trial(values: dict[str, Any]) -> None:
-                prepare()  # in a process of Ray's, and before MLflow is imported
-                from pipelines.sweep.trial import run_trial
-
-                label, seed = values["trial"]
-                outcome = run_trial(config, points[label], label, seed, steps, parent)
-                write_json(files[label, seed], asdict(outcome))
-                ray.tune.report({"done": 1})
-
-            tuner = ray.tune.Tuner(
-                ray.tune.with_resources(trial, {"CPU": 0.001}),  # Tune takes a whole CPU by default, and refuses 0
-                param_space={"trial": ray.tune.grid_search(missing)},
-                tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent),
-                run_config=ray.tune.RunConfig(
-                    name=f"{self.folder.name}-{steps}", storage_path=str(self.storage.ray), verbose=0
-                ),
-            )
-            for result in tuner.fit():
-                if result.error is not None:
-                    raise result.error
+            self._tune(steps, missing, concurrent)
         return [Outcome(**json.loads(self.outcome_file(steps, *key).read_text())) for key in trials]
+
+    def _tune(self, steps: int, missing: list[tuple[str, int]], concurrent: int) -> None:
+        """Have Ray Tune run trials to a step, each of which writes the file of its outcome. Raises what a trial raised."""
+        config, points, parent = self.config, self.points, self.parent_run_id
+        files = {key: self.outcome_file(steps, *key) for key in missing}
+
+        def trial(values: dict[str, Any]) -> None:
+            prepare()  # in a process of Ray's, and before MLflow is imported
+            from pipelines.sweep.trial import run_trial
+
+            label, seed = values["trial"]
+            outcome = run_trial(config, points[label], label, seed, steps, parent)
+            write_json(files[label, seed], asdict(outcome))
+            ray.tune.report({"done": 1})
+
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(trial, {"CPU": 0.001}),  # Tune takes a whole CPU by default, and refuses 0
+            param_space={"trial": ray.tune.grid_search(missing)},
+            tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent),
+            run_config=ray.tune.RunConfig(
+                name=f"{self.folder.name}-{steps}", storage_path=str(self.storage.ray), verbose=0
+            ),
+        )
+        for result in tuner.fit():
+            if result.error is not None:
+                raise result.error
 
     def outcome_file(self, steps: int, label: str, seed: int) -> Path:
         """The file of a trial's outcome at a step; a point's name may hold what a file's may not."""

@@ -97,7 +97,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
         tags={PRESET_TAG: config.preset, DATA_TAG: dataset.name},
         parent=parent_run_id,
     )
-    training = Training(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
+    training = TrainingSession(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
     if resources is None:
         return training.already_done(done)
     training.begin(done, resources)
@@ -112,7 +112,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSession:
     """A training and where it is recorded, from its begin to each of its endings. unsent: what MLflow has yet to get."""
 
     config: TrainConfig

@@ -103,7 +103,7 @@ def test_the_whole_history_of_a_long_run_comes_back_exactly(tmp_path: Path, trai
         _ = saved.history
 
 
-def test_a_snapshot_shares_nothing_with_the_state_and_takes_the_memory_of_an_earlier_one() -> None:
+def test_a_snapshot_shares_nothing_and_takes_the_memory_of_an_earlier_one() -> None:
     state = state_after(1)
     first = snapshot(state)
     before = copy.deepcopy(first)
@@ -145,7 +145,7 @@ def assert_equal_trees(one: Any, two: Any) -> None:
         assert one == two
 
 
-def test_a_reader_of_a_checkpoint_that_is_replaced_all_the_time_never_gets_the_others_weights(tmp_path: Path) -> None:
+def test_a_reader_of_a_checkpoint_being_replaced_gets_its_own_weights(tmp_path: Path) -> None:
     state = TrainState(torch.nn.Linear(200, 200), OPTIM)
     stop = threading.Event()
 

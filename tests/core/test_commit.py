@@ -159,7 +159,7 @@ def test_leftovers_go_and_finished_things_stay(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "absent")  # nothing to do
 
 
-def test_a_writer_killed_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path: Path) -> None:
+def test_a_writer_killed_between_a_replacements_two_renames_loses_nothing(tmp_path: Path) -> None:
     fill(tmp_path / "step-00000010.v2", "old")
     (tmp_path / "step-00000010.v2").rename(tmp_path / ".step-00000010.v2.0123abcd.old")
     remove_leftovers(tmp_path)

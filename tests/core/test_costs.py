@@ -121,7 +121,7 @@ def test_activations_equal_what_the_allocator_gave_out(precision: str) -> None:
     assert most < 1.35 * after_forward  # a floor: gradients pass through on top
 
 
-def test_checkpointed_activations_lie_between_what_is_kept_and_the_fullest_moment() -> None:
+def test_checkpointed_activations_lie_between_the_kept_and_the_fullest() -> None:
     fixed, each = costs._activations(SMALL, "float32", True)
     kept, most = allocated(SMALL, 16, Execution(activation_checkpointing=True))
     assert kept < fixed + 16 * each < most

@@ -101,7 +101,7 @@ def test_q_posterior_is_bayes_rule(name: Schedule) -> None:
     assert q.log_variance.flatten().tolist() == pytest.approx([math.log(v) for v in variances], abs=1e-11)
 
 
-def test_the_first_posterior_is_x_0_without_variance_and_borrows_the_second_log_variance() -> None:
+def test_the_first_posterior_is_x_0_and_borrows_the_second_log_variance() -> None:
     diffusion = GaussianDiffusion(LINEAR)
     q = diffusion.q_posterior_mean_variance(scalars(0.6), scalars(5.0), index(1))
     assert q.mean.item() == pytest.approx(0.6, rel=1e-12)  # beta_1 / (1 - abar_1), of which 1 - abar_1 has 12 digits
@@ -203,7 +203,7 @@ def test_without_the_clip_the_mean_is_eq_11(x_t: float, eps: float, t: int) -> N
 
 
 @pytest.mark.parametrize("name", SCHEDULES_WITH_ANCHORS)
-def test_fixed_variances_are_beta_and_beta_tilde_with_the_second_at_the_first_step(name: Schedule) -> None:
+def test_fixed_variances_are_beta_and_beta_tilde_but_at_the_first_step(name: Schedule) -> None:
     anchor, betas = ANCHORS[name], make_betas(name)
     zero, x = constant(scalars(0.0)), scalars(*[0.0] * 1000)
     large = GaussianDiffusion(betas, var_type="fixedlarge").p_mean_variance(zero, x, every(1000))
@@ -425,9 +425,7 @@ def test_expected_terms_of_gaussian_data_equal_the_closed_form(
 
 @pytest.mark.parametrize("name", ["linear", "quad", "const", "warmup10", "warmup50", "cosine"])
 @pytest.mark.parametrize("stride", [1, 7])
-def test_for_unit_gaussian_data_the_whole_bound_is_the_information_of_the_first_step(
-    name: Schedule, stride: int
-) -> None:
+def test_the_bound_of_unit_gaussian_data_is_the_first_steps_information(name: Schedule, stride: int) -> None:
     """For x_0 ~ N(0, I) the reverse of each step is N(sqrt(alpha) x_t, beta I) exactly, so with sigma^2 = beta nothing is
     lost and L_1 + .. + L_T = I(x_0; x_1) = -ln(1 - abar_1) / 2. Holds for a strided chain as for the full one."""
     full = GaussianDiffusion(make_betas(name), var_type="fixedlarge")
@@ -596,7 +594,7 @@ STEPWISE: list[dict[str, Any]] = [{"mean_type": "xprev"}, {"var_type": "learned"
 
 
 @pytest.mark.parametrize("choice", STEPWISE)
-def test_a_network_of_single_steps_is_refused_only_where_steps_are_left_out(choice: dict[str, Any]) -> None:
+def test_a_network_of_single_steps_is_refused_only_if_steps_are_left_out(choice: dict[str, Any]) -> None:
     diffusion = GaussianDiffusion(LINEAR, **choice)
     with pytest.raises(ValueError, match=r"fits only the full chain; take steps=1000"):
         diffusion.strided([0, 2])

@@ -176,7 +176,7 @@ def test_fused_adam_rounds_otherwise_and_no_more() -> None:
     assert_near(fused.model, plain.model, 1e-10)
 
 
-def test_bfloat16_keeps_weights_moments_and_average_in_float32_and_the_loss_near() -> None:
+def test_bfloat16_keeps_weights_moments_and_average_in_float32() -> None:
     _, expected = run(3, dtype=torch.float32)
     state, metrics = run(3, Execution(precision="bfloat16"), dtype=torch.float32)
     kept = [*state.model.parameters(), *state.ema.shadow.values(), *metrics[0][:3]]

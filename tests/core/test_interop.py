@@ -99,7 +99,7 @@ def test_cifar10_layout_is_our_network(tmp_path: Path) -> None:
     assert compare(model, tmp_path, [0, 1, 500, 999]) < 1e-5
 
 
-def test_church_layout_at_full_depth_and_a_quarter_of_the_width_is_our_network(tmp_path: Path) -> None:
+def test_the_church_layout_at_a_quarter_of_its_width_is_our_network(tmp_path: Path) -> None:
     model = diffusers_model(CHURCH | {"block_out_channels": [32, 32, 64, 64, 128, 128]})
     model.save_pretrained(tmp_path)
     assert from_diffusers(tmp_path)[0] == replace(PRESETS["lsun_church"].unet, ch=32)
@@ -115,7 +115,7 @@ def test_church_layout_at_full_width_is_our_network(tmp_path: Path) -> None:
     assert compare(model, tmp_path, [999]) < 1e-5
 
 
-def test_older_files_with_older_attention_names_are_read_as_diffusers_reads_them(tmp_path: Path) -> None:
+def test_older_attention_names_are_read_as_diffusers_reads_them(tmp_path: Path) -> None:
     model = diffusers_model(NARROW)
     (tmp_path / CONFIG).write_text(json.dumps(NARROW))
     torch.save(rename_attention_to_older_names(model.state_dict()), tmp_path / OLDER_WEIGHTS)
@@ -211,9 +211,7 @@ def test_another_network_is_refused_in_one_sentence(exported: Path, changes: dic
 @pytest.mark.parametrize(
     "field", ["downsample_padding", "flip_sin_to_cos", "freq_shift", "attention_head_dim", "norm_eps"]
 )
-def test_a_config_silent_on_a_field_means_diffusers_default_which_is_another_network(
-    exported: Path, field: str
-) -> None:
+def test_a_field_that_config_json_leaves_out_has_diffusers_default(exported: Path, field: str) -> None:
     values = json.loads((exported / CONFIG).read_text())
     del values[field]
     (exported / CONFIG).write_text(json.dumps(values))

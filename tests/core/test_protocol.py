@@ -50,7 +50,7 @@ def other(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Protocol)])
 @unchecked()
-def test_numbers_of_protocols_that_differ_anywhere_do_not_share_a_fingerprint(name: str) -> None:
+def test_protocols_that_differ_anywhere_do_not_share_a_fingerprint(name: str) -> None:
     changed = replace(PAPER, **{name: other(getattr(PAPER, name))})
     assert changed.fingerprint != PAPER.fingerprint
 

@@ -129,7 +129,7 @@ def test_jsd_alphas_cumprod_falls_linearly_to_zero(T: int) -> None:
     assert abar.tolist() == pytest.approx([1 - t / T for t in range(1, T + 1)], abs=1e-13)
 
 
-def test_cosine_alphas_cumprod_is_nichol_and_dhariwals_where_it_is_not_clipped() -> None:
+def test_cosine_is_nichol_and_dhariwals_but_for_the_clip() -> None:
     betas = make_betas("cosine", 1000)
     f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
     # beta = 1 - a ratio near 1: the product of 998 of them keeps about 13 digits.
@@ -184,7 +184,7 @@ def test_prior_bits_equal_the_formula_in_fifty_digits(abar: float, moment: float
     assert prior_bits_per_dim(betas, moment) == pytest.approx(float(exact), rel=1e-12)
 
 
-def test_prior_bits_are_linear_in_the_second_moment_and_infinite_without_noise() -> None:
+def test_prior_bits_are_linear_in_the_moment_and_infinite_without_noise() -> None:
     betas = make_betas("linear")
     zero, one = prior_bits_per_dim(betas, 0.0), prior_bits_per_dim(betas, 1.0)
     assert prior_bits_per_dim(betas, 0.25) == pytest.approx(0.75 * zero + 0.25 * one, rel=1e-13)
@@ -243,9 +243,7 @@ def test_prior_bits_rise_with_abar_for_every_second_moment(abar: float, growth: 
 
 @pytest.mark.parametrize("abar", [1e-5, 5e-4, 0.02, 0.5, 0.9])
 @pytest.mark.parametrize("second_moment", [0.0, 0.25, 1.0])
-def test_prior_bits_have_the_positive_derivative_that_makes_equal_abar_equal_bits(
-    abar: float, second_moment: float
-) -> None:
+def test_prior_bits_rise_with_abar_at_the_known_rate(abar: float, second_moment: float) -> None:
     step = 1e-5 * abar
     slope = (prior_at(abar + step, second_moment) - prior_at(abar - step, second_moment)) / (2 * step)
     # d/da of 0.5 (-ln(1-a) - a + a m) / ln 2. Central difference: truncation 1e-10, rounding 1e-16 / 1e-5 of the value,
@@ -265,7 +263,7 @@ def test_matched_schedule_leaves_as_much_of_any_data_in_x_T_as_linear(schedule: 
         )
 
 
-def test_matched_const_is_the_geometric_mean_of_linear_and_linear_matches_itself() -> None:
+def test_matched_const_is_linears_geometric_mean_and_linear_itself() -> None:
     abar = final_abar(make_betas("linear", 1000))
     # The root of 1000 factors: relative accuracy of 1 - abar^(1/T) in float64 is 1e-14.
     assert matching_beta_end("const") == pytest.approx(-math.expm1(math.log(abar) / 1000), rel=1e-12)
@@ -297,7 +295,7 @@ def test_unreachable_level_is_refused() -> None:
         matching_beta_end("linear", 1000, beta_start=0.5)
 
 
-def test_check_warns_of_quad_with_the_published_end_points_and_names_both_levels() -> None:
+def test_check_warns_of_quad_with_linears_ends_and_names_both_levels() -> None:
     with pytest.warns(UserWarning, match="above the linear schedule's"):
         check = check_prior(make_betas("quad"), 1.0)
     # Values of an independent program, at E[x_0^2] = 1

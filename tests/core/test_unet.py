@@ -235,7 +235,7 @@ def test_channels_at_256_follow_the_papers_trace() -> None:
 
 
 @pytest.mark.parametrize("config", [CIFAR10, AT_256], ids=["cifar10", "256"])
-def test_there_are_six_attention_blocks_and_only_the_first_middle_block_has_one(config: UNetConfig) -> None:
+def test_there_are_six_attention_blocks_one_of_them_in_the_middle(config: UNetConfig) -> None:
     model = on_meta(config)
     assert sum(isinstance(module, AttnBlock) for module in model.modules()) == 6
     assert isinstance(model.mid1.attn, AttnBlock)
@@ -262,7 +262,7 @@ BOUNDS = {  # paper.md, 6.6: (kind, in, out) -> L of U(-L, L)
 }
 
 
-def test_weights_fill_the_papers_bounds_and_closing_layers_a_hundred_thousandth_of_them() -> None:
+def test_weights_fill_the_papers_bounds_and_closing_layers_1e5th_of_them() -> None:
     torch.manual_seed(0)
     model = UNet(CIFAR10)
     met = set()
@@ -307,7 +307,7 @@ def test_norms_have_32_groups_and_tensorflows_epsilon() -> None:
     assert {(norm.num_groups, norm.eps, norm.affine) for norm in norms} == {(32, 1e-6, True)}
 
 
-def test_dropout_stands_between_the_second_swish_and_the_second_convolution_alone() -> None:
+def test_dropout_stands_between_the_second_swish_and_convolution_alone() -> None:
     """There, at a rate of 1/2, each number is either dropped or doubled; the evaluation leaves it."""
     rates = [module.p for module in on_meta(CIFAR10).modules() if isinstance(module, nn.Dropout)]
     assert rates == [0.1] * 22  # 8 down, 2 in the middle, 12 up
@@ -582,7 +582,7 @@ def flip_error(model: UNet) -> float:
         return float((model(x.flip(3), t) - out.flip(3)).abs().max() / out.std())
 
 
-def test_symmetric_kernels_commute_with_a_flip_where_nothing_is_downsampled() -> None:
+def test_symmetric_kernels_commute_with_a_flip_without_downsampling() -> None:
     model = trained(UNetConfig(image_size=8, ch=64, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(8,)))
     assert flip_error(model) > 0.1
     mirror(model, "three columns")

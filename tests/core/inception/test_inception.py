@@ -369,7 +369,7 @@ def test_weights_load_from_a_path_and_from_the_variable(
         find_inception_weights(tmp_path / "nowhere.pth")
 
 
-def test_without_weights_and_network_the_sentence_names_the_file_and_its_place(
+def test_without_weights_or_network_the_error_names_the_file_and_its_place(
     no_weights_anywhere: Path,
 ) -> None:
     with pytest.raises(InputError) as caught:

@@ -65,7 +65,7 @@ def test_distance_in_one_dimension_is_in_mean_and_deviation() -> None:
     assert got == pytest.approx(3**2 + (2 - 0.5) ** 2, rel=1e-14)
 
 
-def test_distance_of_rank_deficient_covariances_equals_the_singular_value_form() -> None:
+def test_distance_of_singular_covariances_equals_the_singular_value_form() -> None:
     # tr (S1 S2)^(1/2) = the nuclear norm of X1 X2^T for S = X^T X: no root of a matrix is taken at all.
     rng = np.random.default_rng(1)
     x1, x2 = rng.standard_normal((8, 50)), rng.standard_normal((12, 50))

@@ -84,7 +84,7 @@ def test_jackknife_error_equals_the_explicit_one(d: int, n: int, m: int, toleran
     assert np.corrcoef(replicates.numpy(), explicit)[0, 1] > 0.95
 
 
-def test_interval_of_equal_chunks_is_the_textbook_jackknife_with_students_t() -> None:
+def test_interval_of_equal_chunks_is_the_textbook_jackknife_with_t() -> None:
     reference = reference_of(5)
     chunks = [statistics_of(part) for part in normal(3, 10, 40, 5) * 1.3]
     distance, replicates, _ = leave_one_out_distances(chunks, reference)

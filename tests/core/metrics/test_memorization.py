@@ -51,7 +51,7 @@ def test_a_copy_is_memorized_and_a_new_draw_is_not() -> None:
     assert not memorized(nearest(fresh, data, 0).distances).any()
 
 
-def test_what_is_near_to_everything_is_no_copy_and_a_copy_of_duplicates_is_one() -> None:
+def test_what_is_near_everything_is_no_copy_but_a_copy_of_duplicates_is() -> None:
     even = torch.full((1, NEAREST), 0.01, dtype=torch.float64)
     assert nearness(even).item() == pytest.approx(1.0, rel=1e-12)
     assert not memorized(even).any()

@@ -45,7 +45,7 @@ def test_score_equals_the_papers_formula(n: int, splits: int, classes: int) -> N
     assert score_of(logits, splits) == pytest.approx(score_by_numpy(logits, splits), rel=1e-12, abs=1e-14)
 
 
-def test_score_of_undecided_logits_is_one_and_of_sure_balanced_ones_the_number_of_classes() -> None:
+def test_score_is_one_if_undecided_and_the_number_of_classes_if_sure() -> None:
     assert score_of(torch.zeros(40, 6), 4) == pytest.approx((1.0, 0.0), abs=1e-14)
     sure = torch.eye(6).repeat(20, 1) * 1000  # every contiguous split of 30 is balanced; exp(-1000) is 0
     assert score_of(sure, 4) == pytest.approx((6.0, 0.0), rel=1e-12, abs=1e-12)
@@ -155,7 +155,7 @@ def test_frechet_distance_equals_torchmetrics_on_the_same_features() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save", r"ignore:std\(\)")
-def test_inception_score_equals_torchmetrics_where_its_shuffle_does_not_matter() -> None:
+def test_inception_score_equals_torchmetrics_if_shuffling_does_not_matter() -> None:
     from torchmetrics.image.inception import InceptionScore as Theirs
 
     logits = normal(8, 50, 6).double() * 2
