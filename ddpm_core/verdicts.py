@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Any
 
@@ -25,6 +26,30 @@ def intervals_overlap(one: Interval | None, other: Interval | None) -> bool | No
     if one is None or other is None:
         return None
     return one[0] <= other[1] and other[0] <= one[1]
+
+
+class Verdict(StrEnum):
+    """How a checkpoint stands to the best one that was measured under the same protocol."""
+
+    BEST = "best"
+    INDISTINGUISHABLE = "not distinguishable"
+    HIGHER = "higher"
+    NO_INTERVAL = "no interval, cannot be told"
+    NOT_FINITE = "not a finite number"
+
+
+def verdict_beside(best: Interval | None, other: Interval | None) -> Verdict:
+    """The verdict on a checkpoint with a finite distance, by its interval and that of the best one, which is another."""
+    overlap = intervals_overlap(best, other)
+    if overlap is None:
+        return Verdict.NO_INTERVAL
+    return Verdict.INDISTINGUISHABLE if overlap else Verdict.HIGHER
+
+
+def difference_half_width(one: Interval, other: Interval) -> float:
+    """Half the width of the interval of the difference of two values with independent errors."""
+    # Their variances add up: h = sqrt(h_1^2 + h_2^2).
+    return math.hypot(*((high - low) / 2.0 for low, high in (one, other)))
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -127,7 +152,7 @@ def compare_with_best(ranking: Sequence[Standing], measurements: Sequence[Measur
         if best.seeds > 1 and other.seeds > 1:
             low, high = difference_interval(distances[other.point], distances[best.point])
         elif best.interval is not None and other.interval is not None:
-            reach = math.hypot(*((end - start) / 2.0 for start, end in (best.interval, other.interval)))
+            reach = difference_half_width(best.interval, other.interval)
             low, high = difference - reach, difference + reach
         apart = None if low is None else low > 0.0
         comparisons.append(Comparison(other.point, difference, low, high, apart))

@@ -26,7 +26,7 @@ FORBIDDEN = {
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-# package: what it stands on. As drawn in the packages' pages.
+# package or module: what it stands on. As drawn in the packages' pages.
 STAGE = {"runtime", "tracking", "shards", "checkpoints"}
 LAYERS: dict[str, dict[str, set[str]]] = {
     "pipelines": {
@@ -42,6 +42,15 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "compress": STAGE,
         "sweep": {"train", "evaluate", "shards"},
         "nightly": {"evaluate", "checkpoints"},
+    },
+    "reports": {
+        "formatting": set(),
+        "records": set(),
+        "verdicts": {"records", "formatting"},
+        "drawing": {"verdicts"},
+        "sections": {"drawing"},
+        "summary": {"sections"},
+        "build": {"sections", "summary"},
     },
 }
 
@@ -79,12 +88,13 @@ def test_imports_go_only_down(path: Path) -> None:
 def test_packages_import_only_those_below_them(top: str) -> None:
     """As drawn: each package's own arrows, and those of what it stands on."""
     drawn = LAYERS[top]
-    for package, below in below_each(drawn).items():
-        assert package not in below, f"{top}/{package} stands on itself"
-        for path in (ROOT / top / package).rglob("*.py"):
+    for name, below in below_each(drawn).items():
+        assert name not in below, f"{top}/{name} stands on itself"
+        for path in [*(ROOT / top / name).rglob("*.py"), *(ROOT / top).glob(f"{name}.py")]:
             used = {module.split(".")[1] for module in modules(path) if module.startswith(f"{top}.")}
-            assert used <= {package, *below}, named(path)
-    assert {path.parent.name for path in (ROOT / top).glob("*/__init__.py")} == set(drawn)
+            assert used <= {name, *below}, named(path)
+    packages = {path.parent.name for path in (ROOT / top).glob("*/__init__.py")}
+    assert packages | {path.stem for path in (ROOT / top).glob("[!_]*.py")} == set(drawn)
 
 
 def below_each(drawn: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -98,6 +108,15 @@ def below_each(drawn: dict[str, set[str]]) -> dict[str, set[str]]:
 def test_no_package_is_too_large_to_see_at_once() -> None:
     sizes = {str(path.parent.relative_to(ROOT)) for path in FILES if len(list(path.parent.glob("[!_]*.py"))) > 12}
     assert sizes <= {"ddpm_core", "jobs"}
+
+
+def test_no_public_class_name_is_given_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(named(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 def test_only_tracking_talks_to_mlflow() -> None:

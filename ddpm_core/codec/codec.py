@@ -34,7 +34,7 @@ from torch import Tensor
 from ddpm_core import images
 from ddpm_core.codec.chain import Chain
 from ddpm_core.codec.format import Header, read_header
-from ddpm_core.codec.stream import SCALES, Ledger, Receiver, Sender
+from ddpm_core.codec.stream import SCALES, BitCounts, Receiver, Sender
 from ddpm_core.configs import CODEC_STEPS
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
@@ -48,7 +48,7 @@ class Coded:
     """A file's bytes and their account."""
 
     data: bytes
-    ledger: Ledger
+    ledger: BitCounts
 
 
 @dataclass(frozen=True)

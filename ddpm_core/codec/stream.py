@@ -28,7 +28,7 @@ AS_EXPECTED, NO_FURTHER, EITHER = 26000, 30000, 32768  # chances in 2^16
 
 
 @dataclass
-class Ledger:
+class BitCounts:
     """What an image's bits were spent on and what they are worth, in bits; lists have an entry a step, from x_T on."""
 
     header: int = 0
@@ -87,7 +87,7 @@ class Sender:
         self._chain, self._coder, self._header = chain, RangeEncoder(), chain.header.pack()
         self._hash = hashlib.sha256(self._header)
         self.pace = _Pace(chain)
-        self.ledger = Ledger(header=8 * len(self._header))
+        self.ledger = BitCounts(header=8 * len(self._header))
 
     def step(
         self, i: int, shifts: Sequence[int], rungs: Sequence[int], paths: Sequence[Sequence[int]], numbers: Tensor

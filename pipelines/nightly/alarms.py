@@ -3,13 +3,13 @@
 An alarm stands as long as its rule holds, and is delivered once.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from ddpm_core.records import CI_LOW, HELD_OUT, MEMORIZED, SATURATION, SATURATION_DATA, SPREAD
+from ddpm_core.verdicts import difference_half_width
 from pipelines.evaluate.evaluation import Evaluation
 from pipelines.tracking.queries import Training
 
@@ -45,9 +45,7 @@ def is_worse(later: Evaluation, earlier: Evaluation, intervals: float) -> bool:
     False if either has no interval."""
     if later.interval is None or earlier.interval is None:
         return False
-    # The variances of independent errors add up: h = sqrt(h_1^2 + h_2^2).
-    half_width = math.hypot(*((high - low) / 2.0 for low, high in (later.interval, earlier.interval)))
-    return later.distance - earlier.distance > intervals * half_width
+    return later.distance - earlier.distance > intervals * difference_half_width(later.interval, earlier.interval)
 
 
 def regressions(run: str, evaluations: Sequence[Evaluation], intervals: float) -> list[Alarm]:

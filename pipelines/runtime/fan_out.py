@@ -60,7 +60,7 @@ class PoolWorker:
         return self.worker.run(unit)  # type: ignore[attr-defined]
 
 
-class Queue:
+class UnitQueue:
     """The units of one fan-out: which wait, which are done, and how long one takes."""
 
     def __init__(self, count: int) -> None:
@@ -143,7 +143,7 @@ class Pool:
         self.last_worker = time.monotonic()
         self.fan_outs += 1
         recipe = [ray.put((worker, arguments))]
-        queue = Queue(len(units))
+        queue = UnitQueue(len(units))
         try:
             while len(queue.done) < queue.count:
                 if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -165,7 +165,7 @@ class Pool:
                 self.expect(actor)
             self.running.clear()
 
-    def take(self, answer: ray.ObjectRef, queue: Queue) -> Iterator[tuple[int, Any]]:
+    def take(self, answer: ray.ObjectRef, queue: UnitQueue) -> Iterator[tuple[int, Any]]:
         """What a worker answered: (number of its unit, result), nothing if it died or another was first. Raises what the
         unit raised."""
         actor, unit, since = self.running.pop(answer)

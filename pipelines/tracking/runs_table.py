@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddpm_core.records import CI_HIGH, CI_LOW, KIND_TAG, PROTOCOL_TAG, STANDING_TAG
-from ddpm_core.verdicts import Interval, intervals_overlap, known_interval
+from ddpm_core.records import CHECKPOINT, CI_HIGH, CI_LOW, KIND_TAG, PROTOCOL_TAG, STANDING_TAG
+from ddpm_core.verdicts import Interval, Verdict, known_interval, verdict_beside
 from pipelines.tracking.client import retried
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
@@ -79,11 +79,11 @@ def update_standings(tracker: Tracker, protocol: str, metric: str) -> None:
         if runs[run_id].data.tags.get(STANDING_TAG) != standing
     }
     for run_id, standing in known.items():
-        TrackedRun(tracker.client, tracker.experiment_id, run_id).set_tags({STANDING_TAG: standing})
+        TrackedRun(tracker.client, tracker.experiment_id, run_id).set_tags({STANDING_TAG: str(standing)})
 
 
-def standings_of(metrics: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, str]:
-    """The standing of each of several runs, given by their metrics; none of those without a finite `metric`."""
+def standings_of(metrics: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, Verdict]:
+    """The verdict on each of several runs, given by their metrics; none on those without a finite `metric`."""
     values = {key: each[metric] for key, each in metrics.items() if math.isfinite(each.get(metric, math.inf))}
     if not values:
         return {}
@@ -91,15 +91,8 @@ def standings_of(metrics: Mapping[str, Mapping[str, float]], metric: str) -> dic
         key: known_interval(metrics[key].get(metric + CI_LOW), metrics[key].get(metric + CI_HIGH)) for key in values
     }
     best = min(values, key=lambda key: (values[key], metrics[key].get("step", 0.0)))
-    return {
-        key: "best"
-        if key == best
-        else "not distinguishable"
-        if intervals_overlap(intervals[key], intervals[best])
-        else "higher"
-        for key in values
-    }
+    return {key: Verdict.BEST if key == best else verdict_beside(intervals[best], intervals[key]) for key in values}
 
 
 def _filter(protocol: str) -> str:
-    return f"tags.`{KIND_TAG}` = 'checkpoint' AND tags.`{PROTOCOL_TAG}` = '{protocol}'"
+    return f"tags.`{KIND_TAG}` = '{CHECKPOINT}' AND tags.`{PROTOCOL_TAG}` = '{protocol}'"

@@ -25,6 +25,7 @@ from ddpm_core.records import (
     CONFIG,
     CONTACT_SHEET,
     CONTACT_SHEET_LAYOUT,
+    CPU_DEVICE,
     DATA_CARD,
     DATA_TAG,
     DEVICE_TAG,
@@ -96,7 +97,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
         tags={PRESET_TAG: config.preset, DATA_TAG: dataset.name},
         parent=parent_run_id,
     )
-    training = Training(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
+    training = TrainingSession(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
     if resources is None:
         return training.already_done(done)
     training.begin(done, resources)
@@ -111,7 +112,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSession:
     """A training and where it is recorded, from its begin to each of its endings. unsent: what MLflow has yet to get."""
 
     config: TrainConfig
@@ -306,6 +307,6 @@ def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
 
 def device_name(resources: Resources, workers: int) -> str:
     if not resources.gpus:
-        return f"{workers} x CPU"
+        return f"{workers} x {CPU_DEVICE}"
     kinds = [key.removeprefix("accelerator_type:") for key in ray.cluster_resources() if "accelerator_type:" in key]
     return f"{workers} x {' or '.join(kinds) or 'GPU'}"

@@ -30,7 +30,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.stop import StopRequest
 
 
-class Queue(Protocol):
+class MessageQueue(Protocol):
     """What is used of ray.util.queue.Queue."""
 
     def put(self, item: Any) -> None: ...
@@ -92,8 +92,8 @@ class Follower:
         self,
         name: str,
         config: TrainConfig,
-        outbox: Queue,
-        stop: Queue,
+        outbox: MessageQueue,
+        stop: MessageQueue,
         request: StopRequest,
         unsent: Unsent,
         logged: set[int],

@@ -1,5 +1,7 @@
 """PNG artifacts -> pictures inside the page: checked, cut to tiles, kept to a byte budget, and encoded as data URIs.
-Pixels are kept as they are wherever the budget allows; else they are compressed as WebP, then reduced."""
+
+Pixels are kept as they are if the budget allows; else they are compressed as WebP, then reduced.
+"""
 
 import base64
 import io
@@ -12,9 +14,9 @@ from reports.records.entities import GridLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture to show at `width` x `height` CSS pixels. `lossy` says that it was compressed to fit, `reduced` by how
-    much its pixels were reduced besides (1: not at all)."""
+class InlineImage:
+    """A picture as a data URI, to show at `width` x `height` CSS pixels. `lossy` says that it was compressed to fit,
+    `reduced` by how much its pixels were reduced besides (1: not at all)."""
 
     uri: str
     width: int
@@ -23,7 +25,7 @@ class Picture:
     reduced: int = 1
 
     @property
-    def told(self) -> str:
+    def note(self) -> str:
         """What was done to it, as a sentence that goes on a caption; empty if nothing was."""
         if not self.lossy:
             return ""
@@ -38,10 +40,10 @@ class UnreadablePicture(ValueError):
     """The bytes are not a PNG that can be decoded."""
 
 
-def arranged(content: bytes, layout: GridLayout | None, *, most: int | None = None) -> bytes:
-    """A grid's tiles (the first `most` of them) in a square, in their order, with thin transparent gaps. Tiles too
-    small to be seen are enlarged smoothly, see `enlargement`. Unchanged where the layout is unknown or is not that
-    of the image."""
+def square_sheet(content: bytes, layout: GridLayout | None, *, most: int | None = None) -> bytes:
+    """A grid's tiles (the first `most` of them) in a square, in their order, with thin transparent gaps. Tiles too small to
+    be seen are enlarged smoothly, see `enlargement`. Unchanged if the layout is unknown or is not that of the image. Raises
+    UnreadablePicture."""
     image = _decode(content)
     if layout is None or not _fits(image, layout):
         return content
@@ -49,17 +51,39 @@ def arranged(content: bytes, layout: GridLayout | None, *, most: int | None = No
     return _encode(_sheet(image, layout.tile, layout.columns, count, math.ceil(math.sqrt(count))))
 
 
-def spaced(content: bytes, tile: tuple[int, int], rows: int, columns: int) -> bytes:
-    """A grid's tiles as they lie, with thin transparent gaps, small ones enlarged. UnreadablePicture where the image is
-    not such a grid."""
+def spaced_grid(content: bytes, tile: tuple[int, int], rows: int, columns: int) -> bytes:
+    """A grid's tiles as they lie, with thin transparent gaps, small ones enlarged. Raises UnreadablePicture, also if the
+    image is not such a grid."""
     image = _decode(content)
     if min(*tile, rows, columns) < 1 or image.size != (columns * tile[1], rows * tile[0]):
         raise UnreadablePicture(f"{image.size[0]} x {image.size[1]} pixels are no {rows} x {columns} tiles of {tile}")
     return _encode(_sheet(image, tile, columns, rows * columns, columns))
 
 
+def enlargement(side: int) -> int:
+    """By how much tiles are enlarged: an image below 16 pixels is unreadable as blocks, so it becomes 64 or more."""
+    return 1 if side >= 16 else -(-64 // side)
+
+
+def inline(content: bytes, *, target: int, budget: int) -> InlineImage:
+    """The whole image, enlarged by a whole factor towards `target` CSS pixels wide and not much higher (a smaller one is
+    never blurred), as at most `budget` bytes: PNG, else WebP, else that reduced by 2, 4, ... Raises UnreadablePicture."""
+    image = _decode(content)
+    width, height = image.size
+    scale = max(1, min(target // width, target // height))
+    lossy, reduced = len(content) > budget, 1
+    if lossy:
+        content = _encode(image, lossy=True)
+    while len(content) > budget and min(image.size) > 1:
+        reduced *= 2
+        image = image.reduce(2)
+        content = _encode(image, lossy=True)
+    uri = f"data:image/{'webp' if lossy else 'png'};base64,{base64.b64encode(content).decode('ascii')}"
+    return InlineImage(uri=uri, width=width * scale, height=height * scale, lossy=lossy, reduced=reduced)
+
+
 def _sheet(image: Image.Image, tile: tuple[int, int], source_columns: int, count: int, columns: int) -> Image.Image:
-    """The first `count` tiles of a grid, in order, in so many columns."""
+    """The first `count` tiles of a grid of `source_columns`, in order, in `columns` columns."""
     height, width = tile
     scale = enlargement(max(tile))
     wide, high = width * scale, height * scale
@@ -72,28 +96,6 @@ def _sheet(image: Image.Image, tile: tuple[int, int], source_columns: int, count
         cut = image.crop((x, y, x + width, y + height)).resize((wide, high), Image.Resampling.BICUBIC)
         sheet.paste(cut.convert(mode), (across * (wide + gap), down * (high + gap)))
     return sheet
-
-
-def enlargement(side: int) -> int:
-    """By how much tiles are enlarged: an image below 16 pixels is unreadable as blocks, so it becomes 64 or more."""
-    return 1 if side >= 16 else -(-64 // side)
-
-
-def picture(content: bytes, *, target: int, budget: int) -> Picture:
-    """The whole image, enlarged by a whole factor towards `target` CSS pixels wide and not much higher (a smaller one is
-    never made blurred), as at most `budget` bytes: PNG, else WebP, else that reduced by 2, 4, ..."""
-    image = _decode(content)
-    width, height = image.size
-    scale = max(1, min(target // width, target // height))
-    lossy, reduced = len(content) > budget, 1
-    if lossy:
-        content = _encode(image, lossy=True)
-    while len(content) > budget and min(image.size) > 1:
-        reduced *= 2
-        image = image.reduce(2)
-        content = _encode(image, lossy=True)
-    uri = f"data:image/{'webp' if lossy else 'png'};base64,{base64.b64encode(content).decode('ascii')}"
-    return Picture(uri=uri, width=width * scale, height=height * scale, lossy=lossy, reduced=reduced)
 
 
 def _fits(image: Image.Image, layout: GridLayout) -> bool:

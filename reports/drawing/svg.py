@@ -1,5 +1,4 @@
-"""A matplotlib figure -> one inline SVG element: deterministic, accessible, and coloured by the page's
-CSS."""
+"""A matplotlib figure -> one inline SVG element: deterministic, accessible, and coloured by the page's CSS."""
 
 import io
 import re
@@ -9,11 +8,11 @@ from contextlib import contextmanager
 from xml.etree import ElementTree
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# matplotlib knows no CSS variables: it draws in these colours, which nothing else uses; then they are
-# exchanged.
+# matplotlib knows no CSS variables: it draws in these colours, which nothing else uses; then they are exchanged.
 INK = "#0102f0"
 LINE_COLOURS = ("#0102f1", "#0102f2", "#0102f3", "#0102f4", "#0102f5", "#0102f6")
 _CSS_COLOURS = {INK: "currentColor"} | {colour: f"var(--c{i})" for i, colour in enumerate(LINE_COLOURS, start=1)}
@@ -57,9 +56,9 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def to_svg(figure: Figure, *, name: str, alt: str) -> str:
-    """The figure as an `<svg>` element. `name` must be unique on the page: it prefixes every id. `alt` is
-    what the figure shows, in words. The same figure gives the same text."""
+def to_svg(figure: Figure, *, name: str, alt: str) -> Markup:
+    """The figure as an `<svg>` element. `name` must be unique on the page: it prefixes every id. `alt` is what the figure
+    shows, in words. The same figure gives the same text, in which every word is escaped."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -74,18 +73,24 @@ def to_svg(figure: Figure, *, name: str, alt: str) -> str:
     title = ElementTree.Element("title")
     title.text = alt
     root.insert(0, title)
-    return ElementTree.tostring(root, encoding="unicode")
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _embed(root: ElementTree.Element, name: str) -> None:
-    """Make a stand-alone SVG tree fit to stand among others in an HTML page: no namespaces, no styles that
-    reach the rest of the page, no fixed size, no id that another figure also has."""
-    used = set()
+def _referenced_ids(root: ElementTree.Element) -> set[str]:
+    """The ids that an element of the tree refers to; no other is kept."""
+    used: set[str] = set()
     for element in root.iter():
         for value in element.attrib.values():
             used.update(_ID_USE.findall(value))
         if _LINK in element.attrib:
             used.add(element.attrib[_LINK].removeprefix("#"))
+    return used
+
+
+def _embed(root: ElementTree.Element, name: str) -> None:
+    """Make a stand-alone SVG tree fit to stand among others in an HTML page: no namespaces, no styles that reach the rest
+    of the page, no fixed size, no id that another figure also has."""
+    used = _referenced_ids(root)
     for element in root.iter():
         for child in list(element):
             if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):

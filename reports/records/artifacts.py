@@ -1,38 +1,38 @@
-"""JSON artifacts -> entities. Each function takes what the pipelines wrote and raises one of `UNREADABLE` for anything
+"""JSON artifacts -> entities. Each function takes what the pipelines wrote, and raises one of `UNREADABLE` for anything
 else."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from ddpm_core.records import BPD, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE, picture_path
 from reports.records.entities import (
     BitsPerDim,
-    Compression,
+    CompressionRecord,
     DataCard,
     GridLayout,
-    Likelihood,
+    LikelihoodRecord,
     NeighboursFacts,
     PictureGrid,
-    RateDistortion,
-    Schedule,
-    Trial,
+    RateDistortionCurves,
+    ScheduleCurves,
+    TrialRecord,
 )
 
 UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 def data_card(card: Mapping[str, Any]) -> DataCard:
-    """data/card.json of a training run."""
-    known: dict[str, Any] = {"name": "unnamed"}
-    known |= {field.name: card[field.name] for field in fields(DataCard) if card.get(field.name) is not None}
-    known |= {name: tuple(known[name]) for name in ("shape", "mean", "std") if name in known}
-    return DataCard(**known)
+    """The DATA_CARD of a training."""
+    values: dict[str, Any] = {"name": "unnamed"}
+    values |= {field.name: card[field.name] for field in fields(DataCard) if card.get(field.name) is not None}
+    values |= {name: tuple(values[name]) for name in ("shape", "mean", "std") if name in values}
+    return DataCard(**values)
 
 
 def grid_layout(layout: Mapping[str, Any]) -> GridLayout:
-    """samples/grid.json and data/contact_sheet.json."""
+    """SAMPLES_LAYOUT and CONTACT_SHEET_LAYOUT."""
     return GridLayout(
         tile=_tile(layout),
         columns=int(layout["columns"]),
@@ -42,36 +42,44 @@ def grid_layout(layout: Mapping[str, Any]) -> GridLayout:
     )
 
 
-def trial(row: Mapping[str, Any]) -> Trial:
-    """A row of a sweep's trials.json."""
-    return Trial(
-        label=str(row["label"]),
-        point=str(row["point"]),
-        run_id=row.get("run_id"),
-        evaluation_run_id=row.get("evaluation_run_id"),
-        steps=row.get("steps"),
-        status=str(row["status"]),
-        prior_bpd=row.get(PRIOR_BPD),
-        reason=str(row.get("reason") or ""),
+def trials(rows: Sequence[Mapping[str, Any]]) -> tuple[TrialRecord, ...]:
+    """The TRIALS of a sweep."""
+    return tuple(
+        TrialRecord(
+            label=str(row["label"]),
+            point=str(row["point"]),
+            run_id=row.get("run_id"),
+            evaluation_run_id=row.get("evaluation_run_id"),
+            steps=row.get("steps"),
+            status=str(row["status"]),
+            prior_bpd=row.get(PRIOR_BPD),
+            reason=str(row.get("reason") or ""),
+        )
+        for row in rows
     )
 
 
-def schedule(curve: Mapping[str, Any]) -> Schedule:
-    """A curve of a sweep's schedules.json."""
-
-    def numbers(name: str) -> tuple[float, ...]:
-        # JSON has no infinity: a log-SNR at alpha-bar 0 or 1 may be null.
-        return tuple(float("nan") if value is None else float(value) for value in curve[name])
-
-    return Schedule(**{name: numbers(name) for name in ("t", "betas", "alphas_cumprod", "log_snr")})
+def schedules(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, ScheduleCurves]:
+    """The SCHEDULES of a sweep, by their names."""
+    names = ("t", "betas", "alphas_cumprod", "log_snr")
+    return {
+        str(label): ScheduleCurves(**{name: _numbers(curve[name]) for name in names}) for label, curve in curves.items()
+    }
 
 
-def likelihood(run_id: str, mark: str, protocol: Mapping[str, Any], results: list[Mapping[str, Any]]) -> Likelihood:
-    """likelihood/protocol.json and the likelihood/step-*.json of one run."""
+def conclusion(summary: Mapping[str, Any]) -> str:
+    """What a sweep's SUMMARY concludes, in words."""
+    return str(summary["conclusion"])
+
+
+def likelihood(
+    run_id: str, fingerprint: str, protocol: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> LikelihoodRecord:
+    """The LIKELIHOOD_PROTOCOL of one run, and what it holds of each checkpoint."""
     strata = protocol["strata"]
-    return Likelihood(
+    return LikelihoodRecord(
         run_id=run_id,
-        fingerprint=mark,
+        fingerprint=fingerprint,
         data=str(protocol["data"]),
         data_sha256=str(protocol["data_sha256"]),
         images=int(protocol["images"]),
@@ -82,49 +90,49 @@ def likelihood(run_id: str, mark: str, protocol: Mapping[str, Any], results: lis
 
 
 def bits_per_dim(result: Mapping[str, Any]) -> BitsPerDim:
-    """One likelihood/step-*.json."""
+    """The likelihood of one checkpoint."""
     values, curves = result["values"], result.get("curves")
 
-    def known(name: str) -> float | None:
+    def optional(name: str) -> float | None:
         return None if values.get(name) is None else float(values[name])
 
     return BitsPerDim(
         step=int(result["step"]),
         bpd=float(values[BPD]),
-        low=known(BPD + CI_LOW),
-        high=known(BPD + CI_HIGH),
-        rate=known(RATE_BPD),
-        distortion=known(DISTORTION_BPD),
-        prior=known(PRIOR_BPD),
-        rmse=known(RMSE),
-        curves=None if curves is None else _curves(curves),
+        low=optional(BPD + CI_LOW),
+        high=optional(BPD + CI_HIGH),
+        rate=optional(RATE_BPD),
+        distortion=optional(DISTORTION_BPD),
+        prior=optional(PRIOR_BPD),
+        rmse=optional(RMSE),
+        curves=None if curves is None else _rate_distortion(curves),
     )
 
 
-def compression(mark: str, curve: Mapping[str, Any]) -> Compression:
-    """compression/curve.json."""
+def compression(fingerprint: str, curve: Mapping[str, Any]) -> CompressionRecord:
+    """The COMPRESSION_CURVE of one run."""
 
-    def points(found: list[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
-        return tuple((float(point["rate"]), float(point["rmse"])) for point in found)
+    def points(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float], ...]:
+        return tuple((float(row["rate"]), float(row["rmse"])) for row in rows)
 
     protocol, theory = curve["protocol"], curve["theory"]
-    return Compression(
-        fingerprint=mark,
+    return CompressionRecord(
+        fingerprint=fingerprint,
         step=int(protocol["step"]),
         data=str(protocol["data"]),
         images=int(protocol["images"]),
         steps=int(protocol["steps"]),
         coded=points(curve["coded"]),
         theory=tuple(zip(map(float, theory["rate"]), map(float, theory["rmse"]), strict=True)),
-        others={str(name): points(found) for name, found in curve["lossy"].items()},
+        others={str(name): points(rows) for name, rows in curve["lossy"].items()},
         lossless={str(name): float(rate) for name, rate in curve["lossless"].items()},
         bound=float(theory["total"]),
-        overhead={name: float(curve["overhead"][name]) for name in ("lossy", "total")},
+        lossy_overhead=float(curve["overhead"]["lossy"]),
     )
 
 
-def neighbours_facts(facts: Mapping[str, Any]) -> NeighboursFacts:
-    """neighbours/step-*.json, without what it says of each sample."""
+def neighbours(facts: Mapping[str, Any]) -> NeighboursFacts:
+    """What the neighbours of a checkpoint's samples say, but for that of each sample."""
     return NeighboursFacts(
         samples=int(facts["samples"]),
         training_images=int(facts["training_images"]),
@@ -133,22 +141,22 @@ def neighbours_facts(facts: Mapping[str, Any]) -> NeighboursFacts:
     )
 
 
-def progress(points: list[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """progress/step-*.json: (code's t, distance of the x_0 predicted there), in the order of generation."""
+def chain(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(code's t, distance of the x_0 predicted there) along a checkpoint's chain, in the order of generation."""
     return sorted(((int(point["t"]), float(point["distance"])) for point in points), reverse=True)
 
 
-def picture_grids(pictures: list[Mapping[str, Any]], step: int) -> list[PictureGrid]:
-    """The pictures.json of a checkpoint, whose files lie beside it: names that lead elsewhere are refused."""
+def picture_grids(pictures: Sequence[Mapping[str, Any]], step: int) -> list[PictureGrid]:
+    """The pictures of the checkpoint of a step. Raises ValueError for a file that would lie elsewhere."""
     grids = []
     for picture in pictures:
-        name = str(picture["file"])
-        if "/" in name or "\\" in name or name.startswith("."):
-            raise ValueError(f"file {name!r} is no plain name")
+        file = str(picture["file"])
+        if "/" in file or "\\" in file or file.startswith("."):
+            raise ValueError(f"file {file!r} is no plain name")
         grids.append(
             PictureGrid(
                 kind=str(picture["kind"]),
-                path=picture_path(step, name),
+                path=picture_path(step, file),
                 tile=_tile(picture),
                 rows=int(picture["rows"]),
                 columns=int(picture["columns"]),
@@ -160,16 +168,16 @@ def picture_grids(pictures: list[Mapping[str, Any]], step: int) -> list[PictureG
     return grids
 
 
-def _curves(curves: Mapping[str, Any]) -> RateDistortion:
+def _rate_distortion(curves: Mapping[str, Any]) -> RateDistortionCurves:
     t, rate, rmse = (tuple(curves[name]) for name in ("t", RATE_BPD, RMSE))
     if t != tuple(range(1, len(t) + 1)) or not len(t) == len(rate) == len(rmse) or not t:
         raise ValueError("the curves are not over t = 1..T")
-    nan = math.nan
-    return RateDistortion(
-        t=t,
-        rate=tuple(nan if value is None else float(value) for value in rate),
-        rmse=tuple(nan if value is None else float(value) for value in rmse),
-    )
+    return RateDistortionCurves(t=t, rate=_numbers(rate), rmse=_numbers(rmse))
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Numbers as they were before JSON, which has no infinity: the log-SNR at alpha-bar 0 or 1 may be null."""
+    return tuple(math.nan if value is None else float(value) for value in values)
 
 
 def _tile(layout: Mapping[str, Any]) -> tuple[int, int]:

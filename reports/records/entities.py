@@ -1,4 +1,7 @@
-"""What a report speaks of: the records of one experiment as frozen values, free of MLflow."""
+"""What a report speaks of: the records of one experiment as frozen values, free of MLflow.
+
+A value that was not measured or not recorded is None or empty; one that was measured may be NaN or infinite.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,9 +12,8 @@ from ddpm_core.verdicts import Interval, known_interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One evaluated checkpoint: the Frechet distance with its 95 % interval, and the score if there is one.
-    Values may be NaN or infinite; None means not measured."""
+class CheckpointRecord:
+    """One evaluated checkpoint: the Frechet distance with its 95 % interval, and the score if there is one."""
 
     step: int
     distance: float
@@ -28,8 +30,8 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class GridLayout:
-    """How a grid of images is laid out: `columns` tiles a row, each `tile` = (height, width) pixels, no gaps;
-    `indices` and `seed` say which samples they are, where they are samples."""
+    """How a grid of images is laid out: `columns` tiles a row, each `tile` = (height, width) pixels, no gaps. `indices` and
+    `seed` say which samples they are, if they are samples."""
 
     tile: tuple[int, int]
     columns: int
@@ -39,23 +41,28 @@ class GridLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """All checkpoints of one training run measured under one protocol."""
+class EvaluationRecord:
+    """The checkpoints of one training that were measured under one protocol, by ascending step.
+
+    started: in ms, when its MLflow run was made. samples: step -> artifact path of its grid. metrics: the names of all that
+    was logged. alarm: what the nightly evaluation warns of, in a sentence.
+    """
 
     run_id: str
     status: str
     protocol: Protocol
-    checkpoints: tuple[Checkpoint, ...] = ()
+    started: int = 0
+    checkpoints: tuple[CheckpointRecord, ...] = ()
     layout: GridLayout | None = None
-    samples: Mapping[int, str] = field(default_factory=dict)  # step -> artifact path of its grid
-    metrics: frozenset[str] = frozenset()  # the names of all that was logged
-    alarm: str = ""  # what the nightly evaluation warns of, in a sentence
+    samples: Mapping[int, str] = field(default_factory=dict)
+    metrics: frozenset[str] = frozenset()
+    alarm: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateDistortion:
-    """Fig. 5 over the paper's t = 1..T: what having x_t costs in bits/dim, and the RMSE of the x_0 predicted from it on
-    0..255."""
+class RateDistortionCurves:
+    """Fig. 5 of the paper over its t = 1..T: what having x_t costs in bits/dim, and the RMSE of the x_0 predicted from it
+    on 0..255."""
 
     t: tuple[int, ...]
     rate: tuple[float, ...]
@@ -73,8 +80,8 @@ class RateDistortion:
 
 @dataclass(frozen=True, kw_only=True)
 class BitsPerDim:
-    """The variational bound of one checkpoint in bits/dim: its whole with a 95 % interval, the rate L_1 + .. + L_T, the
-    distortion L_0, L_T, and the RMSE of L_0's reconstruction on 0..255. `curves` where every term was evaluated."""
+    """The variational bound of one checkpoint in bits/dim: the whole with its 95 % interval, the rate L_1 + .. + L_T, the
+    distortion L_0, L_T, and the RMSE of L_0's reconstruction on 0..255. `curves` if every term was evaluated."""
 
     step: int
     bpd: float
@@ -84,13 +91,13 @@ class BitsPerDim:
     distortion: float | None = None
     prior: float | None = None
     rmse: float | None = None
-    curves: RateDistortion | None = None
+    curves: RateDistortionCurves | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood:
-    """The checkpoints of one training run measured on the same images. `strata` is None for the full bound, else the
-    number of drawn terms of an estimate."""
+class LikelihoodRecord:
+    """The checkpoints of one training measured on the same images, by ascending step. `strata` is None for the full bound,
+    else the number of drawn terms of an estimate."""
 
     run_id: str
     fingerprint: str
@@ -103,9 +110,10 @@ class Likelihood:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compression:
-    """Coded files of some images: points (bits/dim, RMSE on 0..255) of the files cut, of the theory and of other formats;
-    `lossless` bits/dim by format, the codec's own as "coded"; `overhead` over the bound, of the lossy part and in total."""
+class CompressionRecord:
+    """Coded files of some images: points (bits/dim, RMSE on 0..255) of files cut short, of the theory and of other formats;
+    `lossless` bits/dim by format, the codec's own as "coded"; `bound` in bits/dim, and by which fraction the lossy part of
+    the files is above its own."""
 
     fingerprint: str
     step: int
@@ -117,7 +125,7 @@ class Compression:
     others: Mapping[str, tuple[tuple[float, float], ...]]
     lossless: Mapping[str, float]
     bound: float
-    overhead: Mapping[str, float]
+    lossy_overhead: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +155,7 @@ class NeighboursFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class DataCard:
-    """The training set. `mean`, `std` and `second_moment` are of pixels in [-1, 1]; None means not
-    recorded."""
+    """The training set. `mean`, `std` and `second_moment` are of pixels in [-1, 1]."""
 
     name: str
     images: int | None = None
@@ -163,9 +170,9 @@ class DataCard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """One training run and what was measured of it. `latest` holds the last value of each metric. Weights from elsewhere
-    that were evaluated are a run without a training: `foreign`."""
+class RunRecord:
+    """A training and what was measured of its checkpoints. `latest` holds the last value of each metric; `sheet` is the
+    layout of the data's contact sheet. Weights from elsewhere that were measured are a run without a training: `foreign`."""
 
     run_id: str
     name: str
@@ -174,10 +181,10 @@ class TrainingRun:
     tags: Mapping[str, str]
     latest: Mapping[str, float]
     card: DataCard | None = None
-    sheet: GridLayout | None = None  # of the contact sheet
-    evaluations: tuple[Evaluation, ...] = ()
-    likelihoods: tuple[Likelihood, ...] = ()
-    compressions: tuple[Compression, ...] = ()
+    sheet: GridLayout | None = None
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    likelihoods: tuple[LikelihoodRecord, ...] = ()
+    compressions: tuple[CompressionRecord, ...] = ()
     foreign: bool = False
 
     @property
@@ -187,11 +194,12 @@ class TrainingRun:
         return int(text) if text.isdecimal() else None
 
     def images_seen(self, step: int) -> int | None:
+        """Images that the training has drawn up to a step, repetitions among them."""
         return None if self.batch_size is None else step * self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class TrialRecord:
     """A point of a sweep, that is, one setting, with one seed; its label names both. `prior_bpd` is L_T in bits/dim, the
     part of the bound that no training lowers. `reason` says why it did not finish."""
 
@@ -206,7 +214,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class ScheduleCurves:
     """A noise schedule at some of its timesteps, as the sweep recorded them."""
 
     t: tuple[float, ...]
@@ -216,25 +224,29 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class SweepRecord:
+    """A sweep, with the conclusion that it came to itself, in words."""
+
     run_id: str
     name: str
-    status: str
-    conclusion: str = ""  # the sweep's own
-    trials: tuple[Trial, ...] = ()
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    conclusion: str = ""
+    trials: tuple[TrialRecord, ...] = ()
+    schedules: Mapping[str, ScheduleCurves] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRecord:
-    """Everything the report says, except what is drawn. `remarks` are sentences on records that could not be
-    used; `updated` is when the last run started or ended; `only` is the run or sweep that the records are kept to."""
+    """Everything the report says, except what is drawn.
+
+    runs, sweeps: the oldest first. remarks: sentences on records that could not be used. updated: when the last run started
+    or ended. only: the run or sweep that the records are limited to.
+    """
 
     name: str
     experiment_id: str
     tracking_uri: str
-    runs: tuple[TrainingRun, ...]
-    sweeps: tuple[Sweep, ...] = ()
+    runs: tuple[RunRecord, ...]
+    sweeps: tuple[SweepRecord, ...] = ()
     remarks: tuple[str, ...] = ()
     updated: datetime | None = None
     only: str | None = None

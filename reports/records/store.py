@@ -1,5 +1,7 @@
-"""Read-only access to an MLflow tracking store: runs, metric histories, artifacts. The only module of the
-reports that talks to MLflow; nothing here creates, changes or deletes a record."""
+"""Read-only access to an MLflow tracking store: runs, metric histories, artifacts.
+
+The only module of the reports that talks to MLflow; nothing here creates, changes or deletes a record.
+"""
 
 import math
 import sqlite3
@@ -17,9 +19,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 
-PAGE = 1000  # runs a request
+RUNS_A_CALL = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,40 +52,37 @@ class Store:
             self._client = MlflowClient(tracking_uri=tracking_uri)
             self._experiments: Sequence[Any] = self._client.search_experiments()
         except MlflowException as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise InputError(
-                f"Tracking store {public_uri(tracking_uri)} cannot be read by this MLflow ({reason}); "
+                f"Tracking store {public_uri(tracking_uri)} cannot be read by this MLflow ({one_line(error)}); "
                 "give the address that the training used."
             ) from error
 
     def experiment_id(self, name: str) -> str:
-        """The id of the experiment of that name; InputError names the ones there are."""
+        """The id of the experiment of that name. Raises InputError, which names the others, if there is none."""
         for experiment in self._experiments:
             if experiment.name == name:
                 return str(experiment.experiment_id)
-        there = ", ".join(repr(experiment.name) for experiment in self._experiments) or "no experiment"
+        names = ", ".join(repr(experiment.name) for experiment in self._experiments) or "no experiment"
         raise InputError(
             f"Experiment {name!r} is not in the tracking store {public_uri(self.tracking_uri)}, "
-            f"which holds {there}; name one of those."
+            f"which holds {names}; name one of those."
         )
 
     def runs(self, experiment_id: str) -> list[Run]:
         """Every run that was not deleted, the oldest first, with its latest metrics, params and tags."""
-        found: list[Run] = []
+        runs: list[Run] = []
         token: str | None = None
-        while True:
+        while token != "":
             page = self._client.search_runs(
-                [experiment_id], max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
+                [experiment_id], max_results=RUNS_A_CALL, order_by=["attributes.start_time ASC"], page_token=token
             )
-            found.extend(page)
-            token = page.token
-            if not token:
-                break
-        self._artifact_uris.update({run.info.run_id: run.info.artifact_uri for run in found})
-        return found
+            runs.extend(page)
+            token = page.token or ""
+        self._artifact_uris.update({run.info.run_id: run.info.artifact_uri for run in runs})
+        return runs
 
     def history(self, run_id: str, metric: str) -> Series:
-        """A metric by step. A run that resumed repeats some steps; the value written last counts."""
+        """A metric by step. A run that resumed repeats some steps: the value with the latest timestamp counts."""
         if (run_id, metric) not in self._histories:
             newest: dict[int, Metric] = {}
             for point in self._client.get_metric_history(run_id, metric):
@@ -94,29 +93,30 @@ class Store:
             self._histories[run_id, metric] = Series(steps=steps, values=values)
         return self._histories[run_id, metric]
 
-    def artifact_paths(self, run_id: str, folder: str) -> list[str]:
-        """The paths of the files in one artifact folder of a run; empty if there is no such folder."""
+    def files_beside(self, run_id: str, path: str) -> list[str]:
+        """The paths of the files in the folder of an artifact, itself among them; empty if there is no such folder."""
+        folder = str(PurePosixPath(path).parent)
         local = _local_folder(self._artifact_uris[run_id])
         if local is None:
-            return sorted(item.path for item in self._client.list_artifacts(run_id, folder) if not item.is_dir)
+            items = self._client.list_artifacts(run_id, "" if folder == "." else folder)
+            return sorted(item.path for item in items if not item.is_dir)
         if not (local / folder).is_dir():
             return []
-        return sorted(path.relative_to(local).as_posix() for path in (local / folder).iterdir() if path.is_file())
+        return sorted(file.relative_to(local).as_posix() for file in (local / folder).iterdir() if file.is_file())
 
     def artifact(self, run_id: str, path: str) -> bytes | None:
         """The content of one artifact, None if the run has no such file."""
         local = _local_folder(self._artifact_uris[run_id])
         if local is not None:
             return (local / path).read_bytes() if (local / path).is_file() else None
-        parent = str(PurePosixPath(path).parent)
-        if path not in self.artifact_paths(run_id, "" if parent == "." else parent):
+        if path not in self.files_beside(run_id, path):
             return None
         with tempfile.TemporaryDirectory() as folder:
             return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
 
 
 def require_store(tracking_uri: str) -> None:
-    """Raise InputError if a file-based store is not there. MLflow would create it, and report on nothing."""
+    """Raises InputError if a file-based store does not exist: MLflow would create it."""
     parts = urlsplit(tracking_uri)
     if parts.scheme == "sqlite":
         _require_sqlite(tracking_uri, Path(parts.path[1:]))
@@ -146,14 +146,14 @@ def _require_sqlite(uri: str, path: Path) -> None:
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
+            table = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
         raise InputError(
             f"Tracking store {uri} is not an SQLite database ({error}); give the MLflow database of the training."
         ) from error
-    if found is None:
+    if table is None:
         raise InputError(
             f"Tracking store {uri} is an SQLite database without MLflow's tables; "
             "give the MLflow database of the training."

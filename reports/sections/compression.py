@@ -2,38 +2,36 @@
 
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from reports.drawing import figures
-from reports.records.entities import Compression, TrainingRun
-from reports.sections.charts import Chart
-from reports.sections.tables import Column, Row, Table
-from reports.verdicts import commands
-from reports.verdicts.formatting import count, counted, fixed
+from reports.drawing.elements import Chart, Column, Row, Table, numeric
+from reports.formatting import count, counted, fixed
+from reports.records.entities import CompressionRecord, RunRecord
+from reports.sections import commands
 
 _NAMES = {"coded": "these files", "png": "PNG", "webp": "WebP, lossless"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionSection:
-    """`missing` is the command that would measure it."""
+    """Without charts and a table, `missing` is the command that would make them."""
 
     charts: tuple[Chart, ...]
     table: Table | None
     missing: str
 
 
-def compression_section(lead: TrainingRun) -> CompressionSection:
+def compression_section(lead: RunRecord) -> CompressionSection:
     """The leading run's newest checkpoint that coded images."""
     if not lead.compressions:
         return CompressionSection(charts=(), table=None, missing=commands.compression(lead))
-    shown = max(lead.compressions, key=lambda each: (each.step, each.images))
-    return CompressionSection(charts=(_chart(shown),), table=_table(shown), missing="")
+    newest = max(lead.compressions, key=lambda record: (record.step, record.images))
+    return CompressionSection(charts=(_chart(newest),), table=_table(newest), missing="")
 
 
-def _chart(shown: Compression) -> Chart:
-    curves = {"files, cut": shown.coded, "theory": shown.theory, **shown.others}
-    most = 1.05 * max(rate for rate, _ in shown.coded)
+def _chart(record: CompressionRecord) -> Chart:
+    """Distortion against rate, up to a little above that of the whole files."""
+    curves = {"files, cut": record.coded, "theory": record.theory, **record.others}
+    most = 1.05 * max(rate for rate, _ in record.coded)
     lines = [
         figures.Relation(
             label=name,
@@ -42,37 +40,34 @@ def _chart(shown: Compression) -> Chart:
         )
         for name, points in curves.items()
     ]
-    what = f"{counted(shown.images, 'image')} of {shown.data}, step {shown.step:,}"
+    images = f"{counted(record.images, 'image')} of {record.data}, step {record.step:,}"
     svg = figures.relation(
         "compression",
         lines,
         x="rate (bits/dim)",
         y="distortion (RMSE)",
-        alt=f"Distortion against rate of coded files, of the theory and of {' and '.join(shown.others)}: {what}.",
+        alt=f"Distortion against rate of coded files, of the theory and of {' and '.join(record.others)}: {images}.",
     )
     caption = (
-        f"Distortion (RMSE on 0..255) against rate in bits/dim: files of {shown.steps} steps that were cut, the theory of "
-        f"Fig. 5 for the same images, and other formats. {what}."
+        f"Distortion (RMSE on 0..255) against rate in bits/dim: files of {record.steps} steps that were cut, the theory of "
+        f"Fig. 5 for the same images, and other formats. {images}."
     )
-    return Chart(svg=Markup(svg), caption=caption)
+    return Chart(svg=svg, caption=caption)
 
 
-def _table(shown: Compression) -> Table:
+def _table(record: CompressionRecord) -> Table:
+    """Bits/dim of whole images by format, the fewest first, and the bound."""
     rows = [
-        Row(cells=(_NAMES.get(name, name), fixed(rate, 3), f"{100 * (rate / shown.bound - 1):+.1f} %"))
-        for name, rate in sorted(shown.lossless.items(), key=lambda item: item[1])
+        Row(cells=(_NAMES.get(name, name), fixed(rate, 3), f"{100 * (rate / record.bound - 1):+.1f} %"))
+        for name, rate in sorted(record.lossless.items(), key=lambda item: item[1])
     ]
-    rows.append(Row(cells=("the variational bound", fixed(shown.bound, 3), "")))
+    rows.append(Row(cells=("the variational bound", fixed(record.bound, 3), "")))
     return Table(
         caption=(
-            f"Bits/dim of whole images, bit for bit: {count(shown.images)} of {shown.data}; the lossy part of these files is "
-            f"{100 * shown.overhead['lossy']:.1f} % above L₁ + … + L_T (protocol {shown.fingerprint})"
+            f"Bits/dim of whole images, bit for bit: {count(record.images)} of {record.data}; the lossy part of these files is "
+            f"{100 * record.lossy_overhead:.1f} % above L₁ + … + L_T (protocol {record.fingerprint})"
         ),
-        columns=(
-            Column(title="Format"),
-            Column(title="Bits/dim", numeric=True),
-            Column(title="Against the bound", numeric=True),
-        ),
+        columns=(Column(title="Format"), *numeric("Bits/dim", "Against the bound")),
         rows=tuple(rows),
         sortable=True,
     )

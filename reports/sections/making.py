@@ -7,19 +7,21 @@ from urllib.parse import urlsplit
 
 from ddpm_core.protocol import Protocol
 from ddpm_core.records import CODE_VERSION_TAG, CONFIG, DEVICE_TAG, FINGERPRINT_TAG, PRESET_TAG, WORKERS_TAG
-from reports.records.entities import DataCard, ExperimentRecord, TrainingRun
+from reports.drawing.elements import Column, Illustration, Row, Table, long_table
+from reports.formatting import NOT_RECORDED, count, counted, number
+from reports.records.entities import DataCard, ExperimentRecord, RunRecord
 from reports.records.store import Store, public_uri
-from reports.sections import samples
+from reports.sections.commands import reproduce
 from reports.sections.cost import cost_table
-from reports.sections.tables import NOT_RECORDED, SHOWN_ROWS, Column, Row, Table
-from reports.verdicts.commands import reproduce
-from reports.verdicts.formatting import count, counted, number
-from reports.verdicts.recipes import RECIPES, changes, preset_of
+from reports.sections.samples import contact_sheet
+from reports.verdicts.presets import changes, preset_of, preset_parameters
+
+SHOWN_DIFFERENCES = 4  # parameters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """How the leading run was made."""
+    """How the leading run was made. `changed` says how it differs from its preset; `commands` are (label, command)."""
 
     configuration: Table
     changed: str
@@ -27,33 +29,33 @@ class Making:
     cost: Table
     protocols: Table | None
     card: Table | None
-    sheet: samples.Shown | None
+    sheet: Illustration | None
     runs: Table
     commands: tuple[tuple[str, str], ...]
 
 
-def making_of(
+def making_section(
     store: Store,
     record: ExperimentRecord,
-    lead: TrainingRun,
+    lead: RunRecord,
     protocols: Sequence[Protocol] = (),
     watts: float | None = None,
 ) -> Making:
     """All that the records tell about the making of the leading run. `watts` is what one of its devices draws."""
     return Making(
         configuration=configuration_table(lead),
-        changed=changed_text(lead),
+        changed=changes_text(lead),
         origin=origin_table(lead),
         cost=cost_table(store, lead, watts),
         protocols=protocols_table(protocols) if protocols else None,
         card=card_table(lead.card) if lead.card else None,
-        sheet=samples.contact_sheet(store, lead),
+        sheet=contact_sheet(store, lead),
         runs=runs_table(record, lead),
         commands=commands(record, lead),
     )
 
 
-def runs_table(record: ExperimentRecord, lead: TrainingRun) -> Table:
+def runs_table(record: ExperimentRecord, lead: RunRecord) -> Table:
     """Every training run, the newest first, and in which parameters it differs from the leading one."""
     rows = [
         Row(
@@ -62,30 +64,34 @@ def runs_table(record: ExperimentRecord, lead: TrainingRun) -> Table:
                 run.run_id,
                 run.status.lower(),
                 count(sum(len(evaluation.checkpoints) for evaluation in run.evaluations)),
-                "the run this report leads with" if run is lead else _difference(run, lead),
+                "the run this report leads with" if run is lead else _differences(run, lead),
             ),
             mark="best" if run is lead else "",
         )
         for run in reversed(record.runs)
     ]
-    return Table(
-        caption="Training runs of the experiment, the newest first",
-        columns=(
-            Column(title="Run", wraps=True),
-            Column(title="MLflow run id"),
-            Column(title="Status"),
-            Column(title="Results", numeric=True),
-            Column(title="Differs in", wraps=True),
-        ),
-        rows=tuple(rows[:SHOWN_ROWS]),
-        omitted=max(0, len(rows) - SHOWN_ROWS),
-        sortable=True,
+    columns = (
+        Column(title="Run", wraps=True),
+        Column(title="MLflow run id"),
+        Column(title="Status"),
+        Column(title="Results", numeric=True),
+        Column(title="Differs in", wraps=True),
     )
+    return long_table("Training runs of the experiment, the newest first", columns, rows)
 
 
-def configuration_table(run: TrainingRun) -> Table:
+def _differences(run: RunRecord, lead: RunRecord) -> str:
+    """The first parameters in which two runs differ."""
+    names = sorted(name for name in {*run.params, *lead.params} if run.params.get(name) != lead.params.get(name))
+    texts = [f"{name} = {run.params.get(name, 'unset')}" for name in names[:SHOWN_DIFFERENCES]]
+    if len(names) > SHOWN_DIFFERENCES:
+        texts.append(f"and {len(names) - SHOWN_DIFFERENCES} more")
+    return ", ".join(texts) or "nothing"
+
+
+def configuration_table(run: RunRecord) -> Table:
     """The run's resolved configuration beside its preset's; what was changed first, and marked."""
-    changed, recipe = changes(run) or {}, RECIPES.get(preset_of(run), {})
+    changed, preset = changes(run) or {}, preset_parameters(preset_of(run))
     order = sorted(run.params, key=lambda name: (name not in changed, name))
     return Table(
         caption=f"Configuration of {run.name}",
@@ -95,37 +101,34 @@ def configuration_table(run: TrainingRun) -> Table:
             Column(title="Preset's", wraps=True),
         ),
         rows=tuple(
-            Row(cells=(name, run.params[name], recipe.get(name, "–")), mark="close" if name in changed else "")
+            Row(cells=(name, run.params[name], preset.get(name, "–")), mark="close" if name in changed else "")
             for name in order
         ),
     )
 
 
-def changed_text(run: TrainingRun) -> str:
+def changes_text(run: RunRecord) -> str:
     """How the configuration differs from the preset, in a sentence."""
     changed, preset = changes(run), preset_of(run)
     if changed is None:
-        return f"Preset {preset} is not one of this version's: no difference is told." if preset else ""
+        return f"Preset {preset} is not known to this version, and so is not what was changed of it." if preset else ""
     if not changed:
         return f"The values are those of the preset {preset}."
-    told = ", ".join(f"{name} {run.params[name]} (preset: {value})" for name, value in changed.items())
-    return f"Preset {preset}, with {told}."
+    values = ", ".join(f"{name} {run.params[name]} (preset: {value})" for name, value in changed.items())
+    return f"Preset {preset}, with {values}."
 
 
-def origin_table(run: TrainingRun) -> Table:
+def origin_table(run: RunRecord) -> Table:
     """What made the run: software, hardware, and how far it is."""
-    tags = run.tags
-    return _properties(
-        f"Origin of {run.name}",
-        [
-            ("Preset", tags.get(PRESET_TAG, NOT_RECORDED)),
-            ("Configuration fingerprint", tags.get(FINGERPRINT_TAG, NOT_RECORDED)),
-            ("Code version", tags.get(CODE_VERSION_TAG, NOT_RECORDED)),
-            ("Device", tags.get(DEVICE_TAG, NOT_RECORDED)),
-            ("Workers", tags.get(WORKERS_TAG, NOT_RECORDED)),
-            ("Status in MLflow", run.status.lower()),
-        ],
-    )
+    tags = {
+        "Preset": PRESET_TAG,
+        "Configuration fingerprint": FINGERPRINT_TAG,
+        "Code version": CODE_VERSION_TAG,
+        "Device": DEVICE_TAG,
+        "Workers": WORKERS_TAG,
+    }
+    pairs = [(title, run.tags.get(tag) or NOT_RECORDED) for title, tag in tags.items()]
+    return _properties(f"Origin of {run.name}", [*pairs, ("Status in MLflow", run.status.lower())])
 
 
 def card_table(card: DataCard) -> Table:
@@ -148,6 +151,11 @@ def card_table(card: DataCard) -> Table:
             ("sha256", card.sha256 or NOT_RECORDED),
         ],
     )
+
+
+def _properties(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
+    columns = (Column(title="Property", wraps=True), Column(title="Value", wraps=True))
+    return Table(caption=caption, columns=columns, rows=tuple(Row(cells=pair) for pair in pairs))
 
 
 def protocols_table(protocols: Sequence[Protocol]) -> Table:
@@ -173,40 +181,17 @@ def protocols_table(protocols: Sequence[Protocol]) -> Table:
     )
 
 
-def commands(record: ExperimentRecord, lead: TrainingRun) -> tuple[tuple[str, str], ...]:
+def commands(record: ExperimentRecord, lead: RunRecord) -> tuple[tuple[str, str], ...]:
     """Command lines and addresses, each with what it is for."""
-    uri = public_uri(record.tracking_uri)
+    uri, run_id = public_uri(record.tracking_uri), lead.run_id
     served = urlsplit(uri).scheme in ("http", "https")
     address = uri.rstrip("/") if served else "http://127.0.0.1:5000"
-    run_id = lead.run_id
-    page = f"{address}/#/experiments/{record.experiment_id}/runs/{run_id}"
-    start = () if served else (("Open the MLflow UI", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"),)
+    mlflow = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow"
     again = reproduce(lead)
-    at = f"MLFLOW_TRACKING_URI={shlex.quote(uri)}"
     return (
         *([("Train the leading run again", again)] if again else []),
-        *start,
-        ("The leading run in it", page),
-        ("The run as text", f"{at} mlflow runs describe --run-id {run_id}"),
-        (
-            "Its configuration",
-            f"{at} mlflow artifacts download --run-id {run_id} --artifact-path {CONFIG}",
-        ),
+        *([] if served else [("Open the MLflow UI", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")]),
+        ("The leading run in it", f"{address}/#/experiments/{record.experiment_id}/runs/{run_id}"),
+        ("The run as text", f"{mlflow} runs describe --run-id {run_id}"),
+        ("Its configuration", f"{mlflow} artifacts download --run-id {run_id} --artifact-path {CONFIG}"),
     )
-
-
-def _properties(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
-    rows = tuple(Row(cells=pair) for pair in pairs)
-    return Table(
-        caption=caption,
-        columns=(Column(title="Property", wraps=True), Column(title="Value", wraps=True)),
-        rows=rows,
-    )
-
-
-def _difference(run: TrainingRun, lead: TrainingRun) -> str:
-    names = sorted(name for name in {*run.params, *lead.params} if run.params.get(name) != lead.params.get(name))
-    told = [f"{name} = {run.params.get(name, 'unset')}" for name in names[:4]]
-    if len(names) > 4:
-        told.append(f"and {len(names) - 4} more")
-    return ", ".join(told) or "nothing"

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 
 from ddpm_core.records import CI_HIGH, CI_LOW, HELD_OUT, MEMORIZED, MEMORIZED_FEATURES, neighbours_path
+from reports.formatting import count, number
 from reports.records import artifacts
-from reports.records.entities import Evaluation, NeighboursFacts
+from reports.records.entities import EvaluationRecord, NeighboursFacts
 from reports.records.store import Series, Store
-from reports.verdicts.formatting import count, number
 from reports.verdicts.ranking import Ranking
 
 
@@ -27,7 +27,7 @@ def memorization(store: Store, ranking: Ranking) -> tuple[str, ...]:
     return ()
 
 
-def _sentence(store: Store, evaluation: Evaluation, metric: str, space: str, steps: Sequence[int]) -> str:
+def _sentence(store: Store, evaluation: EvaluationRecord, metric: str, space: str, steps: Sequence[int]) -> str:
     """What a metric says at the first of the steps that has it; empty if none has."""
 
     def history(name: str) -> Series:
@@ -58,6 +58,6 @@ def _sentence(store: Store, evaluation: Evaluation, metric: str, space: str, ste
 
 def _facts(store: Store, run_id: str, step: int) -> NeighboursFacts | None:
     try:
-        return artifacts.neighbours_facts(json.loads(store.artifact(run_id, neighbours_path(step)) or b"{}"))
+        return artifacts.neighbours(json.loads(store.artifact(run_id, neighbours_path(step)) or b"{}"))
     except artifacts.UNREADABLE:
         return None

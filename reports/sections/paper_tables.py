@@ -1,18 +1,28 @@
 """The paper's tables with this experiment's numbers beside them, cell by cell. A number stands in one of them only if it
 was measured as the paper's; else the cell says so, and which command would fill it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from reports.records.entities import BitsPerDim, Likelihood, TrainingRun
-from reports.sections.tables import Column, Row, Table, score_text
-from reports.verdicts import commands, paper
-from reports.verdicts.comparison import Key, best_as_the_paper, coded, data_of, key_of, row_key
-from reports.verdicts.conclusions import departures, distance_text
-from reports.verdicts.formatting import fixed, listed, number
-from reports.verdicts.ranking import Ranking
+from reports.drawing.elements import Column, Row, Table, numeric
+from reports.formatting import fixed, listed, number
+from reports.records.entities import BitsPerDim, LikelihoodRecord, RunRecord
+from reports.sections import commands
+from reports.verdicts import paper
+from reports.verdicts.comparison import (
+    Objective,
+    best_as_the_paper,
+    cifar10_likelihood,
+    data_of,
+    departures,
+    objective_of,
+    row_objective,
+)
+from reports.verdicts.ranking import Entry, Ranking
+from reports.verdicts.wording import distance_text, score_text
 
 NOTHING = "–"  # the paper has no number there
+TEST_SHARDS = "CIFAR10_TEST_SHARDS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +36,7 @@ class PaperTable:
 
 
 @dataclass
-class _Missing:
+class MissingCells:
     """Collects the commands of a table's missing cells; equal ones share a number."""
 
     commands: list[str] = field(default_factory=list)
@@ -39,35 +49,34 @@ class _Missing:
         return f"not measured [{self.commands.index(command) + 1}]"
 
 
-def comparisons(
-    runs: Iterable[TrainingRun], rankings: tuple[Ranking, ...], lead: TrainingRun
-) -> tuple[PaperTable, ...]:
+def paper_tables(runs: Iterable[RunRecord], rankings: tuple[Ranking, ...], lead: RunRecord) -> tuple[PaperTable, ...]:
     """The tables of the paper that are of the data that the leading run was trained on; none for other data."""
     data = data_of(lead)
     if data is None:
         return ()
-    same = [run for run in runs if data_of(run) is data]
     if data is not paper.CIFAR10:
         return (_table_3(lead, rankings, data),)
-    ablation = _ablation(same)
-    return (
-        _table_1(lead, same, rankings),
-        *([_table_2(ablation, rankings)] if len(ablation) > 1 else []),
-        _in_the_text(lead, rankings),
-    )
+    same = [run for run in runs if data_of(run) is data]
+    by_objective = _by_objective(same)
+    tables = [_table_1(lead, same, rankings), _in_the_text(lead, rankings)]
+    if len(by_objective) > 1:
+        tables.insert(1, _table_2(by_objective, rankings))
+    return tuple(tables)
 
 
-def _ablation(runs: Iterable[TrainingRun]) -> dict[Key, list[TrainingRun]]:
-    found: dict[Key, list[TrainingRun]] = {}
+def _by_objective(runs: Iterable[RunRecord]) -> dict[Objective, list[RunRecord]]:
+    """The runs of each row of Table 2."""
+    groups: dict[Objective, list[RunRecord]] = {}
     for run in runs:
-        key = key_of(run)
-        if key is not None:
-            found.setdefault(key, []).append(run)
-    return found
+        objective = objective_of(run)
+        if objective is not None:
+            groups.setdefault(objective, []).append(run)
+    return groups
 
 
-def _table_1(lead: TrainingRun, runs: list[TrainingRun], rankings: tuple[Ranking, ...]) -> PaperTable:
-    missing = _Missing()
+def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ...]) -> PaperTable:
+    """CIFAR-10: all models of the paper, and below them one run of ours an objective, the leading run for its own."""
+    missing = MissingCells()
     rows = [
         Row(
             cells=(
@@ -77,59 +86,56 @@ def _table_1(lead: TrainingRun, runs: list[TrainingRun], rankings: tuple[Ranking
                 _bound(row.nll, row.nll_is_bound),
                 _bound(row.nll_train, row.nll_is_bound),
             ),
-            mark="close" if row.ours else "",
+            mark="close" if row.is_ddpm else "",
         )
         for row in paper.TABLE_1
     ]
-    shown = {key_of(run): run for run in runs} | {key_of(lead): lead}  # one run an objective, the lead for its own
-    for key, run in shown.items():
-        alike = [other for other in runs if key_of(other) == key] if key else [run]
-        rows.append(_own_row(run, alike, rankings, missing))
-    columns = ("Model", "IS", "FID", "NLL test", "NLL train")
+    shown = {objective_of(run): run for run in runs} | {objective_of(lead): lead}
+    for objective, run in shown.items():
+        alike = [other for other in runs if objective_of(other) == objective] if objective else [run]
+        rows.append(_our_row(run, best_as_the_paper(alike, rankings, paper.CIFAR10), missing))
     return PaperTable(
         title="Table 1: CIFAR-10",
         table=Table(
             caption="Table 1 of the paper, and ours below it; NLL in bits/dim",
-            columns=tuple(
-                Column(title=title, numeric=place > 0, wraps=not place) for place, title in enumerate(columns)
-            ),
+            columns=(Column(title="Model", wraps=True), *numeric("IS", "FID", "NLL test", "NLL train")),
             rows=tuple(rows),
         ),
         missing=tuple(missing.commands),
-        note=_otherwise(lead, rankings, paper.CIFAR10),
+        note=_measured_otherwise(lead, rankings, paper.CIFAR10),
     )
 
 
-def _own_row(run: TrainingRun, alike: list[TrainingRun], rankings: tuple[Ranking, ...], missing: _Missing) -> Row:
-    entry = best_as_the_paper(alike, rankings, paper.CIFAR10)
-    run = entry.run if entry else run
-    name = f"Ours: {run.name}" + (f", step {entry.checkpoint.step:,}" if entry else "")
-    if entry is None:
-        fid = score = missing.cell(commands.evaluate(run))
-    else:
-        fid = distance_text(entry)
-        score = score_text(entry) if entry.checkpoint.score is not None else missing.cell(commands.evaluate(run))
-    test, train = (coded(run, of_training=of_training) for of_training in (False, True))
+def _our_row(run: RunRecord, best: Entry | None, missing: MissingCells) -> Row:
+    """A run's row in Table 1, by the best entry that was measured as the paper's, which may be of another run like it."""
+    run = best.run if best else run
+    evaluate = commands.evaluate(run)
+    test, train = (cifar10_likelihood(run, of_training=of_training) for of_training in (False, True))
     return Row(
         cells=(
-            name,
-            score,
-            fid,
-            _bits(test) if test else missing.cell(commands.likelihood(run, "--data", "CIFAR10_TEST_SHARDS")),
+            _our_name(run, best),
+            score_text(best) if best and best.checkpoint.score is not None else missing.cell(evaluate),
+            distance_text(best) if best else missing.cell(evaluate),
+            _bits(test) if test else missing.cell(commands.likelihood(run, "--data", TEST_SHARDS)),
             _bits(train) if train else missing.cell(commands.likelihood(run)),
         ),
         mark="best",
     )
 
 
-def _table_2(ablation: dict[Key, list[TrainingRun]], rankings: tuple[Ranking, ...]) -> PaperTable:
-    missing = _Missing()
+def _our_name(run: RunRecord, best: Entry | None) -> str:
+    return f"Ours: {run.name}" + (f", step {best.checkpoint.step:,}" if best else "")
+
+
+def _table_2(by_objective: dict[Objective, list[RunRecord]], rankings: tuple[Ranking, ...]) -> PaperTable:
+    """What is predicted, and by which objective, each row beside the best run like it."""
+    missing = MissingCells()
     rows = []
     for row in paper.TABLE_2:
-        runs = ablation.get(row_key(row), [])
-        entry = best_as_the_paper(runs, rankings, paper.CIFAR10)
-        if entry is not None:
-            score, fid = score_text(entry), distance_text(entry)
+        runs = by_objective.get(row_objective(row), [])
+        best = best_as_the_paper(runs, rankings, paper.CIFAR10)
+        if best is not None:
+            score, fid = score_text(best), distance_text(best)
         elif runs:
             score = fid = missing.cell(commands.evaluate(runs[-1]))
         else:
@@ -143,15 +149,14 @@ def _table_2(ablation: dict[Key, list[TrainingRun]], rankings: tuple[Ranking, ..
                     _given(row.fid),
                     fid,
                 ),
-                mark="best" if entry else "",
+                mark="best" if best else "",
             )
         )
-    columns = ("Objective", "IS, paper", "IS, ours", "FID, paper", "FID, ours")
     return PaperTable(
         title="Table 2: what is predicted, and by which objective",
         table=Table(
             caption="Table 2 of the paper (unconditional CIFAR-10) beside this experiment",
-            columns=tuple(Column(title=title, numeric=place > 0) for place, title in enumerate(columns)),
+            columns=(Column(title="Objective"), *numeric("IS, paper", "IS, ours", "FID, paper", "FID, ours")),
             rows=tuple(rows),
         ),
         missing=tuple(missing.commands),
@@ -166,102 +171,102 @@ def _ablation_command(row: paper.AblationRow) -> str:
     return commands.train("cifar10", *options)
 
 
-def _table_3(lead: TrainingRun, rankings: tuple[Ranking, ...], data: paper.Reported) -> PaperTable:
-    missing = _Missing()
-    places = (paper.LSUN_BEDROOM, paper.LSUN_CHURCH, paper.LSUN_CAT)
-    presets = ("lsun_bedroom", "lsun_church", "lsun_cat")
+def _table_3(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reported) -> PaperTable:
+    """LSUN: all models of the paper, and below them the leading run in the column of its data set."""
+    missing = MissingCells()
     rows = [
         Row(
             cells=(row.model, _given(row.bedroom), _given(row.church), _given(row.cat)),
-            mark="close" if row.ours else "",
+            mark="close" if row.is_ddpm else "",
         )
         for row in paper.TABLE_3
     ]
-    entry = best_as_the_paper([lead], rankings, data)
+    best = best_as_the_paper([lead], rankings, data)
     cells = []
-    for place, preset in zip(places, presets, strict=True):
-        if place is not data:
+    for column, preset in (
+        (paper.LSUN_BEDROOM, "lsun_bedroom"),
+        (paper.LSUN_CHURCH, "lsun_church"),
+        (paper.LSUN_CAT, "lsun_cat"),
+    ):
+        if column is not data:
             cells.append(missing.cell(commands.train(preset), "python jobs/evaluate.py --run RUN"))
-        elif entry is not None:
-            cells.append(distance_text(entry))
+        elif best is not None:
+            cells.append(distance_text(best))
         else:
             cells.append(missing.cell(commands.evaluate(lead, "--reference", "SHARDS_OF_50000_IMAGES")))
-    name = f"Ours: {lead.name}" + (f", step {entry.checkpoint.step:,}" if entry else "")
-    rows.append(Row(cells=(name, *cells), mark="best"))
+    rows.append(Row(cells=(_our_name(lead, best), *cells), mark="best"))
     return PaperTable(
         title="Table 3: LSUN at 256 × 256",
         table=Table(
             caption="Table 3 of the paper (FID), and ours below it",
-            columns=(Column(title="Model"), *(Column(title=t, numeric=True) for t in ("Bedroom", "Church", "Cat"))),
+            columns=(Column(title="Model"), *numeric("Bedroom", "Church", "Cat")),
             rows=tuple(rows),
         ),
         missing=tuple(missing.commands),
-        note=_otherwise(lead, rankings, data),
+        note=_measured_otherwise(lead, rankings, data),
     )
 
 
-def _in_the_text(lead: TrainingRun, rankings: tuple[Ranking, ...]) -> PaperTable:
+def _in_the_text(lead: RunRecord, rankings: tuple[Ranking, ...]) -> PaperTable:
     """What the paper says of CIFAR-10 outside its tables."""
-    missing = _Missing()
-    entry = best_as_the_paper([lead], rankings, paper.CIFAR10_TEST, against="test")
-    test, train = (coded(lead, of_training=of_training) for of_training in (False, True))
-    both = (commands.likelihood(lead, "--data", "CIFAR10_TEST_SHARDS"), commands.likelihood(lead))
-
-    def of_test(name: str, digits: int = 4) -> str:
-        value = getattr(test[1], name) if test else None
-        return missing.cell(both[0]) if value is None else number(value, digits)
-
-    gap = test[1].bpd - train[1].bpd if test and train else None
-    fid = (
-        distance_text(entry)
-        if entry
-        else missing.cell(commands.evaluate(lead, "--test-reference", "CIFAR10_TEST_SHARDS"))
-    )
-    lines = (
-        ("FID against the test set", _given(paper.CIFAR10_TEST_FID), fid),
-        ("Rate L_1 + ... + L_T, test set (bits/dim)", _given(paper.CIFAR10_RATE), of_test("rate")),
-        (
-            "Distortion L_0, test set (bits/dim)",
-            _given(paper.CIFAR10_DISTORTION),
-            of_test("distortion"),
-        ),
-        ("RMSE of that reconstruction, on 0..255", _given(paper.CIFAR10_RMSE), of_test("rmse")),
-        ("L_T (bits/dim)", f"about {number(paper.CIFAR10_PRIOR_BPD, 1)}", of_test("prior", 3)),
-        (
-            "NLL, test less training set (bits/dim)",
-            "at most 0.03",
-            missing.cell(*both) if gap is None else fixed(gap, 3),
-        ),
-    )
+    missing = MissingCells()
+    rows = (_test_fid(lead, rankings, missing), *_likelihood_rows(lead, missing))
     return PaperTable(
         title="In the text: sections 4.1 to 4.3",
         table=Table(
             caption="Numbers in the paper's text beside this experiment's",
-            columns=(
-                Column(title="What", wraps=True),
-                Column(title="Paper", numeric=True),
-                Column(title="Ours", numeric=True),
-            ),
-            rows=tuple(Row(cells=line) for line in lines),
+            columns=(Column(title="What", wraps=True), *numeric("Paper", "Ours")),
+            rows=tuple(Row(cells=cells) for cells in rows),
         ),
         missing=tuple(missing.commands),
     )
 
 
-def _otherwise(lead: TrainingRun, rankings: tuple[Ranking, ...], data: paper.Reported) -> str:
+def _test_fid(lead: RunRecord, rankings: tuple[Ranking, ...], missing: MissingCells) -> tuple[str, str, str]:
+    best = best_as_the_paper([lead], rankings, paper.CIFAR10_TEST, against="test")
+    command = commands.evaluate(lead, "--test-reference", TEST_SHARDS)
+    ours = distance_text(best) if best else missing.cell(command)
+    return "FID against the test set", _given(paper.CIFAR10_TEST_FID), ours
+
+
+def _likelihood_rows(lead: RunRecord, missing: MissingCells) -> Sequence[tuple[str, str, str]]:
+    """Section 4.3: (what it is, the paper's, ours)."""
+    test, train = (cifar10_likelihood(lead, of_training=of_training) for of_training in (False, True))
+    measure_test, measure_train = commands.likelihood(lead, "--data", TEST_SHARDS), commands.likelihood(lead)
+
+    def of_test(value: float | None, digits: int = 4) -> str:
+        return missing.cell(measure_test) if value is None else number(value, digits)
+
+    result = test[1] if test else None
+    rate, distortion, rmse, prior = (
+        (result.rate, result.distortion, result.rmse, result.prior) if result else (None, None, None, None)
+    )
+    return (
+        ("Rate L_1 + ... + L_T, test set (bits/dim)", _given(paper.CIFAR10_RATE), of_test(rate)),
+        ("Distortion L_0, test set (bits/dim)", _given(paper.CIFAR10_DISTORTION), of_test(distortion)),
+        ("RMSE of that reconstruction, on 0..255", _given(paper.CIFAR10_RMSE), of_test(rmse)),
+        ("L_T (bits/dim)", f"about {number(paper.CIFAR10_PRIOR_BPD, 1)}", of_test(prior, 3)),
+        (
+            "NLL, test less training set (bits/dim)",
+            "at most 0.03",
+            fixed(result.bpd - train[1].bpd, 3) if result and train else missing.cell(measure_test, measure_train),
+        ),
+    )
+
+
+def _measured_otherwise(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reported) -> str:
     """What was measured of the leading run in another way than the paper's, and so stands in no cell."""
     if best_as_the_paper([lead], rankings, data) is not None:
         return ""
     for ranking in rankings:
         for entry in ranking.entries:
-            protocol = ranking.protocol
-            if entry.run.run_id == lead.run_id and protocol.distance == "fid":
-                told = listed(departures(lead.card, protocol, data))
-                return f"Measured otherwise, and so in no cell: FID {distance_text(entry)} with {told}."
+            if entry.run.run_id == lead.run_id and ranking.protocol.distance == "fid":
+                differences = listed(departures(lead.card, ranking.protocol, data))
+                return f"Measured otherwise, and so in no cell: FID {distance_text(entry)} with {differences}."
     return ""
 
 
-def _bits(measured: tuple[Likelihood, BitsPerDim]) -> str:
+def _bits(measured: tuple[LikelihoodRecord, BitsPerDim]) -> str:
     likelihood, result = measured
     text = f"≤ {fixed(result.bpd, 3)}"
     if result.low is not None and result.high is not None:

@@ -1,8 +1,7 @@
-"""The tables of Ho, Jain & Abbeel 2020 (arXiv:2006.11239v2) and its in-text numbers as data, with their
-places.
+"""The tables of Ho, Jain & Abbeel 2020 (arXiv:2006.11239v2) and its in-text numbers as data, with their places.
 
-FID and IS are those of the Inception network of 2015-12-05 over 50,000 samples; NLL is in bits/dim, RMSE on
-the 0..255 scale. None stands for a blank cell: not reported, or, in Table 2, too unstable to be scored.
+FID and IS are those of the Inception network of 2015-12-05 over 50,000 samples; NLL is in bits/dim, RMSE on the 0..255
+scale. None stands for a blank cell: not reported, or, in Table 2, too unstable to be scored.
 """
 
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ Group = Literal["conditional", "unconditional"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10Row:
-    """A row of Table 1. `nll` bounds from above where `nll_is_bound`; `nll_train` stands in brackets
-    there."""
+    """A row of Table 1. `nll` is of the test set, and an upper bound if `nll_is_bound`."""
 
     group: Group
     model: str
@@ -27,7 +25,7 @@ class Cifar10Row:
     nll: float | None = None
     nll_train: float | None = None
     nll_is_bound: bool = False
-    ours: bool = False
+    is_ddpm: bool = False
 
 
 TABLE_1 = (
@@ -67,7 +65,7 @@ TABLE_1 = (
         nll=3.70,
         nll_train=3.69,
         nll_is_bound=True,
-        ours=True,
+        is_ddpm=True,
     ),
     Cifar10Row(
         group="unconditional",
@@ -78,15 +76,14 @@ TABLE_1 = (
         nll=3.75,
         nll_train=3.72,
         nll_is_bound=True,
-        ours=True,
+        is_ddpm=True,
     ),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRow:
-    """A row of Table 2: what the network predicts and which objective it is trained by, in this project's
-    words."""
+    """A row of Table 2: what the network predicts and which objective it is trained by, in this project's words."""
 
     mean_type: Literal["xprev", "eps"]
     objective: str
@@ -147,22 +144,22 @@ class LsunRow:
     bedroom: float | None = None
     church: float | None = None
     cat: float | None = None
-    ours: bool = False
+    is_ddpm: bool = False
 
 
 TABLE_3 = (
     LsunRow(model="ProgressiveGAN", bedroom=8.34, church=6.42, cat=37.52),
     LsunRow(model="StyleGAN", bedroom=2.65, church=4.21, cat=8.53),
     LsunRow(model="StyleGAN2", church=3.86, cat=6.93),
-    LsunRow(model="DDPM (L_simple)", bedroom=6.36, church=7.89, cat=19.75, ours=True),
-    LsunRow(model="DDPM (L_simple, large)", bedroom=4.90, ours=True),
+    LsunRow(model="DDPM (L_simple)", bedroom=6.36, church=7.89, cat=19.75, is_ddpm=True),
+    LsunRow(model="DDPM (L_simple, large)", bedroom=4.90, is_ddpm=True),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateDistortionRow:
-    """A row of Table 4 (CIFAR-10 test set): after `steps_sent` = T - t + 1 steps, `rate` bits/dim were sent
-    and the progressive estimate of the image is off by `rmse`."""
+    """A row of Table 4 (CIFAR-10 test set): after `steps_sent` = T - t + 1 steps, `rate` bits/dim were sent and the
+    progressive estimate of the image is off by `rmse`."""
 
     steps_sent: int
     rate: float

@@ -1,43 +1,34 @@
-"""Which checkpoint is best, and which cannot be told apart from it. Only results of the same protocol are
-ever compared: there is one ranking per protocol fingerprint."""
+"""Which checkpoint is best, and which cannot be told apart from it.
+
+Only results of the same protocol are ever compared: there is one ranking for each protocol's fingerprint.
+"""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.verdicts import intervals_overlap
-from reports.records.entities import Checkpoint, Evaluation, TrainingRun
-
-
-class Verdict(StrEnum):
-    """How a checkpoint stands to the best one of its protocol."""
-
-    BEST = "best"
-    INDISTINGUISHABLE = "not distinguishable"
-    HIGHER = "higher"
-    NO_INTERVAL = "no interval, cannot be told"
-    NOT_FINITE = "not a finite number"
+from ddpm_core.verdicts import Verdict, verdict_beside
+from reports.records.entities import CheckpointRecord, EvaluationRecord, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A measured checkpoint and where it came from."""
 
-    run: TrainingRun
-    evaluation: Evaluation
-    checkpoint: Checkpoint
+    run: RunRecord
+    evaluation: EvaluationRecord
+    checkpoint: CheckpointRecord
 
     @property
     def images_seen(self) -> int | None:
+        """Images that the training has drawn up to the checkpoint."""
         return self.run.images_seen(self.checkpoint.step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Every checkpoint measured under one protocol, the lowest distance first; `unranked` have no finite
-    value."""
+    """Every checkpoint measured under one protocol, the lowest distance first; `unranked` have no finite value."""
 
     protocol: Protocol
     entries: tuple[Entry, ...]
@@ -45,63 +36,59 @@ class Ranking:
 
     @property
     def best(self) -> Entry | None:
+        """The lowest distance, None if no value is finite."""
         return self.entries[0] if self.entries else None
 
     def verdict(self, entry: Entry) -> Verdict:
+        """How one of these entries stands to the best."""
         best = self.best
         if best is None or not math.isfinite(entry.checkpoint.distance):
             return Verdict.NOT_FINITE
         if entry is best:
             return Verdict.BEST
-        overlap = intervals_overlap(best.checkpoint.interval, entry.checkpoint.interval)
-        if overlap is None:
-            return Verdict.NO_INTERVAL
-        return Verdict.INDISTINGUISHABLE if overlap else Verdict.HIGHER
+        return verdict_beside(best.checkpoint.interval, entry.checkpoint.interval)
 
     def count(self, verdict: Verdict) -> int:
+        """How many entries have a verdict."""
         return sum(self.verdict(entry) is verdict for entry in self.entries)
 
 
-def rank(runs: Iterable[TrainingRun]) -> tuple[Ranking, ...]:
-    """One ranking per protocol. First the one to lead the report: against the training set, FID before other distances, on
+def rank(runs: Iterable[RunRecord]) -> tuple[Ranking, ...]:
+    """One ranking for each protocol, first the one to choose by: against the training set, FID before other distances, on
     the samples that checkpoints are chosen by, then the most samples, then the most checkpoints; ties by fingerprint, so
     that the order never depends on the store's."""
-    measured: dict[str, dict[tuple[str, int], Entry]] = {}
-    protocols: dict[str, Protocol] = {}
+    by_protocol: dict[Protocol, dict[tuple[str, int], Entry]] = {}
     for run in runs:
-        for evaluation in run.evaluations:
-            mark = evaluation.protocol.fingerprint
-            protocols[mark] = evaluation.protocol
-            group = measured.setdefault(mark, {})
+        # A checkpoint that was evaluated twice under one protocol counts as it was measured last.
+        for evaluation in sorted(run.evaluations, key=lambda evaluation: evaluation.started):
+            entries = by_protocol.setdefault(evaluation.protocol, {})
             for checkpoint in evaluation.checkpoints:
-                # A checkpoint evaluated twice under one protocol counts once, as measured last.
-                group[run.run_id, checkpoint.step] = Entry(run=run, evaluation=evaluation, checkpoint=checkpoint)
-    rankings = []
-    for mark, group in measured.items():
-        finite = [entry for entry in group.values() if math.isfinite(entry.checkpoint.distance)]
-        finite.sort(key=lambda entry: (entry.checkpoint.distance, entry.checkpoint.step, entry.run.run_id))
-        rankings.append(
-            Ranking(
-                protocol=protocols[mark],
-                entries=tuple(finite),
-                unranked=tuple(e for e in group.values() if not math.isfinite(e.checkpoint.distance)),
-            )
-        )
-    return tuple(sorted(rankings, key=_lead))
+                entries[run.run_id, checkpoint.step] = Entry(run=run, evaluation=evaluation, checkpoint=checkpoint)
+    rankings = [_ranking(protocol, entries.values()) for protocol, entries in by_protocol.items()]
+    return tuple(sorted(rankings, key=_precedence))
 
 
 def measured_again(best: Entry, rankings: Iterable[Ranking]) -> Entry | None:
     """The same checkpoint under the same protocol but for samples that it was not chosen by."""
-    wanted = replace(best.evaluation.protocol, purpose="report")
-    for ranking in rankings:
-        if ranking.protocol == wanted and best.evaluation.protocol != wanted:
-            for entry in ranking.entries:
-                if (entry.run.run_id, entry.checkpoint.step) == (best.run.run_id, best.checkpoint.step):
-                    return entry
-    return None
+    fresh = replace(best.evaluation.protocol, purpose="report")
+    if fresh == best.evaluation.protocol:
+        return None
+    entries = (entry for ranking in rankings if ranking.protocol == fresh for entry in ranking.entries)
+    same = (best.run.run_id, best.checkpoint.step)
+    return next((entry for entry in entries if (entry.run.run_id, entry.checkpoint.step) == same), None)
 
 
-def _lead(ranking: Ranking) -> tuple[bool, bool, bool, bool, int, int, str]:
+def _ranking(protocol: Protocol, entries: Iterable[Entry]) -> Ranking:
+    ranked: list[Entry] = []
+    unranked: list[Entry] = []
+    for entry in entries:
+        (ranked if math.isfinite(entry.checkpoint.distance) else unranked).append(entry)
+    ranked.sort(key=lambda entry: (entry.checkpoint.distance, entry.checkpoint.step, entry.run.run_id))
+    return Ranking(protocol=protocol, entries=tuple(ranked), unranked=tuple(unranked))
+
+
+def _precedence(ranking: Ranking) -> tuple[bool, bool, bool, bool, int, int, str]:
+    """A key to sort rankings by; those without a finite value come last."""
     protocol = ranking.protocol
     return (
         not ranking.entries,

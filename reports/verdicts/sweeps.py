@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from ddpm_core import verdicts
 from ddpm_core.verdicts import Measurement, Standing
-from reports.records.entities import Evaluation, ExperimentRecord, Sweep, TrainingRun, Trial
-from reports.verdicts.conclusions import metric_name
-from reports.verdicts.formatting import fixed
+from reports.formatting import fixed
+from reports.records.entities import EvaluationRecord, ExperimentRecord, RunRecord, SweepRecord, TrialRecord
 from reports.verdicts.ranking import Entry, Ranking
+from reports.verdicts.wording import metric_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
     """A trial and the checkpoint that it counts by."""
 
-    trial: Trial
+    trial: TrialRecord
     entry: Entry
 
     @property
@@ -61,19 +61,19 @@ class TrialRanking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepResult:
-    """`without` are the trials that have no finite result, each with the reason."""
+class SweepAnalysis:
+    """A sweep's trials by protocol; `without` are those that have no finite result, each with the reason."""
 
-    sweep: Sweep
+    sweep: SweepRecord
     rankings: tuple[TrialRanking, ...]
-    without: tuple[tuple[Trial, str], ...]
+    without: tuple[tuple[TrialRecord, str], ...]
 
 
-def analyse(sweep: Sweep, record: ExperimentRecord) -> SweepResult:
+def analyse(sweep: SweepRecord, record: ExperimentRecord) -> SweepAnalysis:
     """Join the trials of a sweep with the training runs and evaluations of the experiment."""
     evaluated = {evaluation.run_id: (run, evaluation) for run in record.runs for evaluation in run.evaluations}
     by_protocol: dict[str, list[TrialResult]] = {}
-    without: list[tuple[Trial, str]] = []
+    without: list[tuple[TrialRecord, str]] = []
     for trial in sweep.trials:
         reason = _unusable(trial, evaluated)
         if reason:
@@ -90,7 +90,7 @@ def analyse(sweep: Sweep, record: ExperimentRecord) -> SweepResult:
         )
         for _, results in sorted(by_protocol.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    return SweepResult(sweep=sweep, rankings=tuple(rankings), without=tuple(without))
+    return SweepAnalysis(sweep=sweep, rankings=tuple(rankings), without=tuple(without))
 
 
 def _steps_caveat(results: tuple[TrialResult, ...]) -> str:
@@ -103,7 +103,8 @@ def _steps_caveat(results: tuple[TrialResult, ...]) -> str:
     )
 
 
-def _unusable(trial: Trial, evaluated: Mapping[str, tuple[TrainingRun, Evaluation]]) -> str:
+def _unusable(trial: TrialRecord, evaluated: Mapping[str, tuple[RunRecord, EvaluationRecord]]) -> str:
+    """Why a trial cannot be ranked, empty if it can."""
     if trial.status != "finished":
         return f"{trial.status}: {trial.reason}" if trial.reason else trial.status
     if trial.evaluation_run_id is None:

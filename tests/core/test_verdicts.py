@@ -10,6 +10,7 @@ import scipy.stats
 from ddpm_core.verdicts import (
     Interval,
     Measurement,
+    Verdict,
     compare_with_best,
     conclude,
     difference_interval,
@@ -17,6 +18,7 @@ from ddpm_core.verdicts import (
     known_interval,
     mean_interval,
     standings,
+    verdict_beside,
 )
 
 
@@ -49,6 +51,16 @@ def test_intervals_overlap_that_share_a_value(
 ) -> None:
     assert intervals_overlap(one, other) is overlap
     assert intervals_overlap(other, one) is overlap
+
+
+def test_a_verdict_is_not_given_without_both_intervals() -> None:
+    best, near, far = (0.0, 1.0), (0.5, 2.0), (1.5, 2.0)
+    assert [verdict_beside(best, other) for other in (near, far, None)] == [
+        "not distinguishable",
+        "higher",
+        "no interval, cannot be told",
+    ]
+    assert verdict_beside(None, far) is Verdict.NO_INTERVAL
 
 
 @pytest.mark.parametrize("end", [None, math.nan, math.inf])

@@ -25,16 +25,16 @@ from support.report_experiments import CARD, DIGITS, FID, digits, page_of, write
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 OWN = re.compile(r"https?://([a-z0-9-]+\.)*(google|googleapis|gvt1)\.com/")  # what Chromium itself asks for
 
 
 def npm(path: str) -> Path:
-    found = Path(os.environ.get("DDPM_NODE_MODULES", "")) / path
-    if not os.environ.get("DDPM_NODE_MODULES") or not found.exists():
+    file = Path(os.environ.get("DDPM_NODE_MODULES", "")) / path
+    if not os.environ.get("DDPM_NODE_MODULES") or not file.exists():
         pytest.skip(f"DDPM_NODE_MODULES names no folder with {path.split('/')[0]}")
-    return found
+    return file
 
 
 def browse(page: str, folder: Path, *options: str) -> tuple[str, list[str], set[str]]:
@@ -62,19 +62,19 @@ def with_script(page: str, script: str) -> str:
     return page.replace("</body>", f"<script>{script}</script></body>")
 
 
-def told_by(script: str) -> str:
+def returning(script: str) -> str:
     """A script that leaves the JSON of the promise `script` as the document's only element."""
     return (
         f'addEventListener("load", () => Promise.resolve({script}).then((value) => {{'
-        'const told = document.createElement("pre"); told.id = "told"; told.textContent = JSON.stringify(value);'
-        "document.body.replaceChildren(told); }));"
+        'const element = document.createElement("pre"); element.id = "value";'
+        "element.textContent = JSON.stringify(value); document.body.replaceChildren(element); }));"
     )
 
 
-def told(document: str) -> Any:
-    found = re.search(r'<pre id="told">(.*?)</pre>', document, re.DOTALL)
-    assert found, "the script told nothing"
-    return json.loads(html.unescape(found[1]))
+def value_of(document: str) -> Any:
+    element = re.search(r'<pre id="value">(.*?)</pre>', document, re.DOTALL)
+    assert element, "the script left no value"
+    return json.loads(html.unescape(element[1]))
 
 
 @functools.cache
@@ -113,11 +113,11 @@ def test_a_foreign_script_and_picture_would_be_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_axe_finds_nothing(width: int, scheme: str, tmp_path: Path) -> None:
     axe = npm("axe-core/axe.min.js").read_text(encoding="utf-8").replace("</script", "<\\/script")
-    script = axe + told_by(
+    script = axe + returning(
         "axe.run().then((r) => [r.passes.length, r.violations.map((v) => [v.impact, v.id, v.nodes.length])])"
     )
     options = [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"]
-    passed, violations = told(browse(with_script(everything(), script), tmp_path, *options)[0])
+    passed, violations = value_of(browse(with_script(everything(), script), tmp_path, *options)[0])
     assert passed > 30
     assert violations == []
 
@@ -149,14 +149,14 @@ def test_tables_sort_by_value_and_pictures_open_and_close_by_key(tmp_path: Path)
       return { made, up, state, down, distance, open, closed: zoom.open,
         wide: document.documentElement.scrollWidth <= innerWidth };
     })()"""
-    found = told(browse(with_script(everything(), told_by(script)), tmp_path, "--window-size=390,900")[0])
+    state = value_of(browse(with_script(everything(), returning(script)), tmp_path, "--window-size=390,900")[0])
     steps = [f"{step:,}" for step in range(100, 3100, 100)]
-    assert found["made"][0] == "2,000"
-    assert (found["up"], found["down"]) == (steps, steps[::-1])
-    assert found["state"] == "ascending"
-    assert found["distance"] == sorted(found["distance"], key=float)
-    assert (found["open"], found["closed"]) == ([True, "fixed"], False)
-    assert found["wide"], "the page is wider than a phone"
+    assert state["made"][0] == "2,000"
+    assert (state["up"], state["down"]) == (steps, steps[::-1])
+    assert state["state"] == "ascending"
+    assert state["distance"] == sorted(state["distance"], key=float)
+    assert (state["open"], state["closed"]) == ([True, "fixed"], False)
+    assert state["wide"], "the page is wider than a phone"
 
 
 def test_what_was_not_measured_sorts_last_both_ways(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_was_not_measured_sorts_last_both_ways(tmp_path: Path) -> None:
       return [sorted(), sorted()];
     })()"""
     page = f"<!DOCTYPE html><meta charset=utf-8><body>{table}<script>{source}</script></body>"
-    up, down = told(browse(with_script(page, told_by(script)), tmp_path)[0])
+    up, down = value_of(browse(with_script(page, returning(script)), tmp_path)[0])
     known = ["−1.5", "2.9 × 10⁻⁵", "≤ 3.75", "9.0 ± 0.1", "1,234.5", "infinite"]
     assert up == [*known, "not measured", "–"]
     assert down == [*known[::-1], "not measured", "–"]

@@ -8,24 +8,34 @@ import pytest
 from support.report_experiments import DIGITS, FEWER, FID
 
 from ddpm_core.protocol import Protocol
-from reports.records.entities import Checkpoint, DataCard, Evaluation, ExperimentRecord, Sweep, TrainingRun, Trial
+from ddpm_core.verdicts import Verdict
+from reports.records.entities import (
+    CheckpointRecord,
+    DataCard,
+    EvaluationRecord,
+    ExperimentRecord,
+    RunRecord,
+    SweepRecord,
+    TrialRecord,
+)
 from reports.verdicts import paper
-from reports.verdicts.conclusions import answer, compare_with_paper
-from reports.verdicts.ranking import Entry, Verdict, rank
-from reports.verdicts.sweeps import SweepResult, analyse
+from reports.verdicts.comparison import compare_with_paper
+from reports.verdicts.conclusions import answer
+from reports.verdicts.ranking import Entry, rank
+from reports.verdicts.sweeps import SweepAnalysis, analyse
 
 CIFAR10 = DataCard(name="CIFAR-10", images=50_000, shape=(32, 32, 3))
 
 
-def point(step: int, distance: float, half: float | None = 1.0) -> Checkpoint:
+def point(step: int, distance: float, half: float | None = 1.0) -> CheckpointRecord:
     if half is None:
-        return Checkpoint(step=step, distance=distance)
-    return Checkpoint(step=step, distance=distance, low=distance - half, high=distance + half)
+        return CheckpointRecord(step=step, distance=distance)
+    return CheckpointRecord(step=step, distance=distance, low=distance - half, high=distance + half)
 
 
-def run(name: str, *points: Checkpoint, protocol: Protocol = DIGITS, card: DataCard | None = None) -> TrainingRun:
-    evaluation = Evaluation(run_id=f"e-{name}", status="FINISHED", protocol=protocol, checkpoints=points)
-    return TrainingRun(
+def run(name: str, *points: CheckpointRecord, protocol: Protocol = DIGITS, card: DataCard | None = None) -> RunRecord:
+    evaluation = EvaluationRecord(run_id=f"e-{name}", status="FINISHED", protocol=protocol, checkpoints=points)
+    return RunRecord(
         run_id=name,
         name=name,
         status="FINISHED",
@@ -37,7 +47,7 @@ def run(name: str, *points: Checkpoint, protocol: Protocol = DIGITS, card: DataC
     )
 
 
-def record(*runs: TrainingRun) -> ExperimentRecord:
+def record(*runs: RunRecord) -> ExperimentRecord:
     return ExperimentRecord(name="x", experiment_id="1", tracking_uri="sqlite:///x.db", runs=runs)
 
 
@@ -46,18 +56,18 @@ def entry(distance: float, card: DataCard | None, protocol: Protocol = FID) -> E
     return Entry(run=trained, evaluation=trained.evaluations[0], checkpoint=trained.evaluations[0].checkpoints[0])
 
 
-def sweep_of(*runs: TrainingRun, failed: tuple[str, ...] = ()) -> SweepResult:
+def sweep_of(*runs: RunRecord, failed: tuple[str, ...] = ()) -> SweepAnalysis:
     trials = [
-        Trial(
+        TrialRecord(
             label=r.name, point=r.name, run_id=r.run_id, evaluation_run_id=f"e-{r.name}", steps=1,
             status="failed" if r.name in failed else "finished", prior_bpd=None,
         )
         for r in runs
     ]  # fmt: skip
-    return analyse(Sweep(run_id="s", name="s", status="FINISHED", trials=tuple(trials)), record(*runs))
+    return analyse(SweepRecord(run_id="s", name="s", trials=tuple(trials)), record(*runs))
 
 
-def conclusion(*runs: TrainingRun) -> str:
+def conclusion(*runs: RunRecord) -> str:
     (ranking,) = sweep_of(*runs).rankings
     return ranking.conclusion
 
@@ -88,7 +98,7 @@ def test_every_field_of_the_protocol_separates() -> None:
 
 def test_a_checkpoint_measured_again_is_reported_on_those_samples() -> None:
     chosen = run("a", point(1, 5.0, 0.5), point(2, 4.0, 0.5))
-    again = Evaluation(
+    again = EvaluationRecord(
         run_id="e-again",
         status="FINISHED",
         protocol=replace(DIGITS, purpose="report"),
@@ -119,8 +129,8 @@ def test_fid_leads_then_the_most_samples() -> None:
 
 def test_a_checkpoint_measured_twice_counts_as_measured_last() -> None:
     twice = run("a", point(1, 5.0))
-    again = replace(twice.evaluations[0], run_id="later", checkpoints=(point(1, 6.0),))
-    (ranking,) = rank([replace(twice, evaluations=(*twice.evaluations, again))])
+    again = replace(twice.evaluations[0], run_id="later", started=1, checkpoints=(point(1, 6.0),))
+    (ranking,) = rank([replace(twice, evaluations=(again, *twice.evaluations))])
     assert [e.checkpoint.distance for e in ranking.entries] == [6.0]
 
 
@@ -134,16 +144,16 @@ def test_a_checkpoint_measured_twice_counts_as_measured_last() -> None:
         (point(2, float("nan")), Verdict.NOT_FINITE),
     ],
 )
-def test_the_verdict_follows_from_the_intervals(other: Checkpoint, verdict: Verdict) -> None:
+def test_the_verdict_follows_from_the_intervals(other: CheckpointRecord, verdict: Verdict) -> None:
     (ranking,) = rank([run("a", point(1, 10.0), other)])
     rest = [e for e in (*ranking.entries, *ranking.unranked) if e is not ranking.best]
     assert [ranking.verdict(e) for e in rest] == [verdict]
 
 
 def test_without_an_interval_the_best_is_not_called_distinguishable() -> None:
-    told = " ".join(answer(record(a := run("a", point(1, 1.0, half=None), point(2, 2.0))), rank([a])).sentences)
-    assert "Its interval is not measured." in told
-    assert "can be told apart from it is not known" in told
+    text = " ".join(answer(record(a := run("a", point(1, 1.0, half=None), point(2, 2.0))), rank([a])).sentences)
+    assert "Its interval is not measured." in text
+    assert "can be told apart from it is not known" in text
 
 
 @pytest.mark.parametrize(
@@ -160,9 +170,9 @@ def test_without_an_interval_the_best_is_not_called_distinguishable() -> None:
 def test_the_papers_number_is_that_of_the_data_set(name: str, shape: tuple[int, ...], reported: str) -> None:
     card = DataCard(name=name, shape=shape)
     protocol = replace(FID, reference="train")
-    told = compare_with_paper(entry(20.0, card, protocol))
-    assert f"The paper reports {reported}" in told
-    assert "not measured as" not in told
+    text = compare_with_paper(entry(20.0, card, protocol))
+    assert f"The paper reports {reported}" in text
+    assert "not measured as" not in text
 
 
 @pytest.mark.parametrize("name", ["cifar100", "celebahq256", "digits", "caterpillars"])
@@ -173,22 +183,22 @@ def test_a_data_set_the_paper_has_no_fid_of_is_compared_with_nothing(name: str) 
 
 
 def test_a_distance_on_other_features_is_never_compared() -> None:
-    told = compare_with_paper(entry(3.0, CIFAR10, DIGITS))
-    assert "not comparable" in told
-    assert "3.17" not in told
+    text = compare_with_paper(entry(3.0, CIFAR10, DIGITS))
+    assert "not comparable" in text
+    assert "3.17" not in text
 
 
 def test_the_test_set_has_its_own_number_in_the_paper() -> None:
-    told = compare_with_paper(entry(5.0, CIFAR10, replace(FID, reference="cifar10-test", reference_images=10_000)))
-    assert "5.24 for CIFAR-10 (section 4.1, against the test set); this is 0.2 lower." in told
+    text = compare_with_paper(entry(5.0, CIFAR10, replace(FID, reference="cifar10-test", reference_images=10_000)))
+    assert "5.24 for CIFAR-10 (section 4.1, against the test set); this is 0.2 lower." in text
 
 
 def test_every_departure_from_the_papers_protocol_is_told() -> None:
     protocol = replace(
         FID, num_samples=10_000, sampler="ddim", sampler_steps=50, weights="raw", reference_images=10_000
     )
-    told = compare_with_paper(entry(8.0, replace(CIFAR10, shape=(16, 16, 3)), protocol))
-    assert told.endswith(
+    text = compare_with_paper(entry(8.0, replace(CIFAR10, shape=(16, 16, 3)), protocol))
+    assert text.endswith(
         "It was not measured as the paper's was: 10,000 samples instead of 50,000, "
         "10,000 reference images instead of 50,000, 50 ddim steps instead of 1,000 ancestral ones, "
         "raw weights instead of their moving average and 16 × 16 pixels instead of 32 × 32."
@@ -200,17 +210,17 @@ def test_a_sweep_says_which_trials_it_tells_apart() -> None:
         "linear has the lowest fd_digits, 9 (1 seed); quad is 3 above (95 % interval 1.59 to 4.41); all others are above it "
         "for certain, as far as the samples' noise goes: one seed says nothing of the training's"
     )
-    told = conclusion(
+    text = conclusion(
         run("a", point(1, 9.0)), run("b", point(1, 9.5)), run("c", point(1, 10.0)), run("d", point(1, 20.0))
     )
-    assert "not to be told apart from it: b, c, as far" in told
+    assert "not to be told apart from it: b, c, as far" in text
     unknown = conclusion(run("a", point(1, 9.0)), run("b", point(1, 10.0, half=None)))
     assert unknown.endswith("and nothing says whether that is more than noise")
 
 
 def test_a_trial_counts_by_its_last_checkpoint_not_its_luckiest() -> None:
-    told = conclusion(run("a", point(1, 1.0), point(2, 9.0)), run("b", point(1, 8.0), point(2, 5.0)))
-    assert told.startswith("b has the lowest fd_digits, 5 ")
+    text = conclusion(run("a", point(1, 1.0), point(2, 9.0)), run("b", point(1, 8.0), point(2, 5.0)))
+    assert text.startswith("b has the lowest fd_digits, 5 ")
 
 
 def test_a_sweep_at_different_steps_says_that_it_compares_more() -> None:
@@ -238,7 +248,7 @@ def test_a_trial_without_a_finite_result_is_not_ranked() -> None:
 
 
 def test_the_papers_tables_agree_with_each_other_and_its_text() -> None:
-    ours = {row.model: row for row in paper.TABLE_1 if row.ours}
+    ours = {row.model: row for row in paper.TABLE_1 if row.is_ddpm}
     simple, fixed = ours["DDPM (L_simple)"], ours["DDPM (L, fixed isotropic Σ)"]
     ablation = {(row.mean_type, row.loss_type, row.learned_variance): row for row in paper.TABLE_2}
     assert ablation["eps", "mse", False].fid == simple.fid == paper.CIFAR10.fid == 3.17

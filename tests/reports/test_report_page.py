@@ -100,14 +100,14 @@ def test_how_it_was_made_is_told(full: Page) -> None:
     (configuration,) = full.tables("Configuration of tiny-linear")
     assert ["optim.lr", "0.0002", "0.002"] in configuration
     making = full.section("How it was made").text
-    for told in (
+    for value in (
         "2 x CPU",
         "1,797",
         "8 × 8 × 1",
         DIGITS.fingerprint,
         "diffusion.schedule = quad",
     ):
-        assert told in making
+        assert value in making
     assert f"mlflow runs describe --run-id {digits().linear}" in making
     assert f"mlflow ui --backend-store-uri {tracking_uri()}" in making
 
@@ -163,7 +163,7 @@ def test_nothing_is_fetched_and_nothing_runs(full: Page) -> None:
     assert_nothing_is_fetched(full)
 
 
-def test_building_again_gives_the_same_bytes_and_leaves_the_store_as_it_was(full: Page, tmp_path: Path) -> None:
+def test_building_again_gives_the_same_bytes_and_changes_no_store(full: Page, tmp_path: Path) -> None:
     store = Path(tracking_uri().removeprefix("sqlite:///"))
     before = hashlib.sha256(store.read_bytes()).hexdigest()
     again = build_report(tracking_uri(), "digits", tmp_path / "again.html")
@@ -273,7 +273,7 @@ def test_records_that_cannot_be_used_are_named() -> None:
     writer.file(sweep, "trials.json", b"[{]")
     page = page_of("damaged")
     assert page.root.all("h1")[0].text == "Step 200 has the lowest fd_digits, 4.00"
-    told = page.section("Needs attention").text
+    text = page.section("Needs attention").text
     for remark in (
         "protocol.json that this version cannot read; its numbers are left out",
         "protocol.json that does not match its fingerprint; its numbers are left out",
@@ -283,7 +283,7 @@ def test_records_that_cannot_be_used_are_named() -> None:
         "data/card.json that this version cannot read",
         "Training run tiny-damaged failed.",
     ):
-        assert remark in told
+        assert remark in text
     assert [figure.text for figure in page.section("Samples").all("figure")] == ["step 100: fd_digits 5.00"]
 
 

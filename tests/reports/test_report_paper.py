@@ -2,8 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +11,14 @@ from support.report_experiments import CARD, FID, Page, page_of, writer_of
 
 from ddpm_core.presets import PRESETS
 from ddpm_core.protocol import Protocol
-from reports.records.entities import Checkpoint, DataCard, Evaluation, TrainingRun
-from reports.sections.paper_tables import comparisons
-from reports.verdicts import commands, paper
+from ddpm_core.records import flatten
+from pipelines.train.config import config_for
+from reports.records.entities import CheckpointRecord, DataCard, EvaluationRecord, RunRecord
+from reports.sections import commands
+from reports.sections.paper_tables import paper_tables
+from reports.verdicts import paper
+from reports.verdicts.presets import changes
 from reports.verdicts.ranking import rank
-from reports.verdicts.recipes import RECIPES, changes
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
@@ -32,7 +35,7 @@ def rows_of(page: Page, caption: str) -> list[list[str]]:
 def commands_of(page: Page) -> list[str]:
     """The commands of missing cells, of all tables in order."""
     lists = page.section("Beside the paper").all("ol")
-    return [item.text for found in lists for item in found.all("li")]
+    return [item.text for each in lists for item in each.all("li")]
 
 
 def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
@@ -53,10 +56,10 @@ def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
     assert table[-1] == [
         "Ours: cifar10-a, step 2,000", "7.00 ± 0.10", "3.250", "≤ 3.760 ± 0.010", "≤ 3.730 ± 0.010 (estimate)",
     ]  # fmt: skip
-    told = {row[0]: row[1:] for row in rows_of(page, "Numbers in the paper's text")}
-    assert told["FID against the test set"] == ["5.24", "5.300"]
-    assert told["NLL, test less training set (bits/dim)"] == ["at most 0.03", "0.030"]
-    assert told["L_T (bits/dim)"] == ["about 1 × 10⁻⁵", "2.00 × 10⁻⁵"]
+    numbers = {row[0]: row[1:] for row in rows_of(page, "Numbers in the paper's text")}
+    assert numbers["FID against the test set"] == ["5.24", "5.300"]
+    assert numbers["NLL, test less training set (bits/dim)"] == ["at most 0.03", "0.030"]
+    assert numbers["L_T (bits/dim)"] == ["about 1 × 10⁻⁵", "2.00 × 10⁻⁵"]
     assert commands_of(page) == []
     table_4 = rows_of(page, "Table 4 of the paper beside ours: 10,000 images of cifar10-test, step 2,000")
     assert [row[1] for row in table_4] == [row[2] for row in table_4]  # ours were made to be the paper's
@@ -65,7 +68,7 @@ def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "departure"),
     [
         ({"num_samples": 10_000}, "10,000 samples instead of 50,000"),
         ({"sampler": "ddim", "sampler_steps": 50}, "50 ddim steps instead of 1,000 ancestral ones"),
@@ -74,20 +77,20 @@ def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
         ({"reference_images": 49_999}, "49,999 reference images instead of 50,000"),
     ],
 )
-def test_a_number_measured_otherwise_stands_in_no_cell(change: Mapping[str, Any], told: str) -> None:
+def test_a_number_measured_otherwise_stands_in_no_cell(change: Mapping[str, Any], departure: str) -> None:
     protocol: Protocol = replace(TRAIN, **change)
-    point = Checkpoint(step=1000, distance=3.0, low=2.95, high=3.05)
-    evaluation = Evaluation(run_id="e", status="FINISHED", protocol=protocol, checkpoints=(point,))
+    point = CheckpointRecord(step=1000, distance=3.0, low=2.95, high=3.05)
+    evaluation = EvaluationRecord(run_id="e", status="FINISHED", protocol=protocol, checkpoints=(point,))
     card = DataCard(name="cifar10", images=50_000, shape=(32, 32, 3))
-    run = TrainingRun(
+    run = RunRecord(
         run_id="r", name="cifar10-b", status="FINISHED", params=L_SIMPLE, tags={}, latest={}, card=card,
         evaluations=(evaluation,),
     )  # fmt: skip
-    table_1 = comparisons([run], rank([run]), run)[0]
+    table_1 = paper_tables([run], rank([run]), run)[0]
     assert table_1.table.rows[-1].cells == (
         "Ours: cifar10-b", "not measured [1]", "not measured [1]", "not measured [2]", "not measured [3]",
     )  # fmt: skip
-    assert table_1.note == f"Measured otherwise, and so in no cell: FID 3.000 with {told}."
+    assert table_1.note == f"Measured otherwise, and so in no cell: FID 3.000 with {departure}."
 
 
 def test_missing_cells_name_the_commands_that_fill_them() -> None:
@@ -145,12 +148,12 @@ def test_an_ablation_stands_beside_table_2() -> None:
         ("13.51", "13.600"),
         ("3.17", "3.300"),
     ]
-    told = page.section("Beside the paper").text
+    text = page.section("Beside the paper").text
     assert (
         "--diffusion.mean-type xprev --diffusion.loss-type kl --diffusion.var-type learned --unet.out-channels 6"
-        in told
+        in text
     )
-    assert "python jobs/evaluate.py --run cifar10-learned" in told  # trained, and only to be evaluated
+    assert "python jobs/evaluate.py --run cifar10-learned" in text  # trained, and only to be evaluated
 
 
 def test_lsun_stands_in_the_column_of_its_data_set() -> None:
@@ -167,31 +170,22 @@ def test_lsun_stands_in_the_column_of_its_data_set() -> None:
     ]  # fmt: skip
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """As MLflow holds it, written out again."""
-    found: dict[str, str] = {}
-    for key, item in value.items():
-        if isinstance(item, dict):
-            found |= flat(item, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = (
-                ", ".join(map(str, item)) if isinstance(item, Sequence) and not isinstance(item, str) else str(item)
-            )
-    return found
-
-
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_the_recipes_are_the_presets(name: str) -> None:
-    preset = {key: value for key, value in asdict(PRESETS[name]).items() if key != "description"}
-    assert RECIPES[name] == flat(preset)
+def test_a_run_of_a_preset_changed_nothing_of_it(name: str) -> None:
+    """What the pipelines log of a configuration is compared with the preset value by value."""
+    config = config_for(name, shards="/data/shards")
+    run = RunRecord(
+        run_id="1", name="a", status="FINISHED", params=flatten(config), tags={"ddpm.preset": name}, latest={}
+    )
+    assert changes(run) == {}
+    assert changes(replace(run, params=flatten(replace(config, steps=7)))) == {"steps": str(PRESETS[name].steps)}
+    assert changes(replace(run, tags={"ddpm.preset": "unknown"})) is None
 
 
 def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was changed: numbers, words, several values at once, blanks in a path."""
-    from ddpm_core.records import flatten
     from jobs import training
     from jobs.train_lsun import RECIPES as NAMES
-    from pipelines.train.config import config_for
 
     base = config_for("lsun_church", shards="/data/my shards", seed=3, storage="/shared/runs", workers=8)
     config = replace(
@@ -201,7 +195,7 @@ def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatc
         optim=replace(base.optim, lr=1e-4, adam_eps_hat=True),
         horizontal_flip=False,
     )
-    run = TrainingRun(
+    run = RunRecord(
         run_id="1", name="a", status="FINISHED", params=flatten(config), tags={"ddpm.preset": "lsun_church"}, latest={}
     )
     assert set(changes(run) or {}) == {

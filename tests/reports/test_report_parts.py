@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reports import formatting
 from reports.drawing import figures, pictures
 from reports.drawing.figures import Line, by_step, curve, smoothed, thinned
+from reports.formatting import counted, listed, number, shortened
 from reports.records.entities import GridLayout
 from reports.records.store import Series
 from reports.sections.samples import spread
-from reports.verdicts import formatting
-from reports.verdicts.formatting import counted, listed, number, shortened
 
 LAYOUT = GridLayout(tile=(8, 8), columns=4, count=16, indices="0..15", seed=0)
 
@@ -69,7 +69,7 @@ def test_the_same_figure_gives_the_same_text_and_another_name_other_ids() -> Non
     line = Line(label="a", steps=[1, 2, 3], values=[3.0, 1.0, 2.0], lows=[2.0, 0.5, 1.5], highs=[4.0, 1.5, 2.5])
 
     def draw(name: str) -> str:
-        return by_step(name, [line, line], metric="fd", alt="words", best="min", batch_size=64)
+        return by_step(name, [line, line], metric="fd", alt="words", mark_lowest=True, batch_size=64)
 
     assert draw("one") == draw("one")
     ids = [set(re.findall(r'id="([^"]+)"', draw(name))) for name in ("one", "two")]
@@ -80,20 +80,20 @@ def test_the_same_figure_gives_the_same_text_and_another_name_other_ids() -> Non
 
 def test_a_figure_marks_the_minimum_in_words() -> None:
     line = Line(label="a", steps=[100, 200, 300], values=[3.0, float("nan"), 1.25])
-    text = "".join(ElementTree.fromstring(by_step("n", [line], metric="fd", alt="x", best="min")).itertext())
+    text = "".join(ElementTree.fromstring(by_step("n", [line], metric="fd", alt="x", mark_lowest=True)).itertext())
     assert "lowest fd: 1.250 at step 300" in text
 
 
 def test_points_that_cannot_be_told_from_the_best_are_shaded() -> None:
     """Two more marks, for two such points; the chart passes on which these are."""
     near = Line(label="a", steps=[1, 2, 3], values=[1.0, 1.1, 9.0], close=[True, True, False])
-    plain = by_step("n", [replace(near, close=())], metric="fd", alt="x", best="min")
-    assert by_step("n", [near], metric="fd", alt="x", best="min").count("<use") == plain.count("<use") + 2
+    plain = by_step("n", [replace(near, close=())], metric="fd", alt="x", mark_lowest=True)
+    assert by_step("n", [near], metric="fd", alt="x", mark_lowest=True).count("<use") == plain.count("<use") + 2
 
 
 def test_lines_differ_without_their_colour() -> None:
     lines = [Line(label=str(i), steps=[1, 2], values=[i, i + 1.0]) for i in range(figures.MAX_LINES)]
-    drawing = by_step("grey", lines, metric="fd", alt="x", best="")
+    drawing = by_step("grey", lines, metric="fd", alt="x")
     dashes = {
         re.search("stroke-dasharray: ([^;]+)", style)[1] if "dasharray" in style else ""  # type: ignore[index]
         for style in re.findall(r'style="(fill: none; [^"]*var\(--c[^"]*)"', drawing)
@@ -104,7 +104,7 @@ def test_lines_differ_without_their_colour() -> None:
 def test_a_figure_takes_any_name_and_no_finite_value() -> None:
     odd = ["$x$ <b>&", "_hidden", "漢字", ""]
     lines = [Line(label=name, steps=[1, 2], values=[float("nan"), float("inf")]) for name in odd]
-    root = ElementTree.fromstring(by_step("odd", lines, metric="fd", alt="<&>", best="min", batch_size=8))
+    root = ElementTree.fromstring(by_step("odd", lines, metric="fd", alt="<&>", mark_lowest=True, batch_size=8))
     assert root.get("aria-label") == "<&>"
     assert {"$x$ <b>&", "_hidden", "漢字"} <= {element.text for element in root.iter("text")}
 
@@ -132,7 +132,7 @@ def test_a_smoothed_line_passes_a_spike_by() -> None:
 def test_tiles_are_set_apart_in_a_square_and_keep_their_order_and_pixels() -> None:
     wide = GridLayout(tile=(16, 16), columns=8, count=15, indices="0..14", seed=0)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 128), dtype=np.uint8)
-    apart = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), wide)))
+    apart = Image.open(io.BytesIO(pictures.square_sheet(coded(Image.fromarray(pixels)), wide)))
     shades, alpha = (np.asarray(band) for band in apart.split())
     assert apart.size == (67, 67)
     ninth = pixels[16:32, 0:16]  # tile 8 begins the second row of eight, and the third of four
@@ -140,7 +140,7 @@ def test_tiles_are_set_apart_in_a_square_and_keep_their_order_and_pixels() -> No
     assert (alpha[34:50, 0:16] == 255).all()
     assert (alpha[16] == 0).all()
     assert (alpha[51:67, 51:67] == 0).all()  # there is no tile 15
-    first = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), wide, most=4)))
+    first = Image.open(io.BytesIO(pictures.square_sheet(coded(Image.fromarray(pixels)), wide, most=4)))
     assert first.size == (33, 33)
     assert (np.asarray(first.split()[0])[17:33, 17:33] == pixels[0:16, 48:64]).all()
 
@@ -148,7 +148,7 @@ def test_tiles_are_set_apart_in_a_square_and_keep_their_order_and_pixels() -> No
 def test_tiles_too_small_to_be_read_are_enlarged_each_for_itself() -> None:
     small = GridLayout(tile=(8, 8), columns=2, count=2)
     pixels = np.concatenate([np.full((8, 8), 10, np.uint8), np.full((8, 8), 200, np.uint8)], axis=1)
-    shown = Image.open(io.BytesIO(pictures.arranged(coded(Image.fromarray(pixels)), small)))
+    shown = Image.open(io.BytesIO(pictures.square_sheet(coded(Image.fromarray(pixels)), small)))
     shades, alpha = (np.asarray(band) for band in shown.split())
     assert shown.size == (132, 64)
     assert (shades[:, :64] == 10).all()  # the neighbour does not bleed in
@@ -159,28 +159,28 @@ def test_tiles_too_small_to_be_read_are_enlarged_each_for_itself() -> None:
 @pytest.mark.parametrize("layout", [None, LAYOUT, GridLayout(tile=(0, 0), columns=0, count=0, indices="", seed=0)])
 def test_a_grid_that_is_not_of_the_stated_tiles_is_left_as_it_is(layout: GridLayout | None) -> None:
     content = coded(Image.new("RGB", (30, 30)))
-    assert pictures.arranged(content, layout) == content
+    assert pictures.square_sheet(content, layout) == content
 
 
 def test_a_small_picture_is_enlarged_by_a_whole_factor() -> None:
-    shown = pictures.picture(coded(Image.new("L", (71, 71))), target=576, budget=10_000)
+    shown = pictures.inline(coded(Image.new("L", (71, 71))), target=576, budget=10_000)
     assert (shown.width, shown.height, shown.reduced) == (568, 568, 1)
     assert decoded(shown.uri).size == (71, 71)
 
 
 def test_a_large_picture_is_reduced_to_its_budget_and_says_so() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    shown = pictures.picture(coded(Image.fromarray(noise)), target=576, budget=100_000)
+    shown = pictures.inline(coded(Image.fromarray(noise)), target=576, budget=100_000)
     assert shown.lossy
     assert decoded(shown.uri).size == (512 // shown.reduced, 512 // shown.reduced)
     assert len(shown.uri) < 140_000
-    assert f"at 1/{shown.reduced} of its width" in shown.told
+    assert f"at 1/{shown.reduced} of its width" in shown.note
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg onload='alert(1)'/>", b"\x89PNG\r\n\x1a\n broken"])
 def test_only_a_png_that_decodes_is_shown(content: bytes) -> None:
     with pytest.raises(pictures.UnreadablePicture):
-        pictures.picture(content, target=100, budget=1000)
+        pictures.inline(content, target=100, budget=1000)
 
 
 def test_a_few_steps_stand_for_many_with_the_ends_and_the_best_among_them() -> None:

@@ -82,13 +82,13 @@ def test_pictures_stand_in_order_with_labels_and_open_without_a_script(full: Pag
 
 
 def test_copies_of_training_images_are_told_with_their_baseline(full: Page) -> None:
-    told = full.section("Samples").text
+    text = full.section("Samples").text
     assert (
         "Of 1,000 samples of step 200, 1.00 % stand out as copies in pixel space (95 % interval 0.500 % to 1.80 %): "
         "nearer to one of 1,797 training images than 0.5 times the mean distance of the 50 nearest. "
-        "Of held-out images 2.00 % do." in told
+        "Of held-out images 2.00 % do." in text
     )
-    assert "in feature space" in told
+    assert "in feature space" in text
 
 
 def test_pictures_of_another_checkpoint_are_told_as_such() -> None:
@@ -239,11 +239,11 @@ def test_a_sweep_of_several_seeds_concludes_from_their_spread() -> None:
     writer.json(sweep, "trials.json", [*rows, lost])
     writer.json(sweep, "summary.json", {"conclusion": "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)"})
     page = page_of("seeds")
-    told = page.section("Sweep").text
-    assert "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)" in told  # the sweep's own words, and no second ones
-    assert "to be told apart" not in told
-    assert "stopped: 21 is wholly above 9" in told
-    assert "Each setting was trained once" not in told
+    text = page.section("Sweep").text
+    assert "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)" in text  # the sweep's own words, and no second ones
+    assert "to be told apart" not in text
+    assert "stopped: 21 is wholly above 9" in text
+    assert "Each setting was trained once" not in text
     (settings,) = page.tables("Settings by mean fd_digits over seeds")
     assert settings == [
         ["linear", "2", "9.20", "0.28", "9.00 to 9.40"],

@@ -8,7 +8,7 @@ from support.report_experiments import DIGITS, page_of, writer_of
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")]
 
 
-def test_five_hundred_runs_of_a_hundred_checkpoints_take_less_than_a_minute() -> None:
+def test_five_hundred_runs_of_a_hundred_checkpoints_take_a_minute() -> None:
     writer = writer_of("five-hundred")
     steps = range(100, 10_100, 100)
     train = writer.train("tiny-0a1b2c3d4e5f")

@@ -8,7 +8,7 @@ from support.report_experiments import DIGITS, digits, tracking_uri, writer_of
 
 from ddpm_core.errors import InputError
 from reports.build import build_report
-from reports.records.records import load_experiment
+from reports.records.records import read_experiment
 from reports.records.store import Series, Store, public_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 def test_a_store_that_does_not_exist_is_not_created(tmp_path: Path) -> None:
     missing = tmp_path / "mlflow.db"
     with pytest.raises(InputError) as raised:
-        load_experiment(f"sqlite:///{missing}", "digits")
+        read_experiment(Store(f"sqlite:///{missing}"), "digits")
     assert str(raised.value) == (
         f"Tracking store sqlite:///{missing} does not exist: there is no file {missing}; "
         "train first, or give the address that the training used."
@@ -29,7 +29,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     text = tmp_path / "notes.db"
     text.write_text("not a database, but long enough to be read as the header of one " * 20)
     with pytest.raises(InputError, match=r"is not an SQLite database \(file is not a database\); give"):
-        load_experiment(f"sqlite:///{text}", "digits")
+        read_experiment(Store(f"sqlite:///{text}"), "digits")
 
 
 def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -39,21 +39,21 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     before = other.read_bytes()
     with pytest.raises(InputError, match="is an SQLite database without MLflow's tables; give"):
-        load_experiment(f"sqlite:///{other}", "digits")
+        read_experiment(Store(f"sqlite:///{other}"), "digits")
     assert other.read_bytes() == before
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_a_folder_that_does_not_exist_is_not_created(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(InputError, match="is not a folder; give the address"):
-        load_experiment(f"{prefix}{tmp_path}/mlruns", "digits")
+        read_experiment(Store(f"{prefix}{tmp_path}/mlruns"), "digits")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_experiment_is_answered_with_those_there_are() -> None:
     digits()
     with pytest.raises(InputError) as raised:
-        load_experiment(tracking_uri(), "digit")
+        read_experiment(Store(tracking_uri()), "digit")
     assert str(raised.value).startswith(
         f"Experiment 'digit' is not in the tracking store {tracking_uri()}, which holds "
     )
@@ -87,7 +87,7 @@ def test_infinity_comes_back_as_infinity() -> None:
 
 def test_records_are_what_was_logged() -> None:
     ids = digits()
-    record = load_experiment(tracking_uri(), "digits")
+    record = read_experiment(Store(tracking_uri()), "digits")
     assert record.remarks == ()
     assert [run.name[:10] for run in record.runs] == ["tiny-linea", "tiny-quad-", "tiny-cosin", "tiny-const"]
     run = record.runs[0]

@@ -373,12 +373,13 @@ class Element:
         return " ".join("".join(parts).split())
 
     def all(self, *tags: str) -> list["Element"]:
-        found: list[Element] = []
+        """All elements below it with one of the tags, in the order of the page."""
+        elements: list[Element] = []
         for child in self.children:
             if isinstance(child, Element):
-                found += [child] if child.tag in tags else []
-                found += child.all(*tags)
-        return found
+                elements += [child] if child.tag in tags else []
+                elements += child.all(*tags)
+        return elements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,8 +410,8 @@ class Page:
 
     def section(self, heading: str) -> Element:
         """The section under an h2."""
-        (found,) = [s for s in self.root.all("section") if [h.text for h in s.all("h2")] == [heading]]
-        return found
+        (section,) = [s for s in self.root.all("section") if [h.text for h in s.all("h2")] == [heading]]
+        return section
 
 
 def read_page(source: str) -> Page:

@@ -1,9 +1,9 @@
-"""Numbers and counts as text for a person: sensible digits, thousands by commas, a real minus and
-exponent."""
+"""Numbers, counts and lists as text for a person: sensible digits, thousands by commas, a real minus and exponent."""
 
 import math
 
 NOT_MEASURED = "not measured"
+NOT_RECORDED = "not recorded"
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MINUS = str.maketrans("-", "−")
@@ -15,9 +15,8 @@ def number(value: float | None, digits: int = 4) -> str:
     >>> number(23456.7), number(0.02954), number(2.911e-05, 2), number(None)
     ('23,457', '0.02954', '2.9 × 10⁻⁵', 'not measured')
     """
-    special = _special(value)
-    if special is not None or value is None:
-        return special or NOT_MEASURED
+    if value is None or not math.isfinite(value):
+        return _without_digits(value)
     if value == 0:
         return "0"
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
@@ -29,15 +28,20 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def fixed(value: float | None, decimals: int) -> str:
     """A number with a fixed number of decimals, so that a column of them lines up."""
-    special = _special(value)
-    if special is not None or value is None:
-        return special or NOT_MEASURED
+    if value is None or not math.isfinite(value):
+        return _without_digits(value)
     return f"{value:,.{decimals}f}".translate(_MINUS)
 
 
+def _without_digits(value: float | None) -> str:
+    if value is None:
+        return NOT_MEASURED
+    return "not a number" if math.isnan(value) else ("infinite" if value > 0 else "minus infinite")
+
+
 def decimals_for(value: float, low: float | None = None, high: float | None = None) -> int:
-    """How many decimals a measured value deserves: two significant digits of its interval's half width, or
-    four of the value where no interval is known.
+    """How many decimals a measured value deserves: two significant digits of its interval's half width, or four of the
+    value if no interval is known.
 
     >>> decimals_for(12.3456, 11.9, 12.8), decimals_for(12.3456), decimals_for(0.0123)
     (2, 2, 5)
@@ -67,14 +71,8 @@ def listed(items: list[str]) -> str:
 
 
 def shortened(text: str, length: int = 32) -> str:
-    """A long name with its middle left out; the end stays, as fingerprints stand there."""
+    """A long name with its middle left out; the end stays, for fingerprints stand there."""
     if len(text) <= length:
         return text
     tail = length // 2
     return f"{text[: length - tail - 1]}…{text[-tail:]}"
-
-
-def _special(value: float | None) -> str | None:
-    if value is None or math.isfinite(value):
-        return None
-    return "not a number" if math.isnan(value) else ("infinite" if value > 0 else "minus infinite")

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from ddpm_core.records import (
     DATA_WAIT_SHARE,
     GRAD_NORM,
@@ -17,10 +15,11 @@ from ddpm_core.records import (
     loss_quarter,
 )
 from reports.drawing import figures
-from reports.records.entities import TrainingRun
+from reports.drawing.elements import Chart
+from reports.formatting import counted, listed, number
+from reports.records.entities import ExperimentRecord, RunRecord
 from reports.records.store import Series, Store
-from reports.sections.charts import Chart
-from reports.verdicts.formatting import counted, listed, number
+from reports.verdicts.ranking import Ranking
 
 # metric, its axis, whether that may be logarithmic, and what it is
 _CURVES = (
@@ -36,28 +35,31 @@ _CURVES = (
 _QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
 
 
-def training_charts(store: Store, runs: Sequence[TrainingRun], of: int) -> tuple[Chart, ...]:
-    """The training curves of the given runs (the first one leads), of `of` runs in all; loss first."""
-    some = f" {len(runs)} of {of} runs are drawn." if len(runs) < of else ""
-    raw = f"Faint: raw values{' of ' + runs[0].name if len(runs) > 1 else ''}; line: running median.{some}"
+def training_charts(
+    store: Store, record: ExperimentRecord, lead: RunRecord, rankings: Sequence[Ranking]
+) -> tuple[Chart, ...]:
+    """The training curves of the leading run, then of others by rank, then of the newest; the loss first."""
+    entries = (entry.run for ranking in rankings for entry in ranking.entries)
+    order = [lead, *entries, *reversed(record.runs)]
+    trained = {run.run_id: run for run in order if not run.foreign}
+    drawn = list(trained.values())[: figures.MAX_LINES]
     charts: list[Chart] = []
     for metric, axis, log, what in _CURVES:
-        series = [(run.name, store.history(run.run_id, metric)) for run in runs if metric in run.latest]
+        series = [(run.name, store.history(run.run_id, metric)) for run in drawn if metric in run.latest]
         finite = [pair for pair in series if any(map(math.isfinite, pair[1].values))]
         if not finite:
             continue
-        ends = listed([_ends(*pair) for pair in finite])
-        alt = f"{what} Against training step for {counted(len(finite), 'run')}: {ends}."
         first = not charts
+        alt = f"{what} Against training step for {counted(len(finite), 'run')}: {_ends(finite)}."
         svg = figures.curve(f"training-{metric}", finite, metric=axis, alt=alt, log=log, small=not first)
-        caption = f"{what} {raw}" if first else what
-        charts.append(Chart(svg=Markup(svg), caption=caption + _broken(series)))
-        if metric == LOSS and (quarters := _quarters(store, runs[0])):
+        caption = f"{what} {_legend(drawn, len(trained))}" if first else what
+        charts.append(Chart(svg=svg, caption=caption + _not_finite(series)))
+        if metric == LOSS and (quarters := _quarters(store, drawn[0])):
             charts.append(quarters)
     return tuple(charts)
 
 
-def _quarters(store: Store, run: TrainingRun) -> Chart | None:
+def _quarters(store: Store, run: RunRecord) -> Chart | None:
     """The leading run's loss by quarter of the timesteps: small t weighs on details, large t on the whole picture."""
     series = [
         (f"t in the {name}", store.history(run.run_id, loss_quarter(place)))
@@ -67,24 +69,32 @@ def _quarters(store: Store, run: TrainingRun) -> Chart | None:
     finite = [pair for pair in series if any(map(math.isfinite, pair[1].values))]
     if not finite:
         return None
-    ends = listed([_ends(*pair) for pair in finite])
     svg = figures.curve(
         "training-quarters",
         finite,
         metric="training loss",
-        alt=f"Training loss of {run.name} by quarter of t: {ends}.",
+        alt=f"Training loss of {run.name} by quarter of t: {_ends(finite)}.",
         raw=False,
     )
     caption = (
         f"Loss by quarter of the timesteps, of {run.name}; running medians. Small t are the last steps of sampling."
     )
-    return Chart(svg=Markup(svg), caption=caption + _broken(series))
+    return Chart(svg=svg, caption=caption + _not_finite(series))
 
 
-def _ends(name: str, series: Series) -> str:
-    return f"{name} from {number(series.values[0])} to {number(series.values[-1])}"
+def _legend(drawn: Sequence[RunRecord], runs: int) -> str:
+    """What the lines of the first chart are, of `runs` runs in all."""
+    whose = f" of {drawn[0].name}" if len(drawn) > 1 else ""
+    some = f" {len(drawn)} of {runs} runs are drawn." if len(drawn) < runs else ""
+    return f"Faint: raw values{whose}; line: running median.{some}"
 
 
-def _broken(series: Sequence[tuple[str, Series]]) -> str:
-    bad = sum(not math.isfinite(value) for _, points in series for value in points.values)
-    return f" {counted(bad, 'value')} not finite and left out." if bad else ""
+def _ends(series: Sequence[tuple[str, Series]]) -> str:
+    """Where each line starts and ends."""
+    return listed([f"{name} from {number(points.values[0])} to {number(points.values[-1])}" for name, points in series])
+
+
+def _not_finite(series: Sequence[tuple[str, Series]]) -> str:
+    """How many values are missing from the lines."""
+    missing = sum(not math.isfinite(value) for _, points in series for value in points.values)
+    return f" {counted(missing, 'value')} not finite and left out." if missing else ""

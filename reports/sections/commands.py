@@ -1,9 +1,9 @@
-"""Command lines that a reader can run: what fills a missing cell, and what makes the run again."""
+"""Command lines that a reader can run: what fills a missing cell, and what trains the run again."""
 
 import shlex
 
-from reports.records.entities import TrainingRun
-from reports.verdicts.recipes import changes, preset_of
+from reports.records.entities import RunRecord
+from reports.verdicts.presets import changes, preset_of
 
 _JOBS = {
     "cifar10": "jobs/train_cifar10.py",
@@ -14,41 +14,39 @@ _JOBS = {
     "lsun_cat": "jobs/train_lsun.py cat",
     "tiny": "jobs/train_lsun.py tiny",
 }
-# Options beside the recipe's that decide the result or how much of it there is.
-_OTHERS = {"seed": "0", "shuffle_window": "None", "execution.precision": "float32", "workers": "1"}
+# Options beside the preset's that decide the result or how long it takes, with their defaults.
+_FURTHER = {"seed": "0", "shuffle_window": "None", "execution.precision": "float32", "workers": "1"}
 
 
-def evaluate(run: TrainingRun, *options: str) -> str:
-    """The paper's protocol: 50,000 ancestral samples of the averaged weights."""
+def evaluate(run: RunRecord, *options: str) -> str:
+    """Evaluate a run: by default under the paper's protocol, 50,000 ancestral samples of the averaged weights."""
     return f"python jobs/evaluate.py --run {shlex.quote(run.name)}{_storage(run)}{_joined(options)}"
 
 
-def likelihood(run: TrainingRun, *options: str) -> str:
-    """Bits/dim, term by term."""
+def likelihood(run: RunRecord, *options: str) -> str:
+    """Measure a run's bits/dim, term by term."""
     return f"python jobs/evaluate.py likelihood --run {shlex.quote(run.name)}{_storage(run)}{_joined(options)}"
 
 
-def compression(run: TrainingRun) -> str:
-    """Coded files beside the theory."""
+def compression(run: RunRecord) -> str:
+    """Code images with a run's model, and set the files beside the theory."""
     return (
         f"python jobs/compress.py curve --run {shlex.quote(run.name)} --data TEST_SHARDS --output curve{_storage(run)}"
     )
 
 
 def train(preset: str, *options: str) -> str:
-    """A training of a preset on shards to be named."""
+    """Train a preset, on shards to be named."""
     return f"python {_JOBS[preset]} --shards SHARDS{_joined(options)}"
 
 
-def reproduce(run: TrainingRun) -> str | None:
-    """The training as one command line: its preset, and what was changed; None where the preset is not known here."""
+def reproduce(run: RunRecord) -> str | None:
+    """Train a run again: its preset, and what was changed. None for a preset that is not known here."""
     preset, changed = preset_of(run), changes(run)
     if changed is None or preset not in _JOBS:
         return None
-    options = [_option(name, run.params[name]) for name in sorted(changed)]
-    options += [
-        _option(name, run.params[name]) for name, usual in _OTHERS.items() if run.params.get(name, usual) != usual
-    ]
+    further = [name for name, default in _FURTHER.items() if run.params.get(name, default) != default]
+    options = [_option(name, run.params[name]) for name in (*sorted(changed), *further)]
     shards = shlex.quote(run.params.get("shards", "SHARDS"))
     return f"python {_JOBS[preset]} --shards {shards}{_joined(options)}{_storage(run)}"
 
@@ -62,7 +60,7 @@ def _option(name: str, value: str) -> str:
     return f"--{name.replace('_', '-')} {words}"
 
 
-def _storage(run: TrainingRun) -> str:
+def _storage(run: RunRecord) -> str:
     storage = run.params.get("storage", "runs")
     return "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
 

@@ -1,0 +1,67 @@
+"""A pair of axes as all figures of the report have it: canvas, scales, ticks and legend."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.formatting import number, shortened
+
+
+def make_axes(*, small: bool = False, tall: bool = False) -> tuple[Figure, Axes]:
+    """One pair of axes on a canvas narrow enough that its text is legible at the width of a phone; a small one at half
+    of it."""
+    figure = Figure(figsize=(3.3, 2.1) if small else (5.0, 3.2 if tall else 2.7), layout="constrained")
+    return figure, figure.subplots()
+
+
+def tick_text(value: float) -> str:
+    """A round number as short as it can be."""
+    return number(value, 2) if 0 < abs(value) < 1e-3 else f"{value:,.10g}".replace("-", "−")
+
+
+def plain_ticks() -> ticker.FuncFormatter:
+    """Numbers at the ticks, without offset or exponent above the axis."""
+    return ticker.FuncFormatter(lambda value, _: tick_text(value))
+
+
+def scale_y(axes: Axes, values: Sequence[float], ratio: float, *, small: bool) -> None:
+    """A logarithmic axis if all values are positive and span more than `ratio`."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) / min(finite) > ratio:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3), numticks=8))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+    elif small:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
+    axes.yaxis.set_major_formatter(plain_ticks())
+
+
+def set_step_axis(axes: Axes, batch_size: int | None, *, small: bool) -> None:
+    """Training steps below, and above, if the batch size is known, images seen."""
+    axes.set_xlabel("training step")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(3 if small else 5, integer=True))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    if batch_size:
+        images = axes.secondary_xaxis("top", functions=_scaled_by(batch_size))
+        images.set_xlabel("images seen")
+        images.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
+        images.xaxis.set_major_formatter(ticker.EngFormatter(sep="\N{THIN SPACE}"))
+
+
+def _scaled_by(factor: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    return lambda steps: steps * factor, lambda images: images / factor
+
+
+def set_legend(axes: Axes, names: Sequence[str]) -> None:
+    """Name the lines if there are several. They are labelled by their place in `names`: matplotlib leaves out a label that
+    begins with an underscore."""
+    if len(names) < 2:
+        return
+    handles, places = axes.get_legend_handles_labels()
+    legend = axes.legend(handles, places, frameon=False, fontsize=9, handlelength=3.2)
+    for text in legend.get_texts():
+        text.set_text(shortened(names[int(text.get_text())]))

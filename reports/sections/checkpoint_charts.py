@@ -1,0 +1,187 @@
+"""Charts of one protocol: what was measured of every checkpoint against the step, and along the chain of the best one."""
+
+import json
+from collections.abc import Sequence
+
+from ddpm_core.records import KID, PRECISION, RECALL, STD, chain_path
+from ddpm_core.verdicts import Verdict
+from reports.drawing import figures
+from reports.drawing.elements import Chart
+from reports.formatting import counted, number
+from reports.records import artifacts
+from reports.records.store import Series, Store
+from reports.verdicts.ranking import Entry, Ranking
+from reports.verdicts.wording import metric_name
+
+
+def ranking_charts(ranking: Ranking) -> tuple[Chart, ...]:
+    """The distance, and the score if there is one, of every checkpoint of a protocol against the step; none if no run has
+    two checkpoints."""
+    runs = _by_run(ranking)
+    drawn = runs[: figures.MAX_LINES]
+    if ranking.best is None or all(len(entries) < 2 for entries in drawn):
+        return ()
+    batches = {entries[0].run.batch_size for entries in drawn}
+    batch_size = batches.pop() if len(batches) == 1 else None
+    distance = _distance_chart(ranking, ranking.best, drawn, len(runs), batch_size)
+    score = _score_chart(ranking, drawn, batch_size)
+    return (distance, score) if score else (distance,)
+
+
+def _by_run(ranking: Ranking) -> list[list[Entry]]:
+    """The entries of each run by step, the run with the lowest distance first."""
+    runs: dict[str, list[Entry]] = {}
+    for entry in ranking.entries:
+        runs.setdefault(entry.run.run_id, []).append(entry)
+    return [sorted(entries, key=lambda entry: entry.checkpoint.step) for entries in runs.values()]
+
+
+def _distance_chart(
+    ranking: Ranking, best: Entry, drawn: Sequence[Sequence[Entry]], runs: int, batch_size: int | None
+) -> Chart:
+    """The distances of the runs that are drawn, of `runs` in all."""
+    name = metric_name(ranking.protocol.distance)
+    lines = [
+        figures.Line(
+            label=entries[0].run.name,
+            steps=[entry.checkpoint.step for entry in entries],
+            values=[entry.checkpoint.distance for entry in entries],
+            lows=[entry.checkpoint.low for entry in entries],
+            highs=[entry.checkpoint.high for entry in entries],
+            close=[ranking.verdict(entry) is Verdict.INDISTINGUISHABLE for entry in entries],
+        )
+        for entries in drawn
+    ]
+    lowest = f"lowest {number(best.checkpoint.distance)} at step {best.checkpoint.step:,}"
+    close = ranking.count(Verdict.INDISTINGUISHABLE)
+    undecided = f" {counted(close, 'checkpoint')} cannot be told apart from it." if close else ""
+    svg = figures.by_step(
+        f"distance-{ranking.protocol.fingerprint}",
+        lines,
+        metric=name,
+        alt=f"{name} against training step for {counted(len(drawn), 'run')}: {lowest}.{undecided}",
+        mark_lowest=True,
+        batch_size=batch_size,
+    )
+    caption = (
+        f"{name}, lower is better. Bars or bands: 95 % intervals. Ring: the lowest; the shaded strip is its interval. "
+        "Shaded points: checkpoints whose interval overlaps it, which cannot be told apart from the lowest."
+    )
+    if len(drawn) < runs:
+        caption += f" Only the {len(drawn)} runs with the lowest values are drawn, of {runs:,}."
+    if ranking.unranked:
+        caption += " Points without a finite value are left out."
+    return Chart(svg=svg, caption=caption)
+
+
+def _score_chart(ranking: Ranking, drawn: Sequence[Sequence[Entry]], batch_size: int | None) -> Chart | None:
+    """The scores of the runs that are drawn, None if there are none."""
+    name = metric_name(ranking.protocol.score)
+    lines = []
+    for entries in drawn:
+        points = [(e.checkpoint.step, e.checkpoint.score, e.checkpoint.score_std) for e in entries]
+        scored = [(step, score, std or 0.0) for step, score, std in points if score is not None]
+        if scored:
+            lines.append(
+                figures.Line(
+                    label=entries[0].run.name,
+                    steps=[step for step, _, _ in scored],
+                    values=[score for _, score, _ in scored],
+                    lows=[score - std for _, score, std in scored],
+                    highs=[score + std for _, score, std in scored],
+                )
+            )
+    if not lines:
+        return None
+    svg = figures.by_step(
+        f"score-{ranking.protocol.fingerprint}",
+        lines,
+        metric=name,
+        alt=f"{name} against training step for {counted(len(lines), 'run')}.",
+        batch_size=batch_size,
+    )
+    caption = f"{name}, higher is better. Bars or bands: ± one standard deviation over splits."
+    return Chart(svg=svg, caption=caption)
+
+
+def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
+    """What looks at single features, of the best checkpoint's run: KID, precision and recall against the step; and how the
+    distance of predicted images falls along the chain of the best checkpoint."""
+    best = ranking.best
+    if best is None:
+        return ()
+    kernel = _feature_chart(
+        store,
+        best,
+        {KID: "KID"},
+        name="kid",
+        axis="KID",
+        caption=f"Kernel distance of {best.run.name}, lower is better; ± one standard deviation over subsets.",
+    )
+    fractions = _feature_chart(
+        store,
+        best,
+        {PRECISION: "precision", RECALL: "recall"},
+        name="pr",
+        axis="fraction",
+        caption=f"Precision (samples that look like data) and recall (data that samples cover) of {best.run.name}.",
+    )
+    return tuple(chart for chart in (kernel, fractions, chain_chart(store, best)) if chart is not None)
+
+
+def _feature_chart(
+    store: Store, best: Entry, metrics: dict[str, str], *, name: str, axis: str, caption: str
+) -> Chart | None:
+    """Metrics (and their labels) of the best checkpoint's evaluation against the step; None if none was logged twice."""
+    protocol = best.evaluation.protocol
+    lines = [line for metric, label in metrics.items() if (line := _feature_line(store, best, metric, label))]
+    if not lines:
+        return None
+    svg = figures.by_step(
+        f"{name}-{protocol.fingerprint}", lines, metric=axis, alt=f"{caption} Against training step.", small=True
+    )
+    return Chart(svg=svg, caption=caption)
+
+
+def _feature_line(store: Store, best: Entry, metric: str, label: str) -> figures.Line | None:
+    """A metric with ± its standard deviation, if that was logged."""
+    evaluation = best.evaluation
+    name = evaluation.protocol.metric(metric)
+    if name not in evaluation.metrics:
+        return None
+    series = store.history(evaluation.run_id, name)
+    if len(series.steps) < 2:
+        return None
+    spread = store.history(evaluation.run_id, name + STD) if name + STD in evaluation.metrics else Series()
+    points = [(value, spread.at(step)) for step, value in zip(series.steps, series.values, strict=True)]
+    return figures.Line(
+        label=label,
+        steps=series.steps,
+        values=series.values,
+        lows=[None if std is None else value - std for value, std in points],
+        highs=[None if std is None else value + std for value, std in points],
+    )
+
+
+def chain_chart(store: Store, entry: Entry) -> Chart | None:
+    """The distance of the x_0 predicted along the chain (Fig. 10 of the paper), None if it was not measured."""
+    content = store.artifact(entry.evaluation.run_id, chain_path(entry.checkpoint.step))
+    try:
+        points = artifacts.chain(json.loads(content or b"[]"))
+    except artifacts.UNREADABLE:
+        return None
+    if len(points) < 2:
+        return None
+    name = metric_name(entry.evaluation.protocol.distance)
+    first = points[0][0]
+    svg = figures.relation(
+        f"chain-{entry.evaluation.run_id}",
+        [figures.Relation(label=name, x=[first - t for t, _ in points], y=[value for _, value in points])],
+        x="diffusion steps undone",
+        y=name,
+        alt=f"{name} of predicted images along the chain: from {number(points[0][1])} to {number(points[-1][1])}.",
+    )
+    caption = (
+        f"{name} of the x₀ predicted along the chain, at step {entry.checkpoint.step:,} (as Fig. 10 of the paper)."
+    )
+    return Chart(svg=svg, caption=caption)

@@ -1,0 +1,104 @@
+"""The checkpoints of one protocol: charts, and a table with the lowest distance first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ddpm_core.protocol import Protocol
+from ddpm_core.records import INFINITY, KID, PRECISION, RECALL
+from ddpm_core.verdicts import Verdict
+from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table
+from reports.formatting import NOT_RECORDED, count, decimals_for, fixed, shortened
+from reports.records.store import Store
+from reports.sections.checkpoint_charts import further_charts, ranking_charts
+from reports.verdicts.ranking import Entry, Ranking
+from reports.verdicts.wording import decimals_of, interval_text, metric_name, score_text
+
+# Beside distance and score: metric -> title; {} is the distance's name.
+_FURTHER = {INFINITY: "{} at n → ∞", KID: "KID", PRECISION: "Precision", RECALL: "Recall"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSection:
+    """One protocol's results: nothing in it was measured under another."""
+
+    title: str
+    description: str
+    charts: tuple[Chart, ...]
+    further: tuple[Chart, ...]
+    table: Table
+
+
+def protocol_section(store: Store, ranking: Ranking) -> ProtocolSection:
+    """Everything that was measured under a protocol."""
+    protocol = ranking.protocol
+    purpose = ", measured again on fresh samples" if protocol.purpose == "report" else ""
+    return ProtocolSection(
+        title=f"{metric_name(protocol.distance)}, {protocol.num_samples:,} samples{purpose}",
+        description=protocol.describe(),
+        charts=ranking_charts(ranking),
+        further=further_charts(store, ranking),
+        table=ranking_table(store, ranking),
+    )
+
+
+def ranking_table(store: Store, ranking: Ranking) -> Table:
+    """The checkpoints of one protocol, the lowest distance first, with the run of each if there are several."""
+    protocol = ranking.protocol
+    decimals = decimals_of(ranking.best) if ranking.best else 0
+    # Only as many rows as are set: an experiment may hold tens of thousands of checkpoints.
+    ranked = ranking.entries[:SHOWN_ROWS]
+    entries = [*ranked, *ranking.unranked[: SHOWN_ROWS - len(ranked)]]
+    verdicts = [ranking.verdict(entry) for entry in entries]
+    columns = [
+        (Column(title="Rank", numeric=True), [*map(count, range(1, len(ranked) + 1)), *["–"] * len(entries)]),
+        (Column(title="Step", numeric=True), [count(entry.checkpoint.step) for entry in entries]),
+        (
+            Column(title=metric_name(protocol.distance), numeric=True),
+            [fixed(entry.checkpoint.distance, decimals) for entry in entries],
+        ),
+        (Column(title="95 % interval", numeric=True), [interval_text(entry, decimals) for entry in entries]),
+        (Column(title="Standing"), [str(verdict) for verdict in verdicts]),
+    ]
+    if any(entry.checkpoint.score is not None for entry in entries):
+        scores = [score_text(entry) for entry in entries]
+        columns.append((Column(title=metric_name(protocol.score), numeric=True), scores))
+    columns += _further_columns(store, protocol, entries, decimals)
+    if len({entry.run.run_id for entry in (*ranking.entries, *ranking.unranked)}) > 1:
+        columns.append((Column(title="Run"), [shortened(entry.run.name) for entry in entries]))
+    images = [NOT_RECORDED if entry.images_seen is None else count(entry.images_seen) for entry in entries]
+    columns.append((Column(title="Images seen", numeric=True), images))
+    cells = zip(*(texts[: len(entries)] for _, texts in columns), strict=True)
+    return Table(
+        caption=f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})",
+        columns=tuple(column for column, _ in columns),
+        rows=tuple(Row(cells=row, mark=mark_of(verdict)) for row, verdict in zip(cells, verdicts, strict=True)),
+        omitted=len(ranking.entries) + len(ranking.unranked) - len(entries),
+        sortable=True,
+    )
+
+
+def mark_of(verdict: Verdict) -> str:
+    """The look of a row."""
+    return {Verdict.BEST: "best", Verdict.INDISTINGUISHABLE: "close"}.get(verdict, "")
+
+
+def _further_columns(
+    store: Store, protocol: Protocol, entries: Sequence[Entry], decimals: int
+) -> list[tuple[Column, list[str]]]:
+    """(column, its cells) of each metric beside distance and score that was logged for one of the entries."""
+    columns = []
+    for metric, title in _FURTHER.items():
+        name = protocol.distance + INFINITY if metric == INFINITY else protocol.metric(metric)
+        if not any(name in entry.evaluation.metrics for entry in entries):
+            continue
+        values = [
+            store.history(entry.evaluation.run_id, name).at(entry.checkpoint.step)
+            if name in entry.evaluation.metrics
+            else None
+            for entry in entries
+        ]
+        largest = max((abs(value) for value in values if value), default=0.1)
+        digits = decimals if metric == INFINITY else decimals_for(largest)
+        column = Column(title=title.format(metric_name(protocol.distance)), numeric=True)
+        columns.append((column, [fixed(value, digits) for value in values]))
+    return columns
