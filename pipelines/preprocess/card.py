@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from pipelines.preprocess.colour import UNUSABLE
 from pipelines.preprocess.sources.open import describe_others
 from pipelines.shards.dataset import ShardedDataset
 
@@ -30,8 +31,10 @@ def describe_dataset(dataset: ShardedDataset) -> str:
     others, profiles = (manifest.get(key, {}) for key in ("source_others", "colour_profiles"))  # not in older manifests
     if others:
         rows.append(("not read", describe_others(others)))
-    if profiles:
-        rows.append(("profiles", ", ".join(f"{number:,} {name}" for name, number in profiles.items()) + ", now sRGB"))
+    rows += [
+        ("profiles", f"{number:,} with {name}" + ("" if name == UNUSABLE else ", converted to sRGB"))
+        for name, number in profiles.items()
+    ]
     kinds = Counter(entry["kind"] for entry in manifest["skipped"])
     counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     rows.append(("skipped", counts or "none"))
