@@ -50,6 +50,12 @@ _FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "time_embedding_type": ("positional", ("positional",)),
     "upsample_type": ("conv", ("conv",)),
 }
+# The keys that `_unet_config` reads, and one that matters to learned time embeddings only.
+_READ_KEYS = """
+sample_size in_channels out_channels block_out_channels down_block_types up_block_types layers_per_block dropout
+num_train_timesteps
+"""
+_READ = frozenset(_READ_KEYS.split())
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OLDER_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _RESIDUAL = {"temb_proj": "time_emb_proj", "shortcut": "conv_shortcut"}
@@ -147,6 +153,11 @@ def _read_config(folder: Path) -> UNetConfig:
     if not isinstance(values, dict) or values.get("_class_name") != "UNet2DModel":
         kind = values.get("_class_name") if isinstance(values, dict) else type(values).__name__
         raise InputError(f"{str(path)!r} is the configuration of {kind!r}: one of 'UNet2DModel' is wanted")
+    if unknown := sorted(name for name in values.keys() - _FIXED.keys() - _READ if not name.startswith("_")):
+        raise InputError(
+            f"{str(path)!r} has {unknown[0]} = {values[unknown[0]]!r}, which the paper's network does not have: take one with "
+            "the layout of google/ddpm-cifar10-32"
+        )
     for name, (default, wanted) in _FIXED.items():
         value = values.get(name, default)
         if value not in wanted:

@@ -25,6 +25,62 @@ SCHEDULER = ("scheduler_config.json", "scheduler/scheduler_config.json", "../sch
 SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
 VARIANCES = {"fixed_large": "fixedlarge", "fixed_small": "fixedsmall"}
 PREDICTIONS = {"epsilon": "eps", "sample": "xstart", "v_prediction": "v"}
+# The schedulers whose process is a beta schedule, as the paper's; others add noise in other ways.
+_CLASSES = """
+DDPM DDPMParallel DDIM DDIMParallel DDIMInverse PNDM DPMSolverMultistep DPMSolverMultistepInverse DPMSolverSinglestep
+DPMSolverSDE UniPCMultistep DEISMultistep EulerDiscrete EulerAncestralDiscrete HeunDiscrete LMSDiscrete KDPM2Discrete
+KDPM2AncestralDiscrete
+"""
+CLASSES = frozenset(f"{name}Scheduler" for name in _CLASSES.split())
+HONOURED = frozenset(
+    ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "prediction_type", "variance_type")
+)
+# Keys that would make another process or another sampler than ours, with the values that make the same.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "trained_betas": (None,),
+    "timestep_values": (None,),
+    "predict_epsilon": (True, None),  # the older name of prediction_type
+    "rescale_betas_zero_snr": (False, None),
+    "clip_sample": (True,),  # x_0 is clipped to [-1, 1] in every sampler here
+    "clip_sample_range": (1, None),
+    "thresholding": (False, None),
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "interpolation_type": ("linear", None),
+    "timestep_type": ("discrete", None),
+}
+# Keys that choose how diffusers' samplers walk through the process, which --sampler and its options choose here.
+SAMPLING = frozenset(
+    {
+        "tensor_format",
+        "timestep_spacing",
+        "steps_offset",
+        "set_alpha_to_one",
+        "set_alpha_to_zero",
+        "skip_prk_steps",
+        "dynamic_thresholding_ratio",  # of thresholding, which is off
+        "sample_max_value",
+        "solver_order",
+        "solver_type",
+        "solver_p",
+        "algorithm_type",
+        "lower_order_final",
+        "euler_at_final",
+        "disable_corrector",
+        "predict_x0",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_lu_lambdas",
+        "final_sigmas_type",
+        "lambda_min_clipped",
+        "sigma_min",  # of Karras's and the like
+        "sigma_max",
+        "flow_shift",  # of flow matching, which is off
+        "time_shift_type",
+        "shift_terminal",
+    }
+)
 
 
 def import_weights(
@@ -60,21 +116,54 @@ def scheduler_of(folder: Path) -> DiffusionConfig:
     if path is None:
         return DiffusionConfig()
     try:
-        values: Mapping[str, Any] = json.loads(path.read_text())
-        if values.get("trained_betas") is not None:
-            raise ValueError("trained_betas")
-        return DiffusionConfig(
-            schedule=SCHEDULES[values.get("beta_schedule", "linear")],  # type: ignore[arg-type]
-            num_timesteps=int(values.get("num_train_timesteps", 1000)),
-            beta_start=float(values.get("beta_start", 1e-4)),
-            beta_end=float(values.get("beta_end", 0.02)),
-            mean_type=PREDICTIONS[values.get("prediction_type", "epsilon")],  # type: ignore[arg-type]
-            var_type=VARIANCES[values.get("variance_type", "fixed_small")],  # type: ignore[arg-type]
-        )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it is no object of JSON")
+    except (OSError, ValueError) as error:
+        raise InputError(f"scheduler {str(path)!r} is damaged ({error}): fetch it again") from error
+    try:
+        return process_of(values)
+    except (ValueError, TypeError) as error:
         raise InputError(
-            f"scheduler {str(path)!r} says {error}, which has no counterpart here: remove it to take the paper's process"
+            f"scheduler {str(path)!r} has {error}, which has no counterpart here: remove the file to take the paper's process"
         ) from error
+
+
+def process_of(scheduler: Mapping[str, Any]) -> DiffusionConfig:
+    """The process of a diffusers scheduler's configuration. Raises ValueError, which names the key, if a value is of another
+    process or a key is not known."""
+    kind = scheduler.get("_class_name", "DDPMScheduler")
+    if kind not in CLASSES:
+        raise ValueError(f"_class_name = {kind!r}")
+    for key, value in scheduler.items():
+        known = key in HONOURED or key in SAMPLING or key.startswith("_")  # such as _diffusers_version
+        if not known and value not in FIXED.get(key, ()):
+            raise ValueError(f"{key} = {value!r}")
+
+    def choice(key: str, default: str, names: Mapping[str, str]) -> Any:
+        value = scheduler.get(key, default)
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(f"{key} = {value!r}")
+        return names[value]
+
+    def number(key: str, default: float) -> float:
+        value = scheduler.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} = {value!r}")
+        return value
+
+    timesteps = number("num_train_timesteps", 1000)
+    if timesteps != int(timesteps):
+        raise ValueError(f"num_train_timesteps = {timesteps!r}")
+    return DiffusionConfig(
+        schedule=choice("beta_schedule", "linear", SCHEDULES),
+        num_timesteps=int(timesteps),
+        beta_start=float(number("beta_start", 1e-4)),
+        beta_end=float(number("beta_end", 0.02)),
+        mean_type=choice("prediction_type", "epsilon", PREDICTIONS),
+        # null, in schedulers that know learned variances only, is none stated.
+        var_type="fixedsmall" if scheduler.get("variance_type") is None else choice("variance_type", "", VARIANCES),
+    )
 
 
 def export_checkpoint(config: ExportConfig) -> Path:

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+from pipelines.preprocess.colour import UNUSABLE
+from pipelines.preprocess.sources.open import describe_others
 from pipelines.shards.dataset import ShardedDataset
 
 
@@ -26,13 +28,25 @@ def describe_dataset(dataset: ShardedDataset) -> str:
         ("sha256", f"{dataset.sha256} (keys and pixels)"),
         ("source", f"{manifest['source_fingerprint']} (fingerprint)"),
     ]
+    others, profiles = (manifest.get(key, {}) for key in ("source_others", "colour_profiles"))  # not in older manifests
+    if others:
+        rows.append(("not read", describe_others(others)))
+    rows += [
+        ("profiles", f"{number:,} with {name}" + ("" if name == UNUSABLE else ", converted to sRGB"))
+        for name, number in profiles.items()
+    ]
     kinds = Counter(entry["kind"] for entry in manifest["skipped"])
     counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     rows.append(("skipped", counts or "none"))
-    rows += [("", f"{entry['key']}: {entry['reason']}") for entry in manifest["skipped"][:5]]
+    rows += [("", f"{_printable(entry['key'])}: {entry['reason']}") for entry in manifest["skipped"][:5]]
     if len(manifest["skipped"]) > 5:
         rows.append(("", f"and {len(manifest['skipped']) - 5:,} more in manifest.json"))
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def _printable(key: str) -> str:
+    """A key on one line."""
+    return key if key.isprintable() else repr(key)
 
 
 def _bytes(size: float) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ddpm_core.ranges import Positive, Range
-from pipelines.preprocess.transform import Filter
+from pipelines.preprocess.transform import MAX_PIXELS, Filter
 from pipelines.runtime.options import Checked
 from pipelines.shards.format import PixelStorage
 
@@ -34,6 +34,10 @@ class PreprocessConfig(Checked):
     """How many of the source's images a file takes."""
     undecodable: Literal["skip", "fail"] = "skip"
     """What to do with an image that does not decode: leave it out and list it in the manifest, or stop."""
+    max_pixels: Annotated[int, Range("a number of pixels from 1 to 4,294,967,295", low=1.0, high=2.0**32 - 1)] = (
+        MAX_PIXELS
+    )
+    """An image of more pixels than this counts as undecodable: a small file can hold an image that fills the memory."""
     too_small: Literal["skip", "fail", "enlarge"] = "skip"
     """What to do with an image whose shorter side is below the image size."""
     duplicates: Literal["keep", "skip", "fail"] = "keep"

@@ -21,7 +21,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.manifest import write_manifest
 from pipelines.preprocess.plan import PLAN, check_same, earlier_plan, make_plan
 from pipelines.preprocess.sources.items import Item, Source
-from pipelines.preprocess.sources.open import list_items, open_source, source_facts
+from pipelines.preprocess.sources.open import describe_others, list_items, open_source, source_facts
 from pipelines.preprocess.worker import finished_record, make_shard, shard_file
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import connect
@@ -51,7 +51,10 @@ def preprocess(config: PreprocessConfig, say: Say = lambda line: None) -> Sharde
             return ShardedDataset.open(output)
     scratch = output / "unpacked" if isinstance(output, Path) else None
     source = open_source(source_path, split=config.split, scratch=scratch, say=say)
-    items = list_items(source, source_path)
+    items = list_items(source, source_path, config.max_pixels)
+    others = source.others()
+    if others:
+        say(f"preprocess: {len(items):,} images in the source, and {describe_others(others)}, which are not read")
     plan = make_plan(config, facts or source.facts(), items)
     if earlier is not None:
         check_same(earlier, plan, output)

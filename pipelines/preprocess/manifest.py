@@ -1,5 +1,6 @@
 """What is written last: the contact sheet, and the manifest, whose presence means that the data set is whole."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,9 +42,11 @@ def write_manifest(
         "source_facts": plan["source_facts"],
         "source_fingerprint": fingerprint({key: plan[key] for key in ("source_facts", "items", "items_sha256")}),
         "source_images": plan["items"],
+        "source_others": source.others(),
         "filter": config.filter,
         **moments(records, config.image_size**2),
         "skipped": [entry for record in records for entry in record["skipped"]],
+        "colour_profiles": count_profiles(records),
         "shards": [{key: record[key] for key in ("file", "images", "content_sha256")} for record in records],
         "files": {record["file"]: {"bytes": record["bytes"], "sha256": record["sha256"]} for record in records},
     }
@@ -52,6 +55,14 @@ def write_manifest(
         temporary.write_bytes(picture)
         manifest["files"][CONTACT_SHEET] = {"bytes": len(picture), "sha256": sha256_file(temporary)}
     commit_json(output / MANIFEST, manifest)
+
+
+def count_profiles(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many images were converted to sRGB by each colour profile."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.get("colour_profiles", {}))  # a record of an earlier version has none
+    return dict(sorted(counts.items()))
 
 
 def moments(records: Sequence[Mapping[str, Any]], pixels_per_image: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Item
+from pipelines.preprocess.sources.names import key_of
+from pipelines.preprocess.transform import MAX_PIXELS
 from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT
 
@@ -53,8 +55,10 @@ def make_plan(
         "skip_duplicates": config.duplicates == "skip",
     }
     source = str(location(config.source, option="--source"))
+    if config.max_pixels != MAX_PIXELS:  # data sets that were begun before this choice keep their fingerprint
+        choices["max_pixels"] = config.max_pixels
     listed = {} if items is None else {"items": len(items), "items_sha256": items_sha256(items)}
-    return {**choices, **listed, "source": source, "fingerprint": fingerprint(choices)}
+    return {**choices, **listed, "source": key_of(source), "fingerprint": fingerprint(choices)}
 
 
 def items_sha256(items: Sequence[Item]) -> str:

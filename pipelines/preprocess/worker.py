@@ -1,6 +1,7 @@
 """What a preprocessing worker does: a range of a source's items -> one shard and its record. Imports no torch."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from ddpm_core.commit import sha256_file
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.sources.items import Item, Source
+from pipelines.preprocess.sources.items import Item, Source, reason_of
 from pipelines.preprocess.transform import TooSmallError, transform
 from pipelines.runtime.locations import Location, commit_json, committed
 from pipelines.shards.format import ContentHash, ShardWriter
@@ -49,15 +50,17 @@ def make_shard(
     output: Location,
     duplicate_of: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write shard `number` and, after it, its record: counts, hashes, exact pixel sums, skipped keys. Returns the record.
+    """Write shard `number` and, after it, its record: counts, hashes, exact pixel sums, skipped keys, converted
+    profiles. Returns the record.
 
     duplicate_of: keys to leave out, with the key of the image that each repeats.
     """
     count, sums, content = 0, PixelSums(config.channels), ContentHash()
     skipped: list[dict[str, str]] = []
+    profiles: Counter[str] = Counter()
     with committed(output / shard_file(number)) as temporary:
         with ShardWriter(temporary, config.shape, config.storage) as writer:
-            for key, image in transformed(items, source, config, duplicate_of, skipped):
+            for key, image in transformed(items, source, config, duplicate_of, skipped, profiles):
                 content.update(key, writer.append(key, image))
                 sums.add(image)
                 count += 1
@@ -70,6 +73,7 @@ def make_shard(
         "sum": sums.sum.tolist(),
         "sum_of_squares": sums.sum_of_squares.tolist(),
         "skipped": skipped,
+        "colour_profiles": dict(profiles),
     }
     commit_json(output / record_file(number), record)
     return record
@@ -81,8 +85,12 @@ def transformed(
     config: PreprocessConfig,
     duplicate_of: Mapping[str, str],
     skipped: list[dict[str, str]],
+    profiles: Counter[str],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, image uint8 [*config.shape]) of the items that the data set takes; the others are added to `skipped`."""
+    """(key, image uint8 [*config.shape]) of the items that the data set takes; the others are added to `skipped`.
+
+    profiles: where images are counted by the colour profile that they were converted by.
+    """
 
     def skip(key: str, kind: str, reason: str) -> None:
         skipped.append({"key": key, "kind": kind, "reason": reason})
@@ -100,11 +108,13 @@ def transformed(
                 channels=config.channels,
                 filter=config.filter,
                 enlarge=config.too_small == "enlarge",
+                max_pixels=config.max_pixels,
+                profiles=profiles,
             )
         except TooSmallError as error:
             skip(key, "too small", str(error))
         except Exception as error:  # Pillow's decoders raise many kinds, and any of them is recorded
-            skip(key, "undecodable", f"{type(error).__name__}: {error}")
+            skip(key, "undecodable", reason_of(error))
         else:
             yield key, image
 

@@ -198,6 +198,7 @@ def exported(tmp_path: Path) -> Path:
         ({"_class_name": "UNet2DConditionModel"}, "'UNet2DConditionModel': one of 'UNet2DModel' is wanted"),
         ({"layers_per_block": 2}, "lack the tensor"),
         ({"in_channels": 3}, "conv_in.weight"),
+        ({"encoder_hid_dim": 768}, "has encoder_hid_dim = 768, which the paper's network does not have"),
     ],
 )
 def test_another_network_is_refused_in_one_sentence(exported: Path, changes: dict[str, Any], sentence: str) -> None:

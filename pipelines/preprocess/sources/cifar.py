@@ -8,11 +8,11 @@ Rows are numbered through the batches in their order, so that the keys are those
 in a pickle is executed: it may rebuild arrays of bytes and nothing else.
 """
 
+import contextlib
 import functools
 import io
 import pickle
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +20,18 @@ from typing import Any, Literal
 import numpy as np
 
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, base_name, byte_size, choose_split, open_bytes, split_name
+from pipelines.preprocess.sources.items import (
+    Item,
+    Value,
+    base_name,
+    byte_size,
+    choose_split,
+    is_storage_error,
+    open_bytes,
+    split_name,
+)
+from pipelines.preprocess.sources.kinds import count, other_kind
+from pipelines.preprocess.sources.names import key_of
 from pipelines.runtime.locations import Location
 
 Layout = Literal["python", "binary"]
@@ -44,20 +55,23 @@ def layout_of_files(names: Sequence[str]) -> Layout | None:
 
 
 def layout_of_tar(path: Location) -> Layout | None:
-    """The layout of a compressed tar, by its first member; None if it is not CIFAR-10."""
+    """The layout of a tar, compressed or not, by the folder of its first file; None if it is not CIFAR-10."""
     try:
         with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            first = archive.next()
-    except (tarfile.TarError, EOFError, zlib.error):
+            first = next((member.name for member in archive if member.isreg()), "")
+    except Exception as error:  # TarError, and whatever a decompressor raises for what is damaged
+        if is_storage_error(error):
+            raise
         return None
-    return None if first is None else FOLDERS.get(first.name.removeprefix("./").split("/", 1)[0])
+    return next((FOLDERS[part] for part in first.split("/") if part in FOLDERS), None)
 
 
 @dataclass(frozen=True)
 class CifarSource:
     """One split. An item's size is the number of its batch and its offset the row in it.
 
-    files: names and bytes of the tar, or of the batches in the folder. Listing reads the batches, which a compressed tar
+    files: names and bytes of the tar, or of the batches in the folder. beside: the kinds of other files in the folder, and
+    their numbers. Listing reads the batches, which a compressed tar
     needs anyway: a damaged one is noticed before any worker starts.
     """
 
@@ -66,6 +80,7 @@ class CifarSource:
     split: str
     files: tuple[tuple[str, int], ...]
     packed: bool
+    beside: tuple[tuple[str, int], ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,7 +101,23 @@ class CifarSource:
             yield item.key, _cached_batch(self, item.size)[item.offset]
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": f"cifar10-{self.layout}", "split": self.split, "files": dict(self.files)}
+        return {
+            "kind": f"cifar10-{self.layout}",
+            "split": self.split,
+            "files": {key_of(name): size for name, size in self.files},
+        }
+
+    def others(self) -> dict[str, int]:
+        if not self.packed:
+            return dict(self.beside)
+        with self._members() as archive:
+            names = [member.name.rsplit("/", 1)[-1] for member in archive if not member.isdir()]
+        return count(self.kind_beside(name) for name in names if name not in self.batches)
+
+    def kind_beside(self, name: str) -> str:
+        """What a file that is none of the split's is counted as."""
+        split = next((split for split in BATCHES if name in batch_files(split, self.layout)), None)
+        return other_kind(name) if split is None else f"file of the split {split!r}"
 
     def batch(self, number: int) -> np.ndarray:
         """The images of batch `number` of the split, uint8 [rows,32,32,3]."""
@@ -110,13 +141,23 @@ class CifarSource:
 
     def _packed(self, missing: set[str]) -> Iterator[tuple[str, bytes]]:
         """Those files of the tar that are missing, from its beginning until none is."""
+        with self._members() as archive:
+            while missing and (member := archive.next()) is not None:
+                name = member.name.rsplit("/", 1)[-1]
+                if name in missing and (content := archive.extractfile(member)) is not None:
+                    yield name, content.read()
+
+    @contextlib.contextmanager
+    def _members(self) -> Iterator[tarfile.TarFile]:
+        """The tar, to be read from its beginning. Raises InputError if it is damaged."""
         try:
             with open_bytes(self.path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-                while missing and (member := archive.next()) is not None:
-                    name = member.name.rsplit("/", 1)[-1]
-                    if name in missing and (content := archive.extractfile(member)) is not None:
-                        yield name, content.read()
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+                yield archive
+        except InputError:
+            raise
+        except Exception as error:  # TarError, and whatever a decompressor raises for what is damaged
+            if is_storage_error(error):
+                raise
             raise self._damaged(str(error)) from error
 
     def _decode(self, name: str, data: bytes) -> np.ndarray:
@@ -197,7 +238,7 @@ class _PixelUnpickler(pickle.Unpickler):
 
 
 def open_tar(path: Location, layout: Layout, split: str | None) -> CifarSource:
-    """The tar.gz of CIFAR-10; without a split, train."""
+    """CIFAR-10's tar, compressed or not; without a split, train."""
     chosen = str(choose_split(split, tuple(BATCHES), path))
     return CifarSource(path, layout, chosen, ((base_name(path), byte_size(path)),), packed=True)
 

@@ -1,17 +1,21 @@
 """What every source of images offers: its items in order, and the values of any of them in any process."""
 
-from collections.abc import Iterator, Sequence
+import errno
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location
+from ddpm_core.errors import InputError, one_line
+from pipelines.runtime.locations import STORAGE_ERRORS, Location
 
 Value = bytes | np.ndarray | Exception
 # Bytes that a read at random fetches from an object store: enough to pay for the request, unlike fsspec's 50 MiB a seek.
 REMOTE_BLOCK = 4 << 20
+LARGEST_FILE = 1 << 30  # bytes of an encoded image; a zip of 10 MB can hold 10 GB
+ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-f]+>|\b0x[0-9a-f]{8,}")  # as in "<_io.BytesIO object at 0x7f24dc4eb7e0>"
 
 
 class Item(NamedTuple):
@@ -36,8 +40,46 @@ class Source(Protocol):
         """(key, value) of ascending items: encoded bytes, or pixels as uint8 [H,W,C]. A value that is broken is an
         exception in its place; a disk or network that fails is raised, because trying again may help."""
 
+    def others(self) -> dict[str, int]:
+        """What the source holds beside its images, and is not read: the number of each kind."""
+
     def facts(self) -> dict[str, Any]:
         """What tells this source from another, as JSON; the same for every copy of it, wherever that lies."""
+
+
+def attempt(read: Callable[[], Value], size: int = 0) -> Value:
+    """The value that `read` gives, or the exception that says why it is broken: that of one image stops no other.
+
+    size: the value's bytes, if they are known. A disk or network that fails is raised, because trying again may help.
+    """
+    if size > LARGEST_FILE:
+        return ValueError(f"{size:,} bytes, more than an image's file may have ({LARGEST_FILE:,})")
+    try:
+        return read()
+    except Exception as error:  # a decompressor raises whatever it comes across
+        if is_storage_error(error):
+            raise
+        return error
+
+
+def is_storage_error(error: Exception) -> bool:
+    """Whether a disk or network failed. Decompressors and Arrow raise OSError for damaged content too, but without errno."""
+    if isinstance(error, OSError):
+        # A seek to a place that a damaged file states is none of the disk's faults.
+        return isinstance(error, ConnectionError | TimeoutError) or error.errno not in (None, errno.EINVAL)
+    return isinstance(error, STORAGE_ERRORS)
+
+
+def message_of(error: Exception) -> str:
+    """What an error says, on one line that is the same in every run: without addresses in memory and places on the disk."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return ADDRESS.sub("", message) or type(error).__name__
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image is left out: the error's type and what it says."""
+    kind, message = type(error).__name__, message_of(error)
+    return kind if message == kind else f"{kind}: {message}"
 
 
 def base_name(path: Location) -> str:

@@ -13,40 +13,47 @@ import lmdb
 
 from ddpm_core.commit import committed_file, remove_leftovers
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, base_name
+from pipelines.preprocess.sources.items import Item, Value, attempt, base_name, is_storage_error
+from pipelines.preprocess.sources.kinds import count, other_kind
+from pipelines.preprocess.sources.names import key_of, name_of
 from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Progress, Say
 
-DATABASE = "data.mdb"
+DATABASE, LOCK = "data.mdb", "lock.mdb"
 CHUNK_BYTES = 4 << 20  # read at a time while unpacking
 
 
 @dataclass(frozen=True)
 class LmdbSource:
-    """An LMDB folder. An item has a key alone."""
+    """An LMDB folder. An item has a key alone. beside: the kinds of other files there, and their numbers."""
 
     path: Path
+    beside: tuple[tuple[str, int], ...] = ()
 
     @property
     def name(self) -> str:
-        return self.path.name.removesuffix("_lmdb")
+        return key_of(self.path.name.removesuffix("_lmdb"))
 
     def items(self) -> list[Item]:
         with self._cursor() as cursor:
             try:
-                return [Item(key.decode()) for key in cursor.iternext(keys=True, values=False)]
-            except (lmdb.Error, UnicodeDecodeError) as error:
+                keys = [key.decode("utf-8", "surrogateescape") for key in cursor.iternext(keys=True, values=False)]
+            except lmdb.Error as error:
                 raise self._unreadable(error) from error
+        return sorted(Item(key_of(key)) for key in keys)
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         with self._cursor() as cursor:
             for item in items:
-                value: Value
-                try:
-                    value = cursor.value() if cursor.set_key(item.key.encode()) else b""
-                except lmdb.Error as error:
-                    value = error
-                yield item.key, value
+
+                def value(key: str = item.key) -> Value:
+                    name = name_of(key).encode("utf-8", "surrogateescape")
+                    return cursor.value() if cursor.set_key(name) else b""
+
+                yield item.key, attempt(value)
+
+    def others(self) -> dict[str, int]:
+        return dict(self.beside)
 
     def facts(self) -> dict[str, Any]:
         return lmdb_facts((self.path / DATABASE).stat().st_size)
@@ -105,7 +112,9 @@ def unpack(path: Location, archive: zipfile.ZipFile, scratch: Path | None, say: 
     target = scratch / f"{name}_lmdb" / DATABASE
     if not _is_whole(target, members[0]):
         _extract(path, archive, members[0], target, Progress(f"unpack {name}", members[0].file_size, "bytes", say))
-    return LmdbSource(target.parent)
+    names = [member.filename for member in archive.infolist() if not member.is_dir()]
+    beside = count(other_kind(name) for name in names if name.rsplit("/", 1)[-1] not in (DATABASE, LOCK))
+    return LmdbSource(target.parent, tuple(beside.items()))
 
 
 def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
@@ -136,7 +145,9 @@ def _extract(
                 file.write(chunk)
                 progress.advance(len(chunk))
     # A wrong CRC, a broken or a cut stream, an encrypted member, a compression that Python does not know.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except Exception as error:
+        if is_storage_error(error):
+            raise
         raise InputError(
             f"source {str(path)!r} cannot be unpacked ({error}): download it again, or unpack it yourself"
         ) from error

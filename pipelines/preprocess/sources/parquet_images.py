@@ -6,6 +6,7 @@ its rows are numbered through them. Files of other names number their own rows.
 
 import bisect
 import contextlib
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, base_name, byte_size, choose_split, open_bytes, split_name
+from pipelines.preprocess.sources.items import (
+    Item,
+    Value,
+    attempt,
+    base_name,
+    byte_size,
+    choose_split,
+    is_storage_error,
+    open_bytes,
+    split_name,
+)
+from pipelines.preprocess.sources.kinds import other_kind
+from pipelines.preprocess.sources.names import key_of
 from pipelines.runtime.locations import Location
 
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?\.parquet")
@@ -28,7 +41,8 @@ PREFERRED_COLUMNS = ("image", "img")
 class ParquetSource:
     """Parquet files with one column of images. An item's size is the number of its file and its offset the row in it.
 
-    title: what the data set is called without its split. files: names, bytes and rows.
+    title: what the data set is called without its split. files: names, bytes and rows. beside: the kinds of other files in
+    the folder, and their numbers.
     """
 
     folder: Location
@@ -36,6 +50,7 @@ class ParquetSource:
     column: str
     split: str | None
     files: tuple[tuple[str, int, int], ...]
+    beside: tuple[tuple[str, int], ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,16 +60,15 @@ class ParquetSource:
         items: list[Item] = []
         for number, (name, _, rows) in enumerate(self.files):
             rows_before = len(items) if self.split is not None else 0
-            prefix = self.split if self.split is not None else name.removesuffix(".parquet")
+            prefix = key_of(self.split if self.split is not None else name.removesuffix(".parquet"))
             items += [Item(f"{prefix}/{rows_before + row:08d}", row, number) for row in range(rows)]
-        return sorted(items)  # by key: files of any name may lie in another order
+        return sorted(items)
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         for number, in_file in itertools.groupby(items, key=lambda item: item.size):
             with _open_parquet(self.folder / self.files[number][0]) as file:
                 counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 starts = list(itertools.accumulate(counts, initial=0))
-                # Row group g holds the rows starts[g] to starts[g + 1] - 1.
                 for group, in_group in itertools.groupby(
                     in_file, key=lambda item: bisect.bisect(starts, item.offset) - 1
                 ):
@@ -65,18 +79,30 @@ class ParquetSource:
     ) -> Iterator[tuple[str, Value]]:
         """The values of items of one row group, whose first row is row `start` of the file."""
         is_struct = pa.types.is_struct(file.schema_arrow.field(self.column).type)
-        # Of a struct, Parquet stores each field as a column of its own: `path` is not read.
         leaf = f"{self.column}.bytes" if is_struct else self.column
-        try:
-            column = file.read_row_group(group, columns=[leaf]).column(self.column)
-        except (OSError, pa.ArrowException) as error:
-            if _is_storage_error(error):
-                raise
-            yield from ((item.key, error) for item in items)
-            return
-        values = pc.struct_field(column, "bytes") if is_struct else column
+        values: pa.ChunkedArray | None = None
+
+        def read(row: int) -> bytes:
+            nonlocal values
+            if values is None:
+                column = file.read_row_group(group, columns=[leaf]).column(self.column)
+                values = pc.struct_field(column, "bytes") if is_struct else column
+            return values[row].as_py() or b""
+
+        broken: Exception | None = None  # of a whole group, so that it is read once
         for item in items:
-            yield item.key, values[item.offset - start].as_py() or b""  # null: a row without an image
+            value = broken or attempt(functools.partial(read, item.offset - start))
+            if isinstance(value, Exception) and values is None:
+                broken = value
+            yield item.key, value
+
+    def others(self) -> dict[str, int]:
+        return dict(self.beside)
+
+    def kind_beside(self, name: str) -> str:
+        """What a file that is none of the split's is counted as."""
+        part = PART.fullmatch(name)
+        return other_kind(name) if part is None or self.split is None else f"file of the split {part['split']!r}"
 
     def facts(self) -> dict[str, Any]:
         split = {} if self.split is None else {"split": self.split}
@@ -84,7 +110,7 @@ class ParquetSource:
             "kind": "parquet",
             "column": self.column,
             **split,
-            "files": {name: size for name, size, _ in self.files},
+            "files": {key_of(name): size for name, size, _ in self.files},
         }
 
 
@@ -94,27 +120,39 @@ def _open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
     with open_bytes(path) as handle:
         try:
             file = pq.ParquetFile(handle)
-        except (OSError, pa.ArrowException) as error:
-            if _is_storage_error(error):
+        except Exception as error:  # Arrow's own, and whatever a damaged footer makes of its numbers
+            if is_storage_error(error):
                 raise
             raise InputError(f"source {str(path)!r} cannot be read as Parquet ({error}): download it again") from error
         yield file
 
 
-def _is_storage_error(error: Exception) -> bool:
-    """Whether the disk or network failed. Arrow raises OSError for damaged content too, but then without an errno."""
-    return isinstance(error, OSError) and error.errno is not None
-
-
-def image_column(schema: pa.Schema, path: Location) -> str:
-    """The column of images: `image`, `img`, or the only one of a fitting type. Raises InputError if there is no such."""
+def fitting_columns(schema: pa.Schema) -> list[str]:
+    """The columns that may hold encoded images: binary of any layout, or a struct with such `bytes`."""
     fitting = []
     for field in schema:
         kind = field.type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
             fitting.append(field.name)
+    return fitting
+
+
+def holds_images(folder: Location, names: Sequence[str]) -> bool:
+    """Whether any of a folder's Parquet files has a column that may hold images."""
+    for name in names:
+        with _open_parquet(folder / name) as file:
+            if fitting_columns(file.schema_arrow):
+                return True
+    return False
+
+
+def image_column(schema: pa.Schema, path: Location) -> str:
+    """The column of images: `image`, `img`, or the only one of a fitting type. Raises InputError if there is no such."""
+    fitting = fitting_columns(schema)
     named = [name for name in PREFERRED_COLUMNS if name in fitting] or fitting
     if not named:
         raise InputError(
@@ -141,7 +179,7 @@ def parts_by_split(names: Sequence[str], folder: Location) -> dict[str, list[str
         if [int(part["number"]) for part in parts] != list(range(int(parts[0]["parts"]))):
             raise InputError(
                 f"source {str(folder)!r} has {len(parts)} files of the split {split!r}, not the numbers 0 to "
-                f"{int(parts[0]['parts']) - 1} that their names state: download the split again, or give one of its files"
+                f"{int(parts[0]['parts']) - 1} that their names speak of: download the split anew, or give one of its files"
             )
     return {split: [part.string for part in parts] for split, parts in splits.items()}
 
@@ -151,13 +189,13 @@ def open_file(path: Location, split: str | None) -> ParquetSource:
     name = base_name(path)
     match = PART.fullmatch(name)
     splits = {match["split"]: [name]} if match is not None and int(match["parts"]) == 1 else {}
-    title = base_name(path.parent) if splits else name.removesuffix(".parquet")
+    title = key_of(base_name(path.parent) if splits else name.removesuffix(".parquet"))
     return _open(path.parent, [name], splits, split, title, path)
 
 
 def open_folder(folder: Location, names: Sequence[str], split: str | None) -> ParquetSource:
     """A folder's Parquet files; without a split, train."""
-    return _open(folder, names, parts_by_split(names, folder), split, base_name(folder), folder)
+    return _open(folder, names, parts_by_split(names, folder), split, key_of(base_name(folder)), folder)
 
 
 def _open(

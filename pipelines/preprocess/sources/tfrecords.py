@@ -6,21 +6,22 @@ All numbers are little-endian; the checksums are CRC-32C, rotated and shifted ("
 a protocol buffer, with the features `shape` (channels, height, width) and `data` (uint8 in that order).
 """
 
+import functools
 import itertools
 import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from google.protobuf.message import DecodeError
 
 from ddpm_core.errors import InputError
-from pipelines.preprocess.sources.items import Item, Value, base_name, byte_size, open_bytes
+from pipelines.preprocess.sources.items import Item, Value, attempt, base_name, byte_size, open_bytes
+from pipelines.preprocess.sources.names import key_of
 from pipelines.runtime.locations import Location
 
 SUFFIX = ".tfrecords"
@@ -77,16 +78,17 @@ def pixels(record: bytes) -> np.ndarray:
 class TFRecordSource:
     """Files of records. An item carries the first byte of its record's data and their number; its key names the file.
 
-    files: names and bytes.
+    files: names and bytes. beside: the kinds of other files in the folder, and their numbers.
     """
 
     folder: Location
     files: tuple[tuple[str, int], ...]
+    beside: tuple[tuple[str, int], ...] = ()
 
     @property
     def name(self) -> str:
         only = self.files[0][0] if len(self.files) == 1 else base_name(self.folder)
-        return RESOLUTION.sub("", only.removesuffix(SUFFIX))
+        return key_of(RESOLUTION.sub("", only.removesuffix(SUFFIX)))
 
     def items(self) -> list[Item]:
         return sorted(item for name, size in self.files for item in self._records(name, size))
@@ -106,7 +108,7 @@ class TFRecordSource:
                 elif start + HEADER.size + length + CHECKSUM.size > size:
                     reason = f"it ends beyond the file's {size:,} bytes"
                 else:
-                    yield Item(f"{name.removesuffix(SUFFIX)}/{number:08d}", start + HEADER.size, length)
+                    yield Item(f"{key_of(name.removesuffix(SUFFIX))}/{number:08d}", start + HEADER.size, length)
                     start += HEADER.size + length + CHECKSUM.size
                     continue
                 raise InputError(
@@ -116,22 +118,25 @@ class TFRecordSource:
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         for stem, group in itertools.groupby(items, key=lambda item: item.key.rsplit("/", 1)[0]):
-            names = [name for name, _ in self.files if name.removesuffix(SUFFIX) == stem]
+            names = [name for name, _ in self.files if key_of(name.removesuffix(SUFFIX)) == stem]
             with open_bytes(self.folder / names[0]) as file:
                 for item in group:
-                    file.seek(item.offset)
-                    data, checksum = file.read(item.size), file.read(CHECKSUM.size)
-                    value: Value
-                    try:
-                        if CHECKSUM.unpack(checksum)[0] != masked_crc(data):
-                            raise ValueError("the checksum of the record's data is wrong")
-                        value = pixels(data)
-                    except (ValueError, DecodeError, struct.error) as error:
-                        value = error
-                    yield item.key, value
+                    yield item.key, attempt(functools.partial(_read_record, file, item), item.size)
+
+    def others(self) -> dict[str, int]:
+        return dict(self.beside)
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": "tfrecords", "files": dict(self.files)}
+        return {"kind": "tfrecords", "files": {key_of(name): size for name, size in self.files}}
+
+
+def _read_record(file: BinaryIO, item: Item) -> np.ndarray:
+    """The image of a record. Raises ValueError or DecodeError if it is damaged or of another kind."""
+    file.seek(item.offset)
+    data, checksum = file.read(item.size), file.read(CHECKSUM.size)
+    if CHECKSUM.unpack(checksum)[0] != masked_crc(data):
+        raise ValueError("the checksum of the record's data is wrong")
+    return pixels(data)
 
 
 def open_file(path: Location) -> TFRecordSource:

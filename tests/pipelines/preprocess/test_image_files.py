@@ -166,10 +166,7 @@ def test_a_broken_member_of_a_zip_costs_only_itself(tmp_path: Path) -> None:
     }
     for number in (1, 4, 6):
         np.testing.assert_array_equal(decoded(values[f"{number}.png"]), random_image(number, 32))
-    with pytest.raises(
-        InputError, match=r"holds no images \(its first value, '0.png', cannot be read: File '0.png' is enc"
-    ):
-        list_items(open_source(path), path)
+    assert len(list_items(open_source(path), path)) == 7  # the broken first value does not stand for the others
 
 
 def test_a_file_that_is_gone_costs_only_itself(tmp_path: Path, s3_bucket: str) -> None:
