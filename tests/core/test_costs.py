@@ -147,6 +147,9 @@ def test_memory_counts_what_each_switch_holds() -> None:
     assert costs.memory(SMALL, optim, Execution(micro_batch=2), workers=1).activations == alone.activations // 8
     eight = costs.memory(SMALL, replace(optim, clip_replicas=8), Execution(), workers=1)
     assert (eight.gradients, eight.activations) == (2 * w, alone.activations // 8)
+    # Several workers hold besides the wrapper's buckets, unused, and the one buffer that they exchange.
+    exchanged = costs.memory(SMALL, replace(optim, clip_replicas=8), Execution(), workers=2)
+    assert (exchanged.gradients, exchanged.activations) == (4 * w, alone.activations // 8)
     assert w < costs.memory(SMALL, optim, Execution(precision="bfloat16"), workers=1).weights <= 1.6 * w
 
 

@@ -74,9 +74,6 @@ def assert_near(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
         assert float((a - b).detach().abs().max()) <= tolerance, name
 
 
-# -- the network ---------------------------------------------------------------------------------------------------------
-
-
 def test_as_many_keys_as_residual_blocks() -> None:
     from ddpm_core.unet import ResBlock
 
@@ -148,9 +145,6 @@ def test_norms_and_softmax_sum_in_float32_under_autocast() -> None:
         mixed = nn.functional.scaled_dot_product_attention(q.bfloat16(), q.bfloat16(), v.bfloat16())
     # One rounding to bfloat16 of the result, 2^-9 of about 1; a bfloat16 sum would stop growing at 256.
     assert float((mixed.float() - v.bfloat16().float().mean(2, keepdim=True)).abs().max()) < 2**-7
-
-
-# -- the step ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 8, 100])
@@ -260,9 +254,6 @@ def test_epsilon_hat_is_tensorflows_update() -> None:
             torch.testing.assert_close(p.detach(), weights[i], rtol=0, atol=1e-12)
 
 
-# -- what is measured ----------------------------------------------------------------------------------------------------
-
-
 def test_losses_by_quarter_of_t_add_up_to_the_loss() -> None:
     state, data = TrainState(model(), OPTIM), batch(0)
     data["t"] = torch.tensor([0, 249, 250, 499, 500, 749, 750, 999])
@@ -300,9 +291,6 @@ def test_a_gradient_that_is_not_finite_is_found_behind_a_finite_loss() -> None:
     metrics = train_step(state, DIFFUSION, state.model, OPTIM, **data)
     assert metrics.loss.isfinite()
     assert state.first_bad[0].item() == 0
-
-
-# -- workers -------------------------------------------------------------------------------------------------------------
 
 
 def worker(rank: int, store: str, folder: str, optim: OptimConfig, micro_batch: int) -> None:
@@ -346,9 +334,6 @@ def test_replicas_that_workers_cannot_share_are_refused() -> None:
     state = TrainState(model(), optim)
     with pytest.raises(ValueError, match="clip_replicas is 2 and this worker, of 4, has 2 of 8 images"):
         train_step(state, DIFFUSION, state.model, optim, world_size=4, **batch(0, slice(0, 2)))
-
-
-# -- identity and refusals -----------------------------------------------------------------------------------------------
 
 
 def test_only_what_changes_results_is_in_a_runs_identity() -> None:

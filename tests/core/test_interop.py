@@ -87,9 +87,6 @@ def rename_attention_to_older_names(weights: dict[str, Tensor]) -> dict[str, Ten
     return older
 
 
-# -- the same function -------------------------------------------------------------------------------------------------
-
-
 def test_cifar10_layout_is_our_network(tmp_path: Path) -> None:
     model = diffusers_model(CIFAR10)
     model.save_pretrained(tmp_path)
@@ -168,9 +165,6 @@ def test_half_precision_files_come_back_as_float32(tmp_path: Path) -> None:
     weights = from_diffusers(tmp_path)[1]
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert torch.equal(weights["conv_in.weight"], model.conv_in.weight.detach().float())
-
-
-# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -228,6 +228,26 @@ def test_extrapolation_removes_the_bias_of_small_n() -> None:
     assert abs(np.mean(infinity)) < np.mean(plain) / 5
 
 
+def test_two_samples_have_a_covariance_and_one_has_none() -> None:
+    mean, cov = statistics_of(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).moments()
+    assert mean.tolist() == [1.0, 1.0]
+    assert cov.tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    with pytest.raises(ValueError, match="a covariance needs 2 samples or more; FeatureStatistics has 1"):
+        statistics_of(torch.zeros(1, 2)).moments()
+
+
+def test_the_shortest_extrapolation_is_the_line_through_two_and_three_samples() -> None:
+    reference, features = statistics_of(gaussian_features(0, 50, 3)), gaussian_features(1, 3, 3)
+    metric = ExtrapolatedFrechetDistance(reference, min_samples=2, num_points=2)
+    metric.update(features, torch.arange(3))
+    two = features[permutation(0, "fid-infinity", 0, 3)[:2]]
+    at_two, at_three = (frechet_distance(*statistics_of(x).moments(), *reference.moments()) for x in (two, features))
+    # A line in 1/n through (1/2, at_two) and (1/3, at_three), at 0. The covariances are singular: 1e-8.
+    assert metric.compute().item() == pytest.approx(3 * at_three - 2 * at_two, rel=1e-6)
+    with pytest.raises(ValueError, match="min_samples must be 2 or more; they are 15 and 1"):
+        ExtrapolatedFrechetDistance(reference, min_samples=1)
+
+
 def test_extrapolation_wants_more_samples_than_its_smallest_subset() -> None:
     reference = statistics_of(gaussian_features(0, 50, 3))
     metric = ExtrapolatedFrechetDistance(reference, min_samples=50)

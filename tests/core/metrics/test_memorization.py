@@ -56,6 +56,8 @@ def test_what_is_near_everything_is_no_copy_but_a_copy_of_duplicates_is() -> Non
     assert nearness(even).item() == pytest.approx(1.0, rel=1e-12)
     assert not memorized(even).any()
     assert memorized(torch.zeros(1, NEAREST, dtype=torch.float64)).all()
+    # 1 is half of the mean of 1 and 3: "not farther than" takes the threshold itself.
+    assert memorized(torch.tensor([[1.0, 3.0], [1.001, 3.0]], dtype=torch.float64)).tolist() == [True, False]
 
 
 def test_neighbours_of_fewer_items_than_asked_for_are_all_of_them() -> None:
