@@ -63,8 +63,8 @@ def diffusers_model(config: dict[str, Any]) -> UNet2DModel:
     return model.eval()
 
 
-def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+def relative_difference(ours: Tensor, expected: Tensor) -> float:
+    return float((ours - expected).abs().max() / expected.abs().max())
 
 
 @torch.no_grad()

@@ -214,18 +214,18 @@ def test_decoder_term_is_the_mass_of_each_pixels_bin(mean_type: MeanType, var_ty
 
 def test_every_t_has_its_own_noise_and_is_visited_once() -> None:
     asked: list[int] = []
-    told: list[int] = []
+    visited: list[int] = []
 
     def noise(address: int) -> Tensor:
         asked.append(address)
         return torch.zeros(2, 1, 4, 4)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        told.append(int(t[0]))
+        visited.append(int(t[0]))
         return torch.zeros_like(x)
 
     bound = variational_bound(process(make_betas("linear", 12)), network, torch.zeros(2, 1, 4, 4), noise)
-    assert asked == told == list(range(12))
+    assert asked == visited == list(range(12))
     assert bound.terms.shape == bound.mse.shape == (2, 12)
     assert bound.total.dtype == torch.float64
 

@@ -65,9 +65,9 @@ def inputs(config: UNetConfig, batch: int, seed: int = 1) -> tuple[Tensor, Tenso
     ids=["cifar10", "cifar10-learned", "256", "256-large"],
 )
 def test_parameters_equal_the_papers_models_exactly(config: UNetConfig, parameters: int, tensors: int) -> None:
-    found = list(on_meta(config).parameters())
-    assert sum(p.numel() for p in found) == parameters
-    assert len(found) == tensors
+    weights = list(on_meta(config).parameters())
+    assert sum(p.numel() for p in weights) == parameters
+    assert len(weights) == tensors
 
 
 def breakdown(model: UNet) -> dict[str, tuple[int, int]]:

@@ -121,11 +121,11 @@ def test_every_cut_is_worth_its_last_check() -> None:
     start = frames[0].nbytes
     assert 8 * start == coded.ledger.header
     cuts = range(start, len(coded.data))
-    for length, found in zip(cuts, coder.decode([coded.data[:n] for n in cuts], whole=False), strict=True):
+    for length, decoded in zip(cuts, coder.decode([coded.data[:n] for n in cuts], whole=False), strict=True):
         held = [frame for frame in frames if frame.nbytes <= length]
-        assert not found.whole
-        assert torch.equal(found.pixels, held[-1].pixels)
-        assert [frame.t for frame in found.frames] == [frame.t for frame in held]
+        assert not decoded.whole
+        assert torch.equal(decoded.pixels, held[-1].pixels)
+        assert [frame.t for frame in decoded.frames] == [frame.t for frame in held]
     errors = [float((frame.pixels.float() - pixels[0].float()).square().mean()) for frame in frames]
     assert errors[-1] < errors[0] / 100
     with pytest.raises(InputError, match=rf"'a\.x0' is cut after {len(coded.data) - 1} bytes"):
@@ -148,12 +148,12 @@ def test_no_damage_passes_for_the_image() -> None:
         damaged = bytearray(coded.data)
         damaged[place // 8] ^= 1 << place % 8
         try:
-            found = coder.decode([bytes(damaged)], whole=False)[0]
+            decoded = coder.decode([bytes(damaged)], whole=False)[0]
         except InputError:
             refused += 1
             continue
-        assert not found.whole or torch.equal(found.pixels, pixels[0])
-        for frame, true in zip(found.frames, frames, strict=False):
+        assert not decoded.whole or torch.equal(decoded.pixels, pixels[0])
+        for frame, true in zip(decoded.frames, frames, strict=False):
             assert torch.equal(frame.pixels, true.pixels)
     assert refused > 0.5 * len(places)
 
