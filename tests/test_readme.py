@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,23 @@ def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
     )
 
 
+def test_the_training_step_on_ddpm_cores_page_runs_as_it_stands() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGES["ddpm_core/README.md"], re.DOTALL)
+    values: dict[str, Any] = {}
+    exec(example, values)
+    assert values["state"].step == 1
+    assert values["metrics"].loss.isfinite()
+
+
+def test_every_module_of_ddpm_core_is_on_its_page() -> None:
+    modules = PAGES["ddpm_core/README.md"].split("## What is in it")[1].split("##")[0]
+    named = {name.rstrip("/") for name in re.findall(r"`([a-z_]+/?)`", modules)}
+    assert named == {path.stem for path in (ROOT / "ddpm_core").iterdir() if path.suffix == ".py" or path.is_dir()} - {
+        "__init__",
+        "__pycache__",
+    }
+
+
 def test_every_job_is_in_the_table() -> None:
     jobs = {path.name for path in (ROOT / "jobs").glob("*.py")} - {"__init__.py", "cli.py", "training.py"}
     assert jobs == set(re.findall(r"`jobs/([a-z0-9_]+\.py)`", PAGES["jobs/README.md"]))
@@ -94,8 +112,8 @@ def test_documents_name_no_machine() -> None:
 
 
 def table() -> list[tuple[str, str, str]]:
-    """(paper, symbol, test) of each row of CONTRIBUTING's table."""
-    text = (ROOT / "CONTRIBUTING.md").read_text().split("## From the paper")[1]
+    """(paper, symbol, test) of each row of the table in ddpm_core's page."""
+    text = PAGES["ddpm_core/README.md"].split("## From the paper")[1]
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "`" in line]
     return [(paper, code.strip("`"), proof.strip("`")) for paper, _, code, proof in rows]
 

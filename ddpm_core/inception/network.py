@@ -51,7 +51,7 @@ class InceptionV3(nn.Module):
     """uint8 [N, 3, H, W] -> (features float32 [N, 2048], logits without the bias float32 [N, 1008]).
 
     The features are `pool_3`, of which FID takes mean and covariance. The Inception score takes the softmax
-    of the logits *without* the bias, as TTUR's graph does; `logits(features)` adds it. The network never
+    of the logits *without* the bias, as TTUR's graph does: the bias is in the weight file alone. It never
     trains: it stays in eval mode and its parameters do not require gradients. Until `load_state_dict` its
     weights are random, from a fixed seed. Images that are not uint8 [N, 3, H, W] get a ValueError.
     """
@@ -152,10 +152,6 @@ class InceptionV3(nn.Module):
     def logits_unbiased(self, features: Float32[Tensor, "n 2048"]) -> Float32[Tensor, "n 1008"]:
         """The logits of the Inception score: the last layer without its bias."""
         return features @ self.fc.weight.T
-
-    def logits(self, features: Float32[Tensor, "n 2048"]) -> Float32[Tensor, "n 1008"]:
-        """The classifier's logits, with the bias."""
-        return self.logits_unbiased(features) + self.fc.bias
 
 
 def load_inception(path: Path | None = None) -> InceptionV3:

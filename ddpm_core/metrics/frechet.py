@@ -3,7 +3,6 @@
 Heusel et al. 2017 (TTUR): |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), covariances with ddof = 1, float64.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -85,15 +84,6 @@ class FeatureStatistics(Mergeable):
         self.add_state("n", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("sum", torch.zeros(dim, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("outer", torch.zeros(dim, dim, dtype=torch.float64), dist_reduce_fx="sum")
-
-    @classmethod
-    def from_statistics(cls, statistics: Mapping[str, Tensor]) -> "FeatureStatistics":
-        """From stored `statistics()`: {"n": [], "sum": [dim], "outer": [dim, dim]}."""
-        if "sum" not in statistics or statistics["sum"].ndim != 1:
-            raise ValueError(f"statistics must hold n, sum [d] and outer [d, d]; they hold {sorted(statistics)}")
-        result = FeatureStatistics(len(statistics["sum"]))
-        result.merge_state(statistics)
-        return result
 
     def update(self, features: Float[Tensor, "n d"]) -> None:
         """Add n features. Raises ValueError if one is not finite or their dimension is another."""

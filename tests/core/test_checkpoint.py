@@ -81,11 +81,11 @@ def test_model_average_and_optimizer_come_back_exactly(tmp_path: Path, trained: 
 
 def test_a_checkpoint_knows_its_step_history_and_configuration(tmp_path: Path, trained: TrainState) -> None:
     write_checkpoint(tmp_path, snapshot(trained), CONFIG, [{"step": 1, "loss": 0.5}])
-    (found,) = list_checkpoints(tmp_path)
-    assert found.step == 2
-    assert found.history == [{"step": 1, "loss": 0.5}]
-    assert found.unet_config() == TINY.unet
-    assert found.diffusion_config() == DiffusionConfig(var_type="fixedlarge")
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert checkpoint.step == 2
+    assert checkpoint.history == [{"step": 1, "loss": 0.5}]
+    assert checkpoint.unet_config() == TINY.unet
+    assert checkpoint.diffusion_config() == DiffusionConfig(var_type="fixedlarge")
 
 
 def test_the_whole_history_of_a_long_run_comes_back_exactly(tmp_path: Path, trained: TrainState) -> None:
@@ -158,9 +158,9 @@ def test_a_reader_of_a_checkpoint_being_replaced_gets_its_own_weights(tmp_path: 
         good = 0
         while not stop.is_set():
             with contextlib.suppress(InputError):
-                found = open_checkpoint(tmp_path / "step-00000000")
-                weights = found.weights()
-                assert all(bool((tensor == found.config["value"]).all()) for tensor in weights.values())
+                checkpoint = open_checkpoint(tmp_path / "step-00000000")
+                weights = checkpoint.weights()
+                assert all(bool((tensor == checkpoint.config["value"]).all()) for tensor in weights.values())
                 good += 1
         return good
 
@@ -185,7 +185,7 @@ def test_a_list_is_made_beside_a_deletion(tmp_path: Path, trained: TrainState, m
         return open_checkpoint(path)
 
     monkeypatch.setattr("ddpm_core.checkpoint.open_checkpoint", open_late)
-    assert [found.step for found in list_checkpoints(tmp_path)] == [2]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [2]
     (tmp_path / "step-00000002" / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"damaged manifest.json"):  # which is no deletion
         list_checkpoints(tmp_path)
@@ -209,7 +209,7 @@ def test_checkpoints_are_listed_by_step_and_unfinished_ones_are_not(tmp_path: Pa
     (tmp_path / "step-00000050").mkdir()
     (tmp_path / ".step-00000060.0123abcd.tmp").mkdir()
     (tmp_path / ".step-00000060.0123abcd.tmp" / "manifest.json").write_text("{}")
-    assert [found.step for found in list_checkpoints(tmp_path)] == [20, 100, 123_456_789]
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [20, 100, 123_456_789]
     assert list_checkpoints(tmp_path / "absent") == []
 
 
@@ -357,10 +357,12 @@ def test_a_writer_killed_at_any_moment_leaves_only_whole_checkpoints(tmp_path: P
         finally:
             writer.send_signal(signal.SIGKILL)
             writer.wait()
-        found = list_checkpoints(tmp_path)
-        assert [c.step for c in found] == list(range(1, found[-1].step + 1))  # none is missing, none is torn
-        assert all(whole(c) for c in found)
-        assert found[-1].step > last
-        last = found[-1].step
+        checkpoints = list_checkpoints(tmp_path)
+        assert [c.step for c in checkpoints] == list(
+            range(1, checkpoints[-1].step + 1)
+        )  # none is missing, none is torn
+        assert all(whole(c) for c in checkpoints)
+        assert checkpoints[-1].step > last
+        last = checkpoints[-1].step
         remove_leftovers(tmp_path)
         assert all(path.name.startswith("step-") for path in tmp_path.iterdir())

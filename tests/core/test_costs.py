@@ -147,6 +147,9 @@ def test_memory_counts_what_each_switch_holds() -> None:
     assert costs.memory(SMALL, optim, Execution(micro_batch=2), workers=1).activations == alone.activations // 8
     eight = costs.memory(SMALL, replace(optim, clip_replicas=8), Execution(), workers=1)
     assert (eight.gradients, eight.activations) == (2 * w, alone.activations // 8)
+    # Several workers hold besides the wrapper's buckets, unused, and the one buffer that they exchange.
+    exchanged = costs.memory(SMALL, replace(optim, clip_replicas=8), Execution(), workers=2)
+    assert (exchanged.gradients, exchanged.activations) == (4 * w, alone.activations // 8)
     assert w < costs.memory(SMALL, optim, Execution(precision="bfloat16"), workers=1).weights <= 1.6 * w
 
 
@@ -163,7 +166,7 @@ def test_a_checkpoint_takes_the_disk_that_was_planned(tmp_path: Path) -> None:
 def test_hours_of_the_papers_run_follow_from_its_speed() -> None:
     """21 steps a second of 128 images are 100.3 TFLOP/s, of whatever peak: 800,000 steps take 10.58 hours."""
     preset = PRESETS["cifar10"]
-    found = plan(
+    planned = plan(
         preset.unet,
         preset.optim,
         steps=800_000,
@@ -172,11 +175,11 @@ def test_hours_of_the_papers_run_follow_from_its_speed() -> None:
         peak_flops=100.3265e12 / 8 / 0.25,
         utilisation=0.25,
     )
-    assert found.hours == pytest.approx(800_000 / 21 / 3600, rel=1e-4)
-    assert found.images_per_second == pytest.approx(21 * 128, rel=1e-4)
-    assert found.step_flops == 128 * 37_323_931_648
-    assert found.disk_bytes == 160 * found.checkpoint_bytes == 160 * 16 * 35_746_307
-    assert json.dumps(found.__dict__, default=vars)  # plain numbers
+    assert planned.hours == pytest.approx(800_000 / 21 / 3600, rel=1e-4)
+    assert planned.images_per_second == pytest.approx(21 * 128, rel=1e-4)
+    assert planned.step_flops == 128 * 37_323_931_648
+    assert planned.disk_bytes == 160 * planned.checkpoint_bytes == 160 * 16 * 35_746_307
+    assert json.dumps(planned.__dict__, default=vars)  # plain numbers
 
 
 def test_peaks_are_found_by_the_devices_name() -> None:

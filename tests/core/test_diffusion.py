@@ -43,9 +43,6 @@ def pixel(value: float) -> float:
     return value / 127.5 - 1.0
 
 
-# -- q ------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", SCHEDULES_WITH_ANCHORS)
 def test_q_sample_scales_by_the_anchors(name: Schedule) -> None:
     anchor, diffusion = ANCHORS[name], GaussianDiffusion(make_betas(name))
@@ -109,9 +106,6 @@ def test_the_first_posterior_is_x_0_and_borrows_the_second_log_variance() -> Non
     assert q.log_variance.item() == pytest.approx(-9.81672513529567, rel=1e-12)
 
 
-# -- one parameterisation from another ----------------------------------------------------------------------------------
-
-
 @given(
     x_0=st.floats(-1, 1),
     eps=st.floats(-4, 4),
@@ -166,8 +160,6 @@ def test_jsd_steps_are_finite_where_x_0_is_determined(mean_type: MeanType) -> No
         [0.7 * data.xprev_gain(i) for i in range(10)], rel=1e-12, abs=1e-15
     )
 
-
-# -- p ------------------------------------------------------------------------------------------------------------------
 
 # x_t = 0.3, eps = -0.7: t -> (x_0, mean, mean with x_0 clipped)
 STEP = {
@@ -255,9 +247,6 @@ def test_xprev_clips_the_reported_x_0_and_not_the_mean() -> None:
     p = diffusion.p_mean_variance(constant(scalars(2.5)), scalars(1.0), index(500), clip_denoised=True)
     assert p.mean.item() == 2.5
     assert p.pred_xstart.item() == 1.0
-
-
-# -- the bound ----------------------------------------------------------------------------------------------------------
 
 
 def test_normal_kl_equals_its_anchor_and_the_integral() -> None:
@@ -462,8 +451,6 @@ def test_prior_bpd_averages_over_the_pixels_of_each_image() -> None:
     assert diffusion.prior_bpd(images).tolist() == pytest.approx([(one + zero) / 2, one], rel=1e-6)
 
 
-# -- the decoder --------------------------------------------------------------------------------------------------------
-
 LOG_SIGMA_1 = -4.908362567647835
 # x, mean in pixels, ln p with the authors' tanh, ln p with the normal CDF
 DECODER = [
@@ -535,8 +522,6 @@ def test_an_unknown_cdf_is_refused() -> None:
         discretized_gaussian_log_likelihood(scalars(0.0), scalars(0.0), scalars(0.0), "erf")  # type: ignore[arg-type]
 
 
-# -- strided chains -----------------------------------------------------------------------------------------------------
-
 STRIDES: list[list[int]] = [[0, 499, 999], [7, 8, 30, 31, 700], [999], [0], list(range(0, 1000, 111))]
 
 
@@ -602,9 +587,6 @@ def test_a_network_of_single_steps_is_refused_only_if_steps_are_left_out(choice:
     assert tail.betas.tolist() == pytest.approx(LINEAR[:500].tolist(), rel=1e-11)
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("betas", "sentence"),
     [
@@ -613,6 +595,7 @@ def test_a_network_of_single_steps_is_refused_only_if_steps_are_left_out(choice:
         (LINEAR[:0], r"betas are torch.float64 \[0\]"),
         (LINEAR - 0.001, r"betas run from -0.0009 to 0.019: each must lie in \(0, 1\]"),
         (LINEAR * 100, r"betas run from 0.01 to 2: each must lie in \(0, 1\]"),
+        (torch.cat([LINEAR, LINEAR[:1] * 0]), r"betas run from 0 to 0.02: each must lie in \(0, 1\]"),
         (LINEAR * math.nan, r"betas run from nan to nan"),
     ],
 )

@@ -36,6 +36,12 @@ def test_the_rate_is_the_one_asked_for(p: float) -> None:
     assert abs(variance - 1) < 5 * math.sqrt(2 / 31)
 
 
+def test_at_the_largest_rate_one_unit_in_65536_stays() -> None:
+    keys = dropout_keys(0, torch.arange(1), 1)[:, 0]
+    stays = int((addressed_dropout(torch.ones(1, 1, 1024, 1024), 0.99999, keys) != 0).sum())
+    assert 4 <= stays <= 28  # 16 on average, by chance within three deviations
+
+
 def test_units_that_stay_are_scaled_so_that_the_mean_stays() -> None:
     keys = dropout_keys(0, torch.arange(4), 1)[:, 0]
     out = addressed_dropout(torch.full((4, *SHAPE), 3.0), 0.1, keys)

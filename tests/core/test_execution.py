@@ -64,17 +64,14 @@ def gradients(network: UNet) -> list[Tensor]:
     DIFFUSION.training_losses(
         lambda x, t: network(x, t, data["dropout_key"]), data["x_start"], data["t"], data["noise"]
     ).sum().backward()
-    found = [p.grad for p in network.parameters() if p.grad is not None]
-    assert len(found) == len(list(network.parameters()))
-    return found
+    existing = [p.grad for p in network.parameters() if p.grad is not None]
+    assert len(existing) == len(list(network.parameters()))
+    return existing
 
 
-def assert_near(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
-    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+def assert_near(ours: nn.Module, expected: nn.Module, tolerance: float) -> None:
+    for (name, a), b in zip(ours.named_parameters(), expected.parameters(), strict=True):
         assert float((a - b).detach().abs().max()) <= tolerance, name
-
-
-# -- the network ---------------------------------------------------------------------------------------------------------
 
 
 def test_as_many_keys_as_residual_blocks() -> None:
@@ -102,15 +99,15 @@ def test_every_layer_drops_by_its_own_key_and_none_in_evaluation() -> None:
 
 @pytest.mark.parametrize("addressed", [True, False], ids=["by address", "torch's dropout"])
 def test_checkpointed_layers_have_the_same_gradients_bit_for_bit(addressed: bool) -> None:
-    data, found = batch(0), []
+    data, by_checkpointing = batch(0), []
     for checkpointing in (False, True):
         network = model()
         network.activation_checkpointing = checkpointing
         torch.manual_seed(1)
         key = data["dropout_key"] if addressed else None
         network(data["x_start"], data["t"], key).square().sum().backward()
-        found.append([p.grad for p in network.parameters()])
-    for a, b in zip(*found, strict=True):
+        by_checkpointing.append([p.grad for p in network.parameters()])
+    for a, b in zip(*by_checkpointing, strict=True):
         assert a is not None
         assert torch.equal(a, b)
 
@@ -150,16 +147,13 @@ def test_norms_and_softmax_sum_in_float32_under_autocast() -> None:
     assert float((mixed.float() - v.bfloat16().float().mean(2, keepdim=True)).abs().max()) < 2**-7
 
 
-# -- the step ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [1, 3, 4, 8, 100])
 def test_micro_batches_make_the_step_of_the_whole_share(size: int) -> None:
     whole, expected = run(3)
     cut, metrics = run(3, Execution(micro_batch=size))
     for a, b in zip(metrics, expected, strict=True):
-        for ours, theirs in zip(a, b, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=0)
+        for value, expected_value in zip(a, b, strict=True):
+            torch.testing.assert_close(value, expected_value, rtol=1e-11, atol=0)
     # Adam divides a gradient's error, 1e-17 where the gradient is 0, by its epsilon, 1e-8, and the rate is 1e-3.
     assert_near(cut.model, whole.model, 1e-10)
 
@@ -214,9 +208,9 @@ def test_a_state_goes_on_under_another_execution(tmp_path: Path) -> None:
         assert_near_ema(after, expected)
 
 
-def assert_near_ema(ours: TrainState, theirs: TrainState) -> None:
+def assert_near_ema(ours: TrainState, expected: TrainState) -> None:
     for name, shadow in ours.ema.shadow.items():
-        assert float((shadow - theirs.ema.shadow[name]).abs().max()) < 1e-10
+        assert float((shadow - expected.ema.shadow[name]).abs().max()) < 1e-10
 
 
 def test_replicas_are_clipped_apart_and_averaged() -> None:
@@ -233,9 +227,9 @@ def test_replicas_are_clipped_apart_and_averaged() -> None:
             part["t"],
             part["noise"],
         )
-        found = torch.autograd.grad(losses.mean(), list(twin.parameters()))
-        norms.append(math.sqrt(sum(float(g.square().sum()) for g in found)))
-        for t, g in zip(total, found, strict=True):
+        replica_gradients = torch.autograd.grad(losses.mean(), list(twin.parameters()))
+        norms.append(math.sqrt(sum(float(g.square().sum()) for g in replica_gradients)))
+        for t, g in zip(total, replica_gradients, strict=True):
             t += g * min(1.0, 0.5 / (norms[-1] + 1e-6)) / 4
     metrics = train_step(state, DIFFUSION, state.model, optim, **data)
     assert max(norms) > 0.5
@@ -258,9 +252,6 @@ def test_epsilon_hat_is_tensorflows_update() -> None:
             m[i], v[i] = 0.9 * m[i] + 0.1 * p.grad, 0.999 * v[i] + 0.001 * p.grad**2
             weights[i] -= rate * m[i] / (v[i].sqrt() + 1e-3)
             torch.testing.assert_close(p.detach(), weights[i], rtol=0, atol=1e-12)
-
-
-# -- what is measured ----------------------------------------------------------------------------------------------------
 
 
 def test_losses_by_quarter_of_t_add_up_to_the_loss() -> None:
@@ -300,9 +291,6 @@ def test_a_gradient_that_is_not_finite_is_found_behind_a_finite_loss() -> None:
     metrics = train_step(state, DIFFUSION, state.model, OPTIM, **data)
     assert metrics.loss.isfinite()
     assert state.first_bad[0].item() == 0
-
-
-# -- workers -------------------------------------------------------------------------------------------------------------
 
 
 def worker(rank: int, store: str, folder: str, optim: OptimConfig, micro_batch: int) -> None:
@@ -346,9 +334,6 @@ def test_replicas_that_workers_cannot_share_are_refused() -> None:
     state = TrainState(model(), optim)
     with pytest.raises(ValueError, match="clip_replicas is 2 and this worker, of 4, has 2 of 8 images"):
         train_step(state, DIFFUSION, state.model, optim, world_size=4, **batch(0, slice(0, 2)))
-
-
-# -- identity and refusals -----------------------------------------------------------------------------------------------
 
 
 def test_only_what_changes_results_is_in_a_runs_identity() -> None:

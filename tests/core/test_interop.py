@@ -63,8 +63,8 @@ def diffusers_model(config: dict[str, Any]) -> UNet2DModel:
     return model.eval()
 
 
-def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+def relative_difference(ours: Tensor, expected: Tensor) -> float:
+    return float((ours - expected).abs().max() / expected.abs().max())
 
 
 @torch.no_grad()
@@ -85,9 +85,6 @@ def rename_attention_to_older_names(weights: dict[str, Tensor]) -> dict[str, Ten
             name = name.replace(f".{new}.", f".{old}.")
         older[name] = tensor
     return older
-
-
-# -- the same function -------------------------------------------------------------------------------------------------
 
 
 def test_cifar10_layout_is_our_network(tmp_path: Path) -> None:
@@ -168,9 +165,6 @@ def test_half_precision_files_come_back_as_float32(tmp_path: Path) -> None:
     weights = from_diffusers(tmp_path)[1]
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert torch.equal(weights["conv_in.weight"], model.conv_in.weight.detach().float())
-
-
-# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

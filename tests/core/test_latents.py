@@ -62,9 +62,6 @@ METHODS: list[SamplerOptions] = [
 ]
 
 
-# -- encode and decode ---------------------------------------------------------------------------------------
-
-
 def test_depth_is_the_papers_t() -> None:
     x_t = encode(DIFFUSION, SOURCES[0], 7, ENCODER[0])
     abar = math.prod(1 - beta for beta in DIFFUSION.betas.tolist()[:7])
@@ -116,9 +113,6 @@ def test_reconstruction_of_gaussian_data_has_its_posterior_moments() -> None:
     covariance = float((result * x_start).mean())
     assert covariance == pytest.approx(abar * s2 / v * s2, abs=4 * s2 / math.sqrt(count))
     assert float(result.var()) == pytest.approx(s2 - data.xprev_variance(0), rel=4 * math.sqrt(2 / count))
-
-
-# -- interpolation -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", METHODS)
@@ -195,9 +189,6 @@ def test_weights_beyond_the_sources_are_refused(weight: float) -> None:
         mix_latents(DIFFUSION, SOURCES, weight, 20, encoder_noise=ENCODER)
 
 
-# -- shared latents ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("options", [{}, {"steps": 14}, {"method": "ddim", "steps": 14, "eta": 1.0}])
 def test_stopping_and_going_on_is_the_undivided_chain(options: SamplerOptions) -> None:
     whole = sample(DIFFUSION, network, SHAPE, noise=NOISE, **options)
@@ -246,9 +237,6 @@ def test_a_depth_the_strided_chain_does_not_visit_is_refused() -> None:
         draw_latent(DIFFUSION, network, SHAPE, 5, noise=NOISE, steps=14)
     with pytest.raises(ValueError, match="depth is 0"):
         draw_latent(DIFFUSION, network, SHAPE, 0, noise=NOISE)
-
-
-# -- progressive generation --------------------------------------------------------------------------------------------
 
 
 def test_captured_predictions_are_the_chains_own_and_the_rest_is_let_go() -> None:

@@ -152,9 +152,6 @@ def test_bound_of_a_strided_chain_is_that_of_its_own_schedule() -> None:
     np.testing.assert_allclose(bound.terms[0, 1:], terms[1:], rtol=1e-9)
 
 
-# -- the paper's process, T = 1000 -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("var_type", "bits"), [("fixedlarge", 13.99148315485079), ("fixedsmall", 14.67291963241193)])
 def test_zero_network_pays_the_known_rate(var_type: VarType, bits: float) -> None:
     x_start, noise = four_points(0.5)
@@ -215,23 +212,20 @@ def test_decoder_term_is_the_mass_of_each_pixels_bin(mean_type: MeanType, var_ty
     np.testing.assert_allclose(term, -np.log2(upper - lower), rtol=1e-6)
 
 
-# -- bookkeeping -------------------------------------------------------------------------------------------------------
-
-
 def test_every_t_has_its_own_noise_and_is_visited_once() -> None:
     asked: list[int] = []
-    told: list[int] = []
+    visited: list[int] = []
 
     def noise(address: int) -> Tensor:
         asked.append(address)
         return torch.zeros(2, 1, 4, 4)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        told.append(int(t[0]))
+        visited.append(int(t[0]))
         return torch.zeros_like(x)
 
     bound = variational_bound(process(make_betas("linear", 12)), network, torch.zeros(2, 1, 4, 4), noise)
-    assert asked == told == list(range(12))
+    assert asked == visited == list(range(12))
     assert bound.terms.shape == bound.mse.shape == (2, 12)
     assert bound.total.dtype == torch.float64
 
@@ -275,9 +269,6 @@ def test_unknown_choices_are_refused_by_name() -> None:
     diffusion = process(make_betas("linear", 4))
     with pytest.raises(ValueError, match="cdf is 'erf'"):
         variational_bound(diffusion, zero_network, x_start, noise, cdf="erf")  # type: ignore[arg-type]
-
-
-# -- the cheap estimate ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("num_timesteps", "strata"), [(2, 1), (10, 9), (10, 1), (50, 7), (1000, 32), (1000, 999)])

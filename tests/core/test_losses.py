@@ -18,9 +18,6 @@ def images(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# -- L_simple -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "s2", "expected"),
     [
@@ -71,8 +68,6 @@ def test_a_network_that_says_zero_has_l_simple_one() -> None:
     assert float(loss.mean()) == pytest.approx(1.0, abs=0.0225)
 
 
-# -- Table 2 ------------------------------------------------------------------------------------------------------------
-
 TABLE_2: list[tuple[MeanType, VarType, LossType]] = [
     ("xprev", "learned", "kl"),
     ("xprev", "fixedlarge", "kl"),
@@ -115,9 +110,6 @@ def test_hybrid_without_a_learned_variance_is_refused_with_a_sentence(var_type: 
         GaussianDiffusion(LINEAR, var_type=var_type, loss_type="hybrid")
 
 
-# -- kl -----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("mean_type", "var_type", "loss_type"), [cell for cell in TABLE_2 if cell[2] == "kl"])
 def test_kl_is_the_term_of_the_bound_without_the_clip(
     mean_type: MeanType, var_type: VarType, loss_type: LossType
@@ -149,9 +141,6 @@ def test_a_fresh_learned_variance_costs_what_the_paper_data_says() -> None:
     output = torch.cat([eps, torch.zeros_like(eps)], 1)
     losses = diffusion.training_losses(lambda x, t: output, x_0, t, eps)
     assert float(losses[1:].sum()) == pytest.approx(2811.9, abs=0.05)  # printed with one decimal
-
-
-# -- hybrid -------------------------------------------------------------------------------------------------------------
 
 
 def hybrid_parts(var_type: VarType) -> dict[str, Any]:
@@ -205,9 +194,6 @@ def test_hybrid_weighs_the_bound_by_the_number_of_steps() -> None:
     )
     mse = [0.1**2] * 2
     assert hybrid.tolist() == pytest.approx([m + 0.05 * k for m, k in zip(mse, kl.tolist(), strict=True)], rel=1e-12)
-
-
-# -- bad input ----------------------------------------------------------------------------------------------------------
 
 
 @unchecked()

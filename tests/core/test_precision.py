@@ -54,3 +54,13 @@ def test_full_float32_ends_an_autocast_and_gives_it_back(fails: bool) -> None:
             if fails:
                 raise ArithmeticError
         assert network(x).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_full_float32_on_a_gpu_is_without_tf32_and_of_fixed_algorithms() -> None:
+    """cuDNN's switches can be read where there is no GPU."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    with full_float32(torch.device("cuda")):
+        assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == (False, True, False)
+    assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == before

@@ -38,9 +38,6 @@ def coefficients(
     return images.flatten()
 
 
-# -- exact variances ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("s2", "var_type", "variance"),
     [
@@ -81,9 +78,6 @@ def test_a_strided_chain_of_unit_gaussian_data_keeps_its_variance(steps: int) ->
     weights = coefficients(GaussianDiffusion(LINEAR), GaussianData(LINEAR, 1.0).predictor(), steps=steps)
     assert float(weights.square().sum()) == pytest.approx(1 - 1e-4, rel=1e-10)
     assert int((weights != 0).sum()) == steps  # x_T and every step but the last
-
-
-# -- DDIM ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [1000, 40])
@@ -150,9 +144,6 @@ def test_ddim_with_eta_zero_asks_for_no_noise_but_x_t() -> None:
     first = sample(diffusion, network, (1, 1, 1, 1), noise=noise, method="ddim", steps=20)
     assert asked == [1000]
     assert torch.equal(first, sample(diffusion, network, (1, 1, 1, 1), noise=scalars(0.7), method="ddim", steps=20))
-
-
-# -- order of convergence -----------------------------------------------------------------------------------------------
 
 
 def flow_error(method: Method, steps: int) -> float:
@@ -224,8 +215,6 @@ def test_dpmpp_follows_its_published_update() -> None:
     assert got.item() == pytest.approx(expected, rel=1e-12)
 
 
-# -- in distribution ----------------------------------------------------------------------------------------------------
-
 MODES, SPREAD = (-0.55, 0.35), 0.12
 
 
@@ -291,9 +280,6 @@ def test_few_steps_of_dpmpp_stay_near_the_data(steps: int) -> None:
     assert distance["dpmpp_2m"] < 2 * distance["ddim"]
 
 
-# -- timesteps ----------------------------------------------------------------------------------------------------------
-
-
 @given(data=st.data(), T=st.integers(1, 2000))
 @settings(max_examples=150, deadline=None)
 def test_uniform_timesteps_ascend_evenly_from_the_first_to_the_last(data: st.DataObject, T: int) -> None:
@@ -330,9 +316,6 @@ def test_all_steps_are_all_timesteps_in_either_spacing() -> None:
 def test_a_number_of_steps_that_does_not_fit_is_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=f"steps is {steps}: it must lie in 1..1000"):
         select_timesteps(1000, steps)
-
-
-# -- the protocol of noise and starts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "eta"), [("ancestral", 0.0), ("ddim", 0.5)])
@@ -433,8 +416,6 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
     assert torch.equal(run(5, 31_337, 2)[1], run(31_337)[0])  # elementwise arithmetic: bit for bit
 
-
-# -- bad input ----------------------------------------------------------------------------------------------------------
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "euler"}, "method is 'euler': it must be one of ancestral, ddim, dpmpp_2m"),

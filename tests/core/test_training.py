@@ -79,10 +79,10 @@ def test_steps_equal_algorithm_1_with_adam_written_out() -> None:
         assert metrics.loss.item() == pytest.approx(loss.item(), rel=1e-12)
         assert metrics.grad_norm.item() == pytest.approx(norm, rel=1e-12)
         # float64 rounding; Adam divides by sqrt(v), which repeats a gradient's 1e-15 at the size of the rate.
-        for ours, theirs in zip(state.model.parameters(), parameters, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-        for name, theirs in zip(state.ema.shadow, shadow, strict=True):
-            torch.testing.assert_close(state.ema.shadow[name], theirs, rtol=0, atol=1e-12)
+        for ours, expected in zip(state.model.parameters(), parameters, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+        for name, expected in zip(state.ema.shadow, shadow, strict=True):
+            torch.testing.assert_close(state.ema.shadow[name], expected, rtol=0, atol=1e-12)
     assert clipped > 0
 
 
@@ -123,9 +123,9 @@ def test_two_workers_with_half_a_batch_make_the_step_of_one() -> None:
         metrics = train_step(state, diffusion, state.model, config, world_size=2, **half)
         losses.append(metrics.loss.item())
         assert metrics.grad_norm.item() == pytest.approx(whole.grad_norm.item(), rel=1e-12)  # of the global gradient
-        for ours, theirs in zip(state.model.parameters(), alone.model.parameters(), strict=True):
+        for ours, expected in zip(state.model.parameters(), alone.model.parameters(), strict=True):
             # The sum over six images in another order.
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
     assert sum(losses) == pytest.approx(whole.loss.item(), rel=1e-12)
 
 

@@ -54,9 +54,6 @@ def inputs(config: UNetConfig, batch: int, seed: int = 1) -> tuple[Tensor, Tenso
     return x, torch.arange(batch) * 333 % 1000
 
 
-# -- counts -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("config", "parameters", "tensors"),
     [
@@ -68,9 +65,9 @@ def inputs(config: UNetConfig, batch: int, seed: int = 1) -> tuple[Tensor, Tenso
     ids=["cifar10", "cifar10-learned", "256", "256-large"],
 )
 def test_parameters_equal_the_papers_models_exactly(config: UNetConfig, parameters: int, tensors: int) -> None:
-    found = list(on_meta(config).parameters())
-    assert sum(p.numel() for p in found) == parameters
-    assert len(found) == tensors
+    weights = list(on_meta(config).parameters())
+    assert sum(p.numel() for p in weights) == parameters
+    assert len(weights) == tensors
 
 
 def breakdown(model: UNet) -> dict[str, tuple[int, int]]:
@@ -242,9 +239,6 @@ def test_there_are_six_attention_blocks_one_of_them_in_the_middle(config: UNetCo
     assert not isinstance(model.mid2.attn, AttnBlock)
 
 
-# -- initialisation -----------------------------------------------------------------------------------------------------
-
-
 def layers(model: UNet) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -321,9 +315,6 @@ def test_dropout_stands_between_the_second_swish_and_convolution_alone() -> None
     kept, dropped = seen[1] == 2 * seen[0], seen[1] == 0
     assert bool((kept | dropped).all())
     assert 0.4 < float(dropped.float().mean()) < 0.6  # of 2048 coins: nine standard errors
-
-
-# -- the parts ----------------------------------------------------------------------------------------------------------
 
 
 def test_downsampling_pads_below_and_at_the_right_only() -> None:
@@ -403,9 +394,6 @@ def test_the_timestep_embedding_equals_the_anchors(i: int, entries: dict[int, fl
     assert {k: float(e[k]) for k in entries} == pytest.approx(entries, abs=6e-8)
     assert float(e.double().sum()) == pytest.approx(total, abs=128 * 3e-8)
     assert float(e.double().norm()) == pytest.approx(8.0, abs=1e-6)
-
-
-# -- the whole ----------------------------------------------------------------------------------------------------------
 
 
 def independent_forward(weights: dict[str, Tensor], config: UNetConfig, x: Tensor, t: Tensor) -> Tensor:
@@ -608,9 +596,6 @@ def test_bfloat16_autocast_and_float32_agree_to_bfloat16() -> None:
             rough = model(x.float(), t).float()
     # bfloat16 has 8 bits: 0.4 % a rounding, some thirty roundings that partly cancel.
     assert float((rough - exact).norm() / exact.norm()) < 0.05
-
-
-# -- bad input ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def cumulative(betas: Tensor) -> list[float]:
 def centred_statistics(n: int, cov: Tensor) -> FeatureStatistics:
     """Those of n features whose mean is 0 and whose covariance (ddof = 1) is `cov`, float64 [d, d]."""
     count, zero = torch.tensor(n, dtype=torch.float64), torch.zeros(len(cov), dtype=torch.float64)
-    return FeatureStatistics.from_statistics({"n": count, "sum": zero, "outer": (n - 1) * cov})
+    result = FeatureStatistics(len(cov))
+    result.merge_state({"n": count, "sum": zero, "outer": (n - 1) * cov})
+    return result
 
 
 class GaussianData:

@@ -7,6 +7,7 @@ as exactly as a good one.
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,15 @@ BETAS = make_betas("linear", num_timesteps=1000)
 DATA = GaussianData(BETAS, 0.05)
 MODEL = b"a model."
 SHAPE = (1, 6, 7)
+
+
+# Format version 1: arange(196) * 37 % 64 + 96 as one 14x14 image, in 12 steps, of seed 5.
+VERSION_1 = bytes.fromhex(
+    "78303c2d0105010e0e0c61206d6f64656c2e32d104d5672c51892ca24902b4032f5e8b6db4c62780649882252a036b4eae92e6ae"
+    "afd319cce11e88f2b5a48b85c937789b9a1015d2cce2d36c65b4f97baf88fa4820bacd2a35a1770afde1b1af10679492e7fb448c"
+    "9d943ffd7209a28613cedaab33311e3c3216dcfd017018d4f7243072936f036b1fb6eca9907b9b3ebd2d727a5e7810c35d938895"
+    "36d17297193efac8e84da45fcfb2d5c2022be4a14d961a7f77f8d05f59f24d04ffe24dc1a1806504f7efd4613107a598a4f1"
+)
 
 
 def codec(shape: tuple[int, int, int] = SHAPE, denoise_fn: DenoiseFn | None = None, model: bytes = MODEL) -> Codec:
@@ -111,11 +121,11 @@ def test_every_cut_is_worth_its_last_check() -> None:
     start = frames[0].nbytes
     assert 8 * start == coded.ledger.header
     cuts = range(start, len(coded.data))
-    for length, found in zip(cuts, coder.decode([coded.data[:n] for n in cuts], whole=False), strict=True):
+    for length, decoded in zip(cuts, coder.decode([coded.data[:n] for n in cuts], whole=False), strict=True):
         held = [frame for frame in frames if frame.nbytes <= length]
-        assert not found.whole
-        assert torch.equal(found.pixels, held[-1].pixels)
-        assert [frame.t for frame in found.frames] == [frame.t for frame in held]
+        assert not decoded.whole
+        assert torch.equal(decoded.pixels, held[-1].pixels)
+        assert [frame.t for frame in decoded.frames] == [frame.t for frame in held]
     errors = [float((frame.pixels.float() - pixels[0].float()).square().mean()) for frame in frames]
     assert errors[-1] < errors[0] / 100
     with pytest.raises(InputError, match=rf"'a\.x0' is cut after {len(coded.data) - 1} bytes"):
@@ -138,14 +148,21 @@ def test_no_damage_passes_for_the_image() -> None:
         damaged = bytearray(coded.data)
         damaged[place // 8] ^= 1 << place % 8
         try:
-            found = coder.decode([bytes(damaged)], whole=False)[0]
+            decoded = coder.decode([bytes(damaged)], whole=False)[0]
         except InputError:
             refused += 1
             continue
-        assert not found.whole or torch.equal(found.pixels, pixels[0])
-        for frame, true in zip(found.frames, frames, strict=False):
+        assert not decoded.whole or torch.equal(decoded.pixels, pixels[0])
+        for frame, true in zip(decoded.frames, frames, strict=False):
             assert torch.equal(frame.pixels, true.pixels)
     assert refused > 0.5 * len(places)
+
+
+def test_a_file_of_an_earlier_release_is_decoded() -> None:
+    """Everything but the header is what both ends compute alike: another constant anywhere reads another image, or none."""
+    (decoded,) = codec((1, 14, 14)).decode([VERSION_1])
+    assert same(decoded, (96 + torch.arange(196) * 37 % 64).to(torch.uint8).reshape(14, 14, 1))
+    assert [frame.nbytes for frame in decoded.frames] == [20, 43, 79, 114, 139]
 
 
 def test_what_is_wrong_with_a_file_is_told_apart() -> None:
@@ -286,3 +303,5 @@ def test_a_header_comes_back(seed: int, shape: tuple[int, int, int], steps: int,
     header = Header(shape=shape, steps=steps, model=model, seed=seed)
     packed = header.pack()
     assert format.read_header(packed + b"stream", "file") == (header, len(packed))
+    with pytest.raises(InputError, match="damaged in its header"):  # no field is 2^32
+        format.read_header(replace(header, seed=2**32).pack(), "file")

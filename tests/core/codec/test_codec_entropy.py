@@ -59,8 +59,8 @@ def test_a_prefix_decodes_as_many_symbols_as_it_determines(values: list[int], da
         decoder = RangeDecoder(content)
         return [decoder.uniform(8) for _ in range(count)], decoder
 
-    found, decoder = read(whole)
-    assert found == values[:count]
+    symbols_read, decoder = read(whole)
+    assert symbols_read == values[:count]
     assert read(whole[: decoder.needed])[0] == values[:count]
     if decoder.needed:
         assert read(whole[: decoder.needed - 1])[0] != values[:count]

@@ -40,8 +40,10 @@ def test_the_search_finds_the_likeliest_of_all_paths(n: int, bits: int, monkeypa
         log_weight(row, trellis.noise(every, its.expand(len(every))), trellis.excess(bits)).max()
         for row, its in zip(delta, block, strict=True)
     ]
-    found = trellis.noise(trellis.search(delta, block, bits), block)
-    torch.testing.assert_close(log_weight(delta, found, trellis.excess(bits)), torch.stack(best), rtol=1e-12, atol=0)
+    best_noise = trellis.noise(trellis.search(delta, block, bits), block)
+    torch.testing.assert_close(
+        log_weight(delta, best_noise, trellis.excess(bits)), torch.stack(best), rtol=1e-12, atol=0
+    )
     _book.cache_clear()
 
 

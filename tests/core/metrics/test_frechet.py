@@ -164,8 +164,10 @@ def test_statistics_save_load_and_start_a_metric(tmp_path: Any) -> None:
     direct.update(gaussian_features(0, 50, 3))
     direct.update(gaussian_features(2, 20, 3))
     assert fresh.compute() == direct.compute()
-    for ours, theirs in zip(FeatureStatistics.from_statistics(stored).compute(), chunk.compute(), strict=True):
-        assert torch.equal(ours, theirs)
+    again = FeatureStatistics(3)
+    again.merge_state(stored)
+    for stored_moment, moment in zip(again.compute(), chunk.compute(), strict=True):
+        assert torch.equal(stored_moment, moment)
 
 
 def test_reset_forgets_the_samples_but_not_the_reference() -> None:
@@ -191,8 +193,8 @@ def test_features_that_do_not_fit_are_named() -> None:
         statistics.merge_state(FeatureStatistics(4))
     with pytest.raises(ValueError, match="incoming_state must hold"):
         statistics.merge_state({"n": torch.zeros(())})
-    with pytest.raises(ValueError, match="statistics must hold n, sum"):
-        FeatureStatistics.from_statistics({"n": torch.zeros(())})
+    with pytest.raises(ValueError, match=r"incoming_state must hold \['n', 'outer', 'sum'\]"):
+        FeatureStatistics(3).merge_state({"n": torch.zeros(())})
     assert statistics.n == 0
 
 
@@ -226,6 +228,26 @@ def test_extrapolation_removes_the_bias_of_small_n() -> None:
     # Of a bias of 0.04 less than a fifth is left; it is not 0, for the bias has a term in 1/n^2 too.
     assert np.mean(plain) > 0.03
     assert abs(np.mean(infinity)) < np.mean(plain) / 5
+
+
+def test_two_samples_have_a_covariance_and_one_has_none() -> None:
+    mean, cov = statistics_of(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).moments()
+    assert mean.tolist() == [1.0, 1.0]
+    assert cov.tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    with pytest.raises(ValueError, match="a covariance needs 2 samples or more; FeatureStatistics has 1"):
+        statistics_of(torch.zeros(1, 2)).moments()
+
+
+def test_the_shortest_extrapolation_is_the_line_through_two_and_three_samples() -> None:
+    reference, features = statistics_of(gaussian_features(0, 50, 3)), gaussian_features(1, 3, 3)
+    metric = ExtrapolatedFrechetDistance(reference, min_samples=2, num_points=2)
+    metric.update(features, torch.arange(3))
+    two = features[permutation(0, "fid-infinity", 0, 3)[:2]]
+    at_two, at_three = (frechet_distance(*statistics_of(x).moments(), *reference.moments()) for x in (two, features))
+    # A line in 1/n through (1/2, at_two) and (1/3, at_three), at 0. The covariances are singular: 1e-8.
+    assert metric.compute().item() == pytest.approx(3 * at_three - 2 * at_two, rel=1e-6)
+    with pytest.raises(ValueError, match="min_samples must be 2 or more; they are 15 and 1"):
+        ExtrapolatedFrechetDistance(reference, min_samples=1)
 
 
 def test_extrapolation_wants_more_samples_than_its_smallest_subset() -> None:

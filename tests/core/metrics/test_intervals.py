@@ -179,6 +179,15 @@ def test_interval_is_symmetric_and_cut_at_zero() -> None:
     assert frechet_interval(chunks, reference, level=0.999999)[0] == 0.0
 
 
+def test_five_chunks_are_enough_even_if_one_is_a_single_sample() -> None:
+    features = normal(6, 41, 3)
+    chunks = [statistics_of(part) for part in torch.tensor_split(features, [10, 20, 30, 40])]
+    distance, _, counts = leave_one_out_distances(chunks, reference_of(3))
+    assert counts.tolist() == [10, 10, 10, 10, 1]
+    low, high = frechet_interval(chunks, reference_of(3))
+    assert low < distance < high
+
+
 class Stored(Sequence[FeatureStatistics]):
     """Seeds in the place of files: a chunk is made when it is asked for."""
 

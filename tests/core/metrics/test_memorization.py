@@ -25,11 +25,11 @@ def test_nearest_items_are_those_of_brute_force_however_they_are_divided(
     # Few levels and dimensions: many distances are equal, and the lower number must win.
     x, y = rng.integers(0, 4, (queries, 3)).astype(float), rng.integers(0, 4, (items, 3)).astype(float)
     parts = [nearest(torch.tensor(x), torch.tensor(y[at : at + each]), at, 7) for at in range(0, items, each)]
-    found = merge_neighbours(parts, 7)
+    neighbours = merge_neighbours(parts, 7)
     squared, numbers = brute_force(x, y, 7)
     # The root of an integer differs in its last bit between processors, and squared again rounds to the integer.
-    assert torch.equal(found.distances.square().round(), torch.tensor(squared))
-    assert torch.equal(found.numbers, torch.tensor(numbers))
+    assert torch.equal(neighbours.distances.square().round(), torch.tensor(squared))
+    assert torch.equal(neighbours.numbers, torch.tensor(numbers))
 
 
 def test_distances_of_pixels_are_exact() -> None:
@@ -37,9 +37,9 @@ def test_distances_of_pixels_are_exact() -> None:
     pixels = torch.randint(0, 256, (60, 196_608), generator=torch.Generator().manual_seed(0)).double()
     near = pixels[:1].clone()
     near[0, 7] += 1.0
-    found = nearest(torch.cat([pixels[:1], near]), pixels, 0)
-    assert found.distances[:, 0].tolist() == [0.0, 1.0]
-    assert found.numbers[:, 0].tolist() == [0, 0]
+    neighbours = nearest(torch.cat([pixels[:1], near]), pixels, 0)
+    assert neighbours.distances[:, 0].tolist() == [0.0, 1.0]
+    assert neighbours.numbers[:, 0].tolist() == [0, 0]
 
 
 def test_a_copy_is_memorized_and_a_new_draw_is_not() -> None:
@@ -56,9 +56,11 @@ def test_what_is_near_everything_is_no_copy_but_a_copy_of_duplicates_is() -> Non
     assert nearness(even).item() == pytest.approx(1.0, rel=1e-12)
     assert not memorized(even).any()
     assert memorized(torch.zeros(1, NEAREST, dtype=torch.float64)).all()
+    # 1 is half of the mean of 1 and 3: "not farther than" takes the threshold itself.
+    assert memorized(torch.tensor([[1.0, 3.0], [1.001, 3.0]], dtype=torch.float64)).tolist() == [True, False]
 
 
 def test_neighbours_of_fewer_items_than_asked_for_are_all_of_them() -> None:
-    found = nearest(torch.zeros(1, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64), 5)
-    assert isinstance(found, Neighbours)
-    assert found.numbers.tolist() == [[5, 6, 7]]
+    neighbours = nearest(torch.zeros(1, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64), 5)
+    assert isinstance(neighbours, Neighbours)
+    assert neighbours.numbers.tolist() == [[5, 6, 7]]

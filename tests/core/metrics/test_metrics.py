@@ -142,27 +142,27 @@ class FirstPixels(torch.nn.Module):
 def test_frechet_distance_equals_torchmetrics_on_the_same_features() -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    theirs = FrechetInceptionDistance(feature=FirstPixels(), normalize=True).set_dtype(torch.float64)
+    oracle = FrechetInceptionDistance(feature=FirstPixels(), normalize=True).set_dtype(torch.float64)
     generated, reference = normal(6, 90, 6).double(), normal(7, 80, 6).double() * 1.5 + 0.2
-    theirs.update(reference.reshape(80, 1, 2, 3), real=True)
-    theirs.update(generated.reshape(90, 1, 2, 3), real=False)
+    oracle.update(reference.reshape(80, 1, 2, 3), real=True)
+    oracle.update(generated.reshape(90, 1, 2, 3), real=False)
     statistics = FeatureStatistics(6)
     statistics.update(reference)
     ours = FrechetDistance(statistics)
     ours.update(generated)
-    # Both are float64; theirs takes the root of eigenvalues of a matrix that is not symmetric.
-    assert ours.compute().item() == pytest.approx(theirs.compute().item(), rel=1e-9)
+    # Both are float64; torchmetrics takes the root of eigenvalues of a matrix that is not symmetric.
+    assert ours.compute().item() == pytest.approx(oracle.compute().item(), rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save", r"ignore:std\(\)")
 def test_inception_score_equals_torchmetrics_if_shuffling_does_not_matter() -> None:
-    from torchmetrics.image.inception import InceptionScore as Theirs
+    from torchmetrics.image.inception import InceptionScore as OracleScore
 
     logits = normal(8, 50, 6).double() * 2
-    theirs = Theirs(feature=FirstPixels(), splits=1)
-    theirs.update(logits.reshape(50, 1, 2, 3))
-    # One split: theirs permutes the samples, which then changes nothing, and averages in the same way.
-    assert score_of(logits, 1)[0] == pytest.approx(theirs.compute()[0].item(), rel=1e-9)
+    oracle = OracleScore(feature=FirstPixels(), splits=1)
+    oracle.update(logits.reshape(50, 1, 2, 3))
+    # One split: torchmetrics permutes the samples, which then changes nothing, and averages in the same way.
+    assert score_of(logits, 1)[0] == pytest.approx(oracle.compute()[0].item(), rel=1e-9)
 
 
 def test_kid_is_unbiased() -> None:

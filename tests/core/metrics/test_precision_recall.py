@@ -82,6 +82,14 @@ def test_any_partition_and_order_merge_to_the_same(order: list[int], cut: int) -
     assert tuple(value.item() for value in metric.compute()) == measured(generated, reference)
 
 
+def test_the_smallest_sets_have_one_neighbour_more_than_none() -> None:
+    """Balls of radius 1 around 0 and 1 hold 0.5 and not 5; those around 0.5 and 5, of radius 4.5, hold both 0 and 1."""
+    reference, generated = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5], [5.0]])
+    metric = PrecisionRecall(reference, k=1)
+    metric.update(generated, torch.arange(2))
+    assert tuple(value.item() for value in metric.compute()) == (0.5, 1.0)
+
+
 def test_arguments_that_are_wrong_are_named() -> None:
     with pytest.raises(ValueError, match=r"^k must be in 1..4, below the reference's size; it is 5"):
         PrecisionRecall(features(0, 5), k=5)
