@@ -72,7 +72,9 @@ def transform(
     left, top = (image.width - side) // 2, (image.height - side) // 2
     size = (image_size, image_size)
     # Two steps: resize(box=...) would let the filter look at pixels outside the crop.
-    resized = image.crop((left, top, left + side, top + side)).resize(size, FILTERS[filter])
+    with _pillow_without_limit():
+        square = image.crop((left, top, left + side, top + side))
+    resized = square.resize(size, FILTERS[filter])
     if profiles is not None and profile:
         profiles[profile] += 1
     return np.asarray(resized, np.uint8).reshape(*size, channels)

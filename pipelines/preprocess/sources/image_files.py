@@ -32,6 +32,7 @@ from pipelines.runtime.locations import Location
 
 REPEATED, LINK, SPARSE, SPECIAL = "name that comes again", "link to nothing in it", "sparse file", "special file"
 BYTES_AFTER = "bytes after its end"
+END_BYTES = 22 + 2**16  # in which a zip's last record lies, with its comment
 MOST_LINKS = 40  # that lead to one another, as many as Linux follows
 
 
@@ -156,7 +157,7 @@ class ZipSource(ArchiveSource):
 
     def _list(self) -> Listing:
         archive = _cached_zip(self)
-        self._check_start(archive.infolist())
+        self._check_table(archive.infolist())
         members = [member for member in archive.infolist() if not member.is_dir()]
         by_name = {member.filename: member for member in members}
         items, kinds = [], [REPEATED] * (len(members) - len(by_name))
@@ -169,16 +170,24 @@ class ZipSource(ArchiveSource):
                 kinds.append(kind)
         return Listing(sorted(items), count(kinds))
 
-    def _check_start(self, members: Sequence[zipfile.ZipInfo]) -> None:
-        """Raises InputError if there are members before the first that the table of contents names."""
+    def _check_table(self, members: Sequence[zipfile.ZipInfo]) -> None:
+        """Raises InputError if the table of contents does not name all members that are there."""
         first = min((member.header_offset for member in members), default=0)
-        if first > 0:
-            with open_bytes(self.path) as file:
-                if file.read(4) == b"PK\x03\x04":
-                    raise InputError(
-                        f"source {str(self.path)!r} has files in its first {first:,} bytes that its table of contents does "
-                        "not name, as if two zips were joined: unpack it and give the folder"
-                    )
+        with open_bytes(self.path) as file:
+            if first > 0 and file.read(4) == b"PK\x03\x04":
+                raise InputError(
+                    f"source {str(self.path)!r} has files in its first {first:,} bytes that its table of contents does "
+                    "not name, as if two zips were joined: unpack it and give the folder"
+                )
+            file.seek(max(0, self.size - END_BYTES))
+            end = file.read()
+        # The number of members, modulo 2^16; all ones if it stands elsewhere (zip64).
+        stated = int.from_bytes(end[end.rfind(b"PK\x05\x06") :][10:12], "little")
+        if stated not in (len(members) % 2**16, 0xFFFF):
+            raise InputError(
+                f"source {str(self.path)!r} has a damaged table of contents, which names {len(members):,} of {stated:,} "
+                "files: download or make it again"
+            )
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         archive = _cached_zip(self)

@@ -1,6 +1,7 @@
 """Raw data in: which kind of source lies at a path, recognised by its content."""
 
 import tarfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def _open_file(path: Location, split: str | None, scratch: Path | None, say: Say
     choose_split(split, (), path)  # the other kinds have none
     if path.name.endswith(tfrecords.SUFFIX) or tfrecords.is_tfrecord(head):
         return tfrecords.open_file(path)
-    if head.startswith(ZIP_HEADS):
+    if _is_zip(path, head):
         with open_zip(path) as archive:
             if lsun.find_databases(archive):
                 return lsun.unpack(path, archive, scratch, say)
@@ -129,6 +130,14 @@ def _open_file(path: Location, split: str | None, scratch: Path | None, say: Say
     raise InputError(f"source {str(path)!r} is a file of {byte_size(path):,} bytes of another kind: {ACCEPTED}")
 
 
+def _is_zip(path: Location, head: bytes) -> bool:
+    """Whether a file begins as a zip does, or, if its first member is damaged, ends as one."""
+    if head.startswith(ZIP_HEADS):
+        return True
+    with open_bytes(path) as file:
+        return zipfile.is_zipfile(file) and not is_tar(head)
+
+
 def list_items(source: Source, path: Location, max_pixels: int = MAX_PIXELS) -> list[Item]:
     """The source's items. Raises InputError if there are none, or if none of TRIED from all over it is an image; with
     fewer broken ones, the policies for single images decide. path: what errors name."""
@@ -137,7 +146,8 @@ def list_items(source: Source, path: Location, max_pixels: int = MAX_PIXELS) -> 
         others = describe_others(source.others())
         raise InputError(f"source {str(path)!r} holds no images{f' but {others}' if others else ''}: {_advice(path)}")
     first_reason = ""
-    tried = [items[position * len(items) // TRIED] for position in range(TRIED)] if len(items) > TRIED else items
+    last = len(items) - 1
+    tried = [items[number * last // (TRIED - 1)] for number in range(TRIED)] if last >= TRIED else items
     for item in tried:
         reason = _why_no_image(source, item, max_pixels)
         if reason is None:
