@@ -1,4 +1,4 @@
-"""Every night: what is new is evaluated, the best one gets its alias, a person is told what got worse."""
+"""Every night: what is new is evaluated, the best one gets its alias, and alarms are raised."""
 
 from typing import TYPE_CHECKING
 

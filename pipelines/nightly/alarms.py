@@ -98,12 +98,12 @@ def stopped(training: Training, last: tuple[int, float] | None, now: float, quie
     quiet = now - max(made, training.started)
     if step >= training.steps:
         return []
-    where = f"at step {step:,} of {training.steps:,}"
+    progress = f"at step {step:,} of {training.steps:,}"
     if training.status == "FAILED":
-        text = f"training failed {where}: read its log, then give its command again"
+        text = f"training failed {progress}: read its log, then give its command again"
     elif training.status == "RUNNING" and quiet > quiet_hours * 3600:
         text = (
-            f"training has made no checkpoint for {quiet / 3600:.0f} hours, {where}: see whether its job still runs, or give "
+            f"training has made no checkpoint for {quiet / 3600:.0f} hours, {progress}: see whether its job still runs, or give "
             "its command again"
         )
     else:

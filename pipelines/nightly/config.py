@@ -1,4 +1,4 @@
-"""What the nightly evaluation is, as a value."""
+"""What the nightly evaluation is asked."""
 
 from dataclasses import dataclass, fields
 from typing import Annotated, TypeVar
@@ -11,7 +11,7 @@ from ddpm_core.ranges import Count, Positive
 from pipelines.evaluate.config import EvaluateConfig
 
 T = TypeVar("T")
-Given = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]  # no option of the command line
+Fixed = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]  # no option of the command line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class NightlyConfig(EvaluateConfig):
 
     run: str | None = None
     """Only this training, by its name; by default every training of the experiment but the trials of sweeps."""
-    checkpoints: Given[str] = "all"
-    weights: Given[str] = "ema"
-    noise: Given[Purpose] = "selection"
+    checkpoints: Fixed[str] = "all"
+    weights: Fixed[str] = "ema"
+    noise: Fixed[Purpose] = "selection"
     samples: Positive[int] = 10_000
     """How many samples; the Frechet distance depends on it."""
     sampler: Method = "ddim"
@@ -30,40 +30,39 @@ class NightlyConfig(EvaluateConfig):
     sampler_steps: Positive[int] | None = 50
     """How many timesteps the sampler visits."""
     spacing: Spacing = "quadratic"
-    """How those are spaced."""
+    """How the timesteps are spaced."""
     pictures: Count[int] = 0
     """Rows of each picture of every checkpoint; 0 for none."""
     nearest: Count[int] = 0
     """For how many samples of every checkpoint to look up the nearest training images; 0 for none."""
     hours: Positive[float] = 8.0
-    """After so many hours no sampling is begun or gone on with; the next night does."""
+    """How long to sample for; what is left then is for the next night."""
     gpu_hours: Positive[float] | None = None
-    """The same in hours of all workers together."""
+    """The same, in hours of all workers together."""
     attempts: Positive[int] = 3
-    """How often a checkpoint may fail before it is left alone and an alarm given."""
+    """How often a checkpoint may fail before it is left alone, with an alarm."""
     worse_by: Positive[float] = 1.0
-    """An alarm is given where a checkpoint is worse than the one before it by more than so many intervals."""
+    """Raise an alarm if a checkpoint is worse than the one before it by more than so many intervals."""
     quiet_hours: Positive[float] = 24.0
-    """An alarm is given where a running training has made no checkpoint for so long."""
+    """Raise an alarm if a running training has made no checkpoint for so long."""
     alarm_command: str | None = None
-    """A command that gets new alarms as JSON on its standard input; it stands in logs, so no secret belongs in it. A URL in
+    """A command that gets new alarms as JSON on its standard input; logs show it, so put no secret into it. A URL in
     DDPM_ALARM_WEBHOOK gets the same by POST."""
     dry_run: bool = False
-    """Say what would be evaluated, and end."""
+    """Print what would be evaluated, and end."""
 
     def check_subject(self) -> None:
-        """Everything of the experiment is, by default."""
+        """Nothing to check: without --run, every training is evaluated."""
 
     @property
     def identity(self) -> str:
-        """A fingerprint of how checkpoints are evaluated: what nights leave for each other is for nights of the same."""
-        apart = {"run", "workers", "cpus_per_worker", "storage", "tracking_uri", "experiment", "compile"}
-        apart |= {"report", "pictures", "nearest"}
-        return fingerprint(
-            {field.name: getattr(self, field.name) for field in fields(EvaluateConfig) if field.name not in apart}
-        )
+        """A fingerprint of what decides a checkpoint's result. Nights that share it share a ledger."""
+        irrelevant = {"run", "workers", "cpus_per_worker", "storage", "tracking_uri", "experiment", "compile"}
+        irrelevant |= {"report", "pictures", "nearest"}
+        names = [field.name for field in fields(EvaluateConfig) if field.name not in irrelevant]
+        return fingerprint({name: getattr(self, name) for name in names})
 
     def evaluation(self, run: str) -> EvaluateConfig:
-        """That of one training."""
+        """The evaluation of one training's checkpoints."""
         shared = {field.name: getattr(self, field.name) for field in fields(EvaluateConfig)}
         return EvaluateConfig(**{**shared, "run": run})

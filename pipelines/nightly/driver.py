@@ -41,9 +41,8 @@ from pipelines.tracking.uri import UnreachableError, tracking_uri
 
 @dataclass(frozen=True)
 class NightlyResult:
-    """What a night did. elsewhere: in work by another job. left: for lack of time. links: to the ranking of all checkpoints
-    in MLflow's UI, one a protocol. alarms: all that stand. new: those of them
-    that no night has delivered."""
+    """What a night did. elsewhere: in work by another job. left: for lack of time. links: to the ranking of all checkpoints in
+    MLflow's UI, one a protocol. alarms: all that stand. new: those of them that no night has delivered."""
 
     evaluated: list[str] = field(default_factory=list)
     failed: list[Work] = field(default_factory=list)

@@ -74,11 +74,11 @@ class Ledger:
     def delivered(self) -> dict[str, str]:
         """The standing alarms that were delivered: key -> the training's name."""
         try:
-            told = json.loads(self._delivered_file.read_text(encoding="utf-8"))["told"]
+            stored = json.loads(self._delivered_file.read_text(encoding="utf-8"))["told"]
         except FileNotFoundError:
             return {}
         # Earlier versions kept the keys alone, whose second word is the training.
-        return dict(told) if isinstance(told, dict) else {key: key.split()[1] for key in told}
+        return dict(stored) if isinstance(stored, dict) else {key: key.split()[1] for key in stored}
 
     def set_delivered(self, alarms: Mapping[str, str]) -> None:
         """Record that these, and no others, were delivered."""

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from filelock import Timeout
 from ray.exceptions import RayTaskError
@@ -42,18 +42,20 @@ class Work:
         return self.training.name, checkpoint_name(self.step)
 
 
+@dataclass(eq=False)
 class Night:
-    """One run of the job over some trainings, and what became of their checkpoints: evaluated, failed, in work elsewhere, left
-    for lack of time. attempts: how often a checkpoint may fail."""
+    """One run of the job over some trainings, and what became of their checkpoints. attempts: how often a checkpoint may fail.
+    elsewhere: in work by another job. left: for lack of time."""
 
-    def __init__(
-        self, trainings: Sequence[NightlyTraining], ledger: Ledger, attempts: int, pool: Pool, say: Say
-    ) -> None:
-        self.trainings, self.ledger, self.attempts, self.pool, self.say = trainings, ledger, attempts, pool, say
-        self.evaluated: list[str] = []
-        self.failed: list[Work] = []
-        self.elsewhere: list[str] = []
-        self.left: list[str] = []
+    trainings: Sequence[NightlyTraining]
+    ledger: Ledger
+    attempts: int
+    pool: Pool
+    say: Say
+    evaluated: list[str] = field(default_factory=list)
+    failed: list[Work] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
     def todo(self) -> list[Work]:
         """All checkpoints without a result but those that failed too often, the newest first. Raises InputError if no training

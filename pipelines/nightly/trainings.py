@@ -1,6 +1,7 @@
 """A training as the nightly evaluation sees it: its checkpoints, and what they were measured to be."""
 
 import contextlib
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,30 +22,20 @@ from pipelines.tracking.queries import Training
 from pipelines.tracking.tracker import Tracker
 
 
+@dataclass(eq=False)
 class NightlyTraining:
     """A training of the experiment. record: what MLflow knows of it. evaluator: of its checkpoints, None until there is a
     checkpoint by which it could be opened. refused: why its checkpoints cannot be evaluated as asked, if so."""
 
-    def __init__(
-        self,
-        record: Training,
-        config: NightlyConfig,
-        storage: Storage[Path],
-        tracker: Tracker,
-        pool: Pool,
-        say: Say,
-    ) -> None:
-        self.record, self.config, self.storage, self.tracker, self.pool, self.say = (
-            record,
-            config,
-            storage,
-            tracker,
-            pool,
-            say,
-        )
-        self.evaluator: Evaluator | None = None
-        self.refused: str | None = None
-        self._measured: set[int] = set()  # steps: a result does not go away while a night lasts
+    record: Training
+    config: NightlyConfig
+    storage: Storage[Path]
+    tracker: Tracker
+    pool: Pool
+    say: Say
+    evaluator: Evaluator | None = None
+    refused: str | None = None
+    _measured: set[int] = field(default_factory=set)  # steps: a result does not go away while a night lasts
 
     @property
     def name(self) -> str:
@@ -52,7 +43,7 @@ class NightlyTraining:
 
     @cached_property
     def folder(self) -> Location:
-        """The folder of its checkpoints: in the night's storage, or where the training was told to keep them."""
+        """The folder of its checkpoints: in the night's storage, else where MLflow says that the training keeps them."""
         here = self.storage.run(self.name).folder
         return here if here.is_dir() else open_storage(self.record.storage).run(self.name).folder
 

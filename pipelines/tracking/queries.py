@@ -1,15 +1,12 @@
 """What MLflow knows of trainings and models, by what a person calls them. Nothing is written here."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.records import KIND_TAG, PARENT_TAG, PATH_TAG, STARTED_TAG, STEPS_TAG, TRAIN
-from pipelines.tracking.client import retried
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.uri import check_no_password
 
@@ -66,7 +63,6 @@ class Training:
     started: float
 
 
-@retried
 def trainings(tracker: Tracker) -> list[Training]:
     """All trainings of an experiment but the trials of sweeps, the newest first."""
     return [
@@ -78,15 +74,6 @@ def trainings(tracker: Tracker) -> list[Training]:
             run.data.params.get("storage", ""),
             float(run.data.tags.get(STARTED_TAG, run.info.start_time / 1000.0)),
         )
-        for run in training_runs(tracker)
+        for run in tracker.search(f"tags.`{KIND_TAG}` = '{TRAIN}'")
         if PARENT_TAG not in run.data.tags
     ]
-
-
-def training_runs(tracker: Tracker) -> Iterator[Run]:
-    """The MLflow runs of all trainings, page by page."""
-    token: str | None = None
-    while token != "":
-        page = tracker.client.search_runs([tracker.experiment_id], f"tags.`{KIND_TAG}` = '{TRAIN}'", page_token=token)
-        yield from page
-        token = page.token or ""

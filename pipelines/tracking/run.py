@@ -1,5 +1,5 @@
-"""An MLflow run: its metrics, tags, files, and the models of its checkpoints. Every call can be made again: what is there
-already is found, not made twice."""
+"""An MLflow run: its metrics, tags, files, and the models of its checkpoints. Every call can be made again: nothing is made
+twice."""
 
 import json
 import tempfile
@@ -168,8 +168,8 @@ class TrackedRun:
     def checkpoint_model(self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema") -> str:
         """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
         name = name if weights == "ema" else f"{name}-raw"
-        found, place = self._models(name), {PATH_TAG: str(path), SHA256_TAG: sha256}
-        if not found:
+        models, place = self._models(name), {PATH_TAG: str(path), SHA256_TAG: sha256}
+        if not models:
             self.client.create_logged_model(
                 self.experiment_id,
                 name=name,
@@ -178,8 +178,8 @@ class TrackedRun:
                 params={"step": str(step), "weights": weights},
                 tags={**place, "mlflow.model.isExternal": "true"},
             )
-            found = self._models(name)
-        model, *others = found
+            models = self._models(name)
+        model, *others = models
         if not place.items() <= model.tags.items():  # the checkpoint was made anew, or moved
             self.client.set_logged_model_tags(model.model_id, place)
         if model.status != LoggedModelStatus.READY:
@@ -190,7 +190,7 @@ class TrackedRun:
 
     def _models(self, name: str) -> list[LoggedModel]:
         """The run's models of a name, the first one first."""
-        found = self.client.search_logged_models(
+        models = self.client.search_logged_models(
             [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{self.run_id}'"
         )
-        return sorted(found, key=lambda model: (model.creation_timestamp, model.model_id))
+        return sorted(models, key=lambda model: (model.creation_timestamp, model.model_id))

@@ -8,8 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlflow.entities import Run
-
 from ddpm_core.records import CHECKPOINT, CI_HIGH, CI_LOW, KIND_TAG, PROTOCOL_TAG, STANDING_TAG
 from ddpm_core.verdicts import Interval, Verdict, known_interval, verdict_beside
 from pipelines.tracking.client import retried
@@ -74,7 +72,7 @@ def _share(tracker: Tracker, key: str, view: str) -> None:
 
 def update_standings(tracker: Tracker, protocol: str, metric: str) -> None:
     """Say of every checkpoint that was measured under a protocol how it stands to the best of them, as a tag of its run."""
-    runs = {run.info.run_id: run for run in checkpoint_runs(tracker, protocol)}
+    runs = {run.info.run_id: run for run in tracker.search(_filter(protocol))}
     known = {
         run_id: standing
         for run_id, standing in standings_of({key: run.data.metrics for key, run in runs.items()}, metric).items()
@@ -94,19 +92,6 @@ def standings_of(metrics: Mapping[str, Mapping[str, float]], metric: str) -> dic
     }
     best = min(values, key=lambda key: (values[key], metrics[key].get("step", 0.0)))
     return {key: Verdict.BEST if key == best else verdict_beside(intervals[best], intervals[key]) for key in values}
-
-
-@retried
-def checkpoint_runs(tracker: Tracker, protocol: str) -> list[Run]:
-    """The runs of all checkpoints that were measured under a protocol."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = tracker.client.search_runs([tracker.experiment_id], _filter(protocol), page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
 
 
 def _filter(protocol: str) -> str:

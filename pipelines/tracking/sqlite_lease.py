@@ -29,14 +29,21 @@ def machine() -> str:
 
 
 def claim(database: Path) -> None:
-    """Claim the right to write to `database`, until this process ends. Raises InputError if another machine has it."""
+    """Claim the right to write to `database`, until this process ends. Raises InputError if another machine has it, or
+    nothing can be written there."""
     folder = database.with_name(f"{database.name}.writers")
     own = folder / f"{machine()}.{os.getpid()}"
     with _lock:
         if own in _claims:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        own.touch()  # before looking at the others': of two that claim at once, at least one sees the other
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            own.touch()  # before looking at the others': of two that claim at once, at least one sees the other
+        except OSError as error:
+            raise InputError(
+                f"tracking database {str(database)!r} cannot be written to ({error.strerror or error}): make room, or give a "
+                "--storage that can be written to"
+            ) from error
         other = other_machine(own)
         if other is not None:
             release(own)

@@ -52,8 +52,8 @@ class Tracker:
             check_answers(uri)
         if uri.startswith("sqlite:///"):
             database = Path(uri.removeprefix("sqlite:///"))
+            claim(database)  # before it is made: that is the right of one machine too
             ensure_database(database, database.parent / "mlartifacts")
-            claim(database)
         self.uri = uri
         self.client = with_retries(lambda: MlflowClient(tracking_uri=uri), is_transient, f"tracking server {uri!r}")
         self.experiment_id = self._experiment(experiment, artifacts)
@@ -61,8 +61,8 @@ class Tracker:
     @retried
     def _experiment(self, name: str, artifacts: Location) -> str:
         """The id of the experiment of this name, found or made."""
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        existing = self.client.get_experiment_by_name(name)
+        if existing is None:
             # A server places artifacts itself; those of a database on disk go beside it, whatever the current folder.
             location = None if self.uri.startswith("http") else artifacts.as_uri()
             kind = {"mlflow.experimentKind": "custom_model_development"}  # the view the UI opens with
@@ -71,14 +71,25 @@ class Tracker:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = self.client.get_experiment_by_name(name)  # another process was quicker
-        return str(found.experiment_id)
+            existing = self.client.get_experiment_by_name(name)  # another process was quicker
+        return str(existing.experiment_id)
+
+    @retried
+    def search(self, condition: str) -> list[Run]:
+        """All runs of the experiment that MLflow's filter finds, the newest first."""
+        runs: list[Run] = []
+        token: str | None = None
+        while token != "":
+            page = self.client.search_runs([self.experiment_id], condition, page_token=token)
+            runs += page
+            token = page.token or ""
+        return runs
 
     @retried
     def find(self, kind: Kind, name: str) -> TrackedRun | None:
         """The run of this kind and name, if there is one."""
-        found = self._runs(kind, name)
-        return TrackedRun(self.client, self.experiment_id, found[0].info.run_id) if found else None
+        runs = self._runs(kind, name)
+        return TrackedRun(self.client, self.experiment_id, runs[0].info.run_id) if runs else None
 
     @retried
     def run(
@@ -93,14 +104,14 @@ class Tracker:
     ) -> TrackedRun:
         """The run of this kind and name, whose fingerprint the name holds: found and set running again, or made. parent: the
         id of the run that it belongs to."""
-        found = self._runs(kind, name)
-        if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            self.client.set_tag(found[0].info.run_id, STARTED_TAG, str(time.time()))
+        runs = self._runs(kind, name)
+        if runs:
+            self.client.update_run(runs[0].info.run_id, status="RUNNING")
+            self.client.set_tag(runs[0].info.run_id, STARTED_TAG, str(time.time()))
         else:
             self._create(kind, name, fingerprint, tags, parent)
-            found = self._runs(kind, name)
-        first, *others = found
+            runs = self._runs(kind, name)
+        first, *others = runs
         self._log_missing(first, params)
         if first.data.params:
             self._delete_empty(others)
@@ -108,10 +119,8 @@ class Tracker:
 
     def _runs(self, kind: Kind, name: str) -> list[Run]:
         """The runs of this kind and name, the one that counts first: one with parameters, the oldest."""
-        found = self.client.search_runs(
-            [self.experiment_id], f"tags.`{KIND_TAG}` = '{kind}' AND attributes.run_name = '{name}'"
-        )
-        return sorted(found, key=lambda run: (not run.data.params, run.info.start_time, run.info.run_id))
+        runs = self.search(f"tags.`{KIND_TAG}` = '{kind}' AND attributes.run_name = '{name}'")
+        return sorted(runs, key=lambda run: (not run.data.params, run.info.start_time, run.info.run_id))
 
     def _create(self, kind: Kind, name: str, fingerprint: str, tags: Mapping[str, str], parent: str | None) -> None:
         identity = {

@@ -201,16 +201,16 @@ def test_systemds_calendar_has_the_times_of_the_cron_expression(every: str) -> N
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
     base = datetime(2026, 1, 28, 12, tzinfo=ZoneInfo("UTC"))
-    found: set[str] = set()
+    moments: set[str] = set()
     for line in calendar(every):
         shown = subprocess.run(
             ["systemd-analyze", "calendar", "--iterations=20", "--base-time=2026-01-28 12:00:00", line],
             capture_output=True, text=True, check=True, env={**os.environ, "TZ": "UTC"},
         ).stdout  # fmt: skip
-        found |= set(re.findall(r"(?:Next elapse|Iteration #\d+|Iter\. #\d+): \w+ (\S+ \S+)", shown))
-    moments = CronSim(every, base)
-    wanted = [f"{next(moments):%Y-%m-%d %H:%M:%S}" for _ in range(20)]
-    assert sorted(found)[:20] == wanted
+        moments |= set(re.findall(r"(?:Next elapse|Iteration #\d+|Iter\. #\d+): \w+ (\S+ \S+)", shown))
+    schedule = CronSim(every, base)
+    wanted = [f"{next(schedule):%Y-%m-%d %H:%M:%S}" for _ in range(20)]
+    assert sorted(moments)[:20] == wanted
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def kubernetes_expands(text: str, variables: dict[str, str]) -> str:
     """As Kubernetes reads a container's command, arguments and environment: $$ is $, $(NAME) a variable that is there."""
     return re.sub(
         r"\$(?:\$|\((\w+)\))",
-        lambda found: "$" if found[0] == "$$" else variables.get(found[1], found[0]),
+        lambda match: "$" if match[0] == "$$" else variables.get(match[1], match[0]),
         text,
     )
 
@@ -388,9 +388,9 @@ def pods(value: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("kind", "number"), [("cronjob", 1), ("rayjob", 3), ("raycronjob", 3)])
 def test_pods_have_no_root_and_no_privileges_and_open_no_port(kind: str, number: int, render: Render) -> None:
     _, out, _ = render(kind, *KINDS[kind], "--", *NIGHTLY)
-    found = pods(yaml.safe_load(out))
-    assert len(found) == number
-    for pod in found:
+    all_pods = pods(yaml.safe_load(out))
+    assert len(all_pods) == number
+    for pod in all_pods:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
         assert pod["automountServiceAccountToken"] is False

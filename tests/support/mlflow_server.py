@@ -11,20 +11,22 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import requests
 
 from pipelines.tracking.tracker import Tracker
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
+    """Wait until a condition holds, and fail if it does not in time."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -32,12 +34,13 @@ def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
 
 
 def postgres_binary(name: str) -> str | None:
-    there = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return shutil.which(name) or (str(there[-1]) if there else None)
+    """The path of a program of PostgreSQL's, None if it is not installed. Debian keeps them off $PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(versions[-1]) if versions else None)
 
 
-def why_not() -> str | None:
-    """Why there can be no PostgreSQL here, if so."""
+def why_no_postgres() -> str | None:
+    """Why PostgreSQL cannot run here, None if it can."""
     missing = [name for name in ("initdb", "postgres") if postgres_binary(name) is None]
     if missing:
         return f"PostgreSQL is not installed: there is no {missing[0]}"
@@ -49,7 +52,7 @@ def why_not() -> str | None:
 
 
 class Postgres:
-    """A database server in a folder of its own. It refuses to be root, who runs it as nobody."""
+    """A database server in a folder of its own. It refuses to run as root, so root runs it as nobody."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
@@ -88,7 +91,7 @@ class Postgres:
         return True
 
     def stop(self) -> None:
-        """At once, with every connection broken off."""
+        """Stop it at once, with every connection broken."""
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait()
 
@@ -98,7 +101,7 @@ class Postgres:
 
 
 class Server:
-    """`mlflow server` at one address for all its lives."""
+    """An `mlflow server`, at the same address whenever it is started."""
 
     def __init__(self, backend: str, artifacts: Path) -> None:
         self.port = free_port()
@@ -128,11 +131,10 @@ class Server:
         wait_until(self.answers)
 
     def answers(self) -> bool:
-        """Whether it does, from its database: a server that starts without one waits for it for minutes."""
+        """Whether it answers from its database: a server that starts without one waits for it for minutes."""
         assert self.process.poll() is None, "the server ended by itself"
         try:
-            with urllib.request.urlopen(f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=5):
-                return True
+            return requests.get(f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=5).ok
         except OSError:
             return False
 
@@ -143,6 +145,7 @@ class Server:
 
 @contextlib.contextmanager
 def tracking_server(artifacts: Path) -> Iterator[tuple[Server, Postgres]]:
+    """A server and its database, both running."""
     postgres = Postgres()
     try:
         server = Server(postgres.uri, artifacts)
@@ -158,7 +161,7 @@ STEPS = 12
 
 
 def write_runs(tracker: Tracker, writer: str, until: threading.Event | None = None) -> list[str]:
-    """Runs with records, models and files, one after the other, until the event is set. Their names."""
+    """Write runs with records, models and files, one after the other, at least one, until the event is set. Their names."""
     names: list[str] = []
     while not names or (until is not None and not until.is_set()):
         name = f"{writer}-{len(names)}"
@@ -174,4 +177,5 @@ def write_runs(tracker: Tracker, writer: str, until: threading.Event | None = No
 
 
 def outages(uri: str) -> Tracker:
+    """The experiment that such runs are written to."""
     return Tracker(uri, "outages", Path("/"))

@@ -142,11 +142,11 @@ def season(summer: TrainResult, digits: ShardedDataset, tmp_path: Path, monkeypa
     monkeypatch.setattr(alarms, "LEAST_SPREAD", 0.0)
     monkeypatch.setattr(alarms, "MOST_SATURATION", 1.0)
     shutil.copytree(Path(str(summer.run.folder)), tmp_path / "train" / summer.run.name)
-    found = Season(train(training(digits, tmp_path)), tmp_path)  # finds it done, and makes its MLflow run
-    found.hidden.mkdir()
-    for path in found.folder.glob("step-*"):
-        path.rename(found.hidden / path.name)
-    return found
+    season = Season(train(training(digits, tmp_path)), tmp_path)  # finds it done, and makes its MLflow run
+    season.hidden.mkdir()
+    for path in season.folder.glob("step-*"):
+        path.rename(season.hidden / path.name)
+    return season
 
 
 def spoil(checkpoint: Path) -> None:
@@ -264,12 +264,12 @@ def test_a_week(season: Season) -> None:
     )
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": season.model, "version": str(newest.version)}]
     # What the UI's table of models sorts by.
-    found = season.client.search_logged_models(
+    models = season.client.search_logged_models(
         [run.info.experiment_id],
         filter_string="metrics.fd_pixels > 0",
         order_by=[{"field_name": "creation_timestamp"}],
     )
-    measured = {int(model.params["step"]) for model in found}
+    measured = {int(model.params["step"]) for model in models}
     assert measured == {1, 3, 4, 5, 6}
     assert min(values, key=lambda step: values[step]) != 4
     # A model by its alias is what an evaluation by hand finds done.

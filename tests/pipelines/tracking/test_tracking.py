@@ -311,6 +311,14 @@ def test_sqlite_is_written_to_from_one_machine(tmp_path: Path) -> None:
     run.finish()
 
 
+def test_a_database_below_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        InputError, match=r"^tracking database '.*' cannot be written to \((File exists|Not a directory)\)"
+    ):
+        tracker(tmp_path / "file")
+
+
 def test_the_claim_of_a_machine_that_is_gone_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = tmp_path / "mlflow.db"
     killed = writer_elsewhere(database)
@@ -329,10 +337,10 @@ def test_a_writer_renews_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sqlite_lease, "RENEWED_EVERY", 0.05)
     monkeypatch.setattr(sqlite_lease, "_renewing", -1)  # a thread of this test's own
     sqlite_lease.claim(tmp_path / "mlflow.db")
-    (mine,) = (tmp_path / "mlflow.db.writers").iterdir()
-    os.utime(mine, (0, 0))
+    (claim,) = (tmp_path / "mlflow.db.writers").iterdir()
+    os.utime(claim, (0, 0))
     end = time.monotonic() + 30
-    while mine.stat().st_mtime == 0:
+    while claim.stat().st_mtime == 0:
         assert time.monotonic() < end
         time.sleep(0.01)
 

@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from support.mlflow_server import STEPS, Postgres, Server, outages, tracking_server, wait_until, why_not, write_runs
+from support.mlflow_server import (
+    STEPS,
+    Postgres,
+    Server,
+    outages,
+    tracking_server,
+    wait_until,
+    why_no_postgres,
+    write_runs,
+)
 from support.processes import IMPORTED
 from support.states import new_state
 from support.training import NETWORK, OPTIM
@@ -35,7 +44,7 @@ from pipelines.train.driver import train
 from pipelines.train.follower import Follower, unsent_entries, unsent_folder
 from pipelines.train.stop import StopRequest
 
-REASON = why_not()
+REASON = why_no_postgres()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 
@@ -111,12 +120,12 @@ def test_what_is_written_while_the_servers_die_is_there_exactly_once(
 
 
 def all_models(client: MlflowClient, experiment: str) -> list[Any]:
-    found, token = [], None
+    models, token = [], None
     while token != "":
         page = client.search_logged_models([experiment], page_token=token)
-        found += list(page)
+        models += list(page)
         token = page.token or ""
-    return found
+    return models
 
 
 @pytest.mark.slow
@@ -208,8 +217,8 @@ def test_a_training_ends_without_its_server_and_a_night_finds_its_entries(
 
     result = train(settings, listen)
     assert [checkpoint.step for checkpoint in result.checkpoints] == [2, 4]
-    (told,) = (line for line in lines if "entries for MLflow wait" in line)
-    assert "give the same command again" in told
+    (line,) = (line for line in lines if "entries for MLflow wait" in line)
+    assert "give the same command again" in line
     server.start()
     train(settings, lines.append)
     client = MlflowClient(server.uri)
