@@ -294,13 +294,15 @@ def tracking_uri() -> str:
 
 @functools.cache
 def digits() -> Ids:
-    """Everything there can be: two protocols, a sweep with a failed trial and one of another protocol."""
+    """Everything there can be: two protocols, a sweep with a failed trial and one of another protocol, and a run of a kind
+    that is not reported on."""
     writer = writer_of("digits")
     linear = writer.train("tiny-linear-0a0a0a0a0a0a")
     quad = writer.train("tiny-quad-1b1b1b1b1b1b", {"diffusion.schedule": "quad"})
     other = writer.train("tiny-cosine-2c2c2c2c2c2c", {"diffusion.schedule": "cosine"})
     writer.train("tiny-const-3d3d3d3d3d3d", status="FAILED")
     first = writer.evaluate(linear, DIGITS, {100: 40.0, 200: 9.0, 300: 9.6})
+    writer.run("checkpoint", "step 100", {"mlflow.parentRunId": linear})
     writer.further(first, DIGITS, [100, 200, 300])
     writer.pictures(first, 200)
     writer.memorized(first, 200)
