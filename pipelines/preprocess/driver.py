@@ -21,6 +21,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.manifest import write_manifest
 from pipelines.preprocess.plan import PLAN, check_same, earlier_plan, make_plan
 from pipelines.preprocess.sources.items import Item, Source
+from pipelines.preprocess.sources.names import BYTE
 from pipelines.preprocess.sources.open import describe_others, list_items, open_source, source_facts
 from pipelines.preprocess.worker import finished_record, make_shard, shard_file
 from pipelines.runtime.chunks import chunk_ranges
@@ -39,8 +40,14 @@ def preprocess(config: PreprocessConfig, say: Say = lambda line: None) -> Sharde
     Raises InputError for a source without images, an output that holds another data set or cannot be written to, an image
     that a policy refuses, or too many broken ones.
     """
-    source_path = location(config.source, option="--source")
-    output = location(config.output, option="--output")
+    source_path, output = location(config.source, option="--source"), location(config.output, option="--output")
+    # What lies in a source may have any name; but Ray takes no such command, and Arrow writes to no such path.
+    for option, path, advice in (
+        ("--source", config.source, "rename it, or give a link to it"),
+        ("--output", str(output), "give another"),
+    ):
+        if BYTE.search(path):
+            raise InputError(f"{option} is {path!r}, a path that is not UTF-8: {advice}")
     earlier = earlier_plan(output)
     facts = None
     if earlier is not None:

@@ -704,6 +704,22 @@ def test_max_pixels_lets_large_images_in_and_keeps_small_ones_out(tmp_path: Path
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_folder_whose_own_name_is_not_utf_8_is_read_through_a_link(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / os.fsdecode(b"gar\xe7on"), ORDINARY)
+    config = PreprocessConfig(source=str(path), output=str(tmp_path / "out"), image_size=8)
+    with pytest.raises(
+        InputError, match=r"--source is '.*', a path that is not UTF-8: rename it, or give a link to it$"
+    ):
+        preprocess(config)
+    with pytest.raises(InputError, match=r"--output is '.*', a path that is not UTF-8: give another$"):
+        preprocess(replace(config, source=str(tmp_path), output=str(path / "out")))
+    (tmp_path / "link").symlink_to(path)
+    dataset = preprocess(replace(config, source=str(tmp_path / "link")))
+    assert (len(dataset), dataset.name) == (3, "gar%xe7on")
+    assert describe_dataset(dataset).encode()
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_the_manifest_and_the_card_account_for_every_file(tmp_path: Path) -> None:
     files = many() | {"p3.png": READABLE["profile Display P3"], os.fsdecode(b"\xe9\n.png"): b"", "notes.txt": b"x"}
     config = PreprocessConfig(
