@@ -13,11 +13,11 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
 
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.configs import Weights
 from ddpm_core.records import PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
 METRICS_A_CALL = 1000  # MLflow's limit
-Weights = Literal["ema", "raw"]
 
 
 def now() -> int:
