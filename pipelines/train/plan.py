@@ -42,6 +42,7 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
         "time": f"{costs.hours:,.1f} hours for {config.steps:,} steps",
         "disk": f"{kept * size / 1e9:,.1f} GB for at most {kept} checkpoints of {size / 1e9:.2f} GB",
     }
-    values = "\n".join(f"  {name:<32}{value}" for name, value in flatten(config).items())
-    facts = "\n".join(f"  {name:<32}{value}" for name, value in rows.items())
-    return f"configuration\n{values}\nplan\n{facts}"
+    values = flatten(config)
+    width = max(map(len, values | rows))
+    tables = ("\n".join(f"  {name:<{width}}  {value}" for name, value in table.items()) for table in (values, rows))
+    return "configuration\n{}\nplan\n{}".format(*tables)

@@ -1,0 +1,16 @@
+"""What --dry-run prints."""
+
+import pytest
+
+from ddpm_core.presets import PRESETS
+from ddpm_core.records import flatten
+from pipelines.train.config import config_for
+from pipelines.train.plan import describe_plan
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_plan_has_every_option_with_its_value_beside_it(preset: str) -> None:
+    config = config_for(preset, shards="shards")
+    printed = [line.split(maxsplit=1) for line in describe_plan(config, "A100", 0.3).splitlines()]
+    for name, value in flatten(config).items():
+        assert [name, str(value)] in printed
