@@ -5,6 +5,7 @@ the first frame counts. Links are followed within the source. A path is a key (n
 written under it.
 """
 
+import abc
 import functools
 import posixpath
 import stat
@@ -44,7 +45,7 @@ class Listing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FileSource:
+class FileSource(abc.ABC):
     """Files that are listed once."""
 
     path: Location
@@ -57,8 +58,8 @@ class FileSource:
     def _listing(self) -> Listing:
         return self._list()
 
-    def _list(self) -> Listing:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _list(self) -> Listing: ...
 
     def items(self) -> list[Item]:
         return self._listing.items
