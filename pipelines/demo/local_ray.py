@@ -1,12 +1,14 @@
 """A Ray head of this machine's own, which ends with this process."""
 
 import contextlib
+import functools
 import os
 import secrets
 import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from unittest import mock
 
 
 @contextlib.contextmanager
@@ -18,16 +20,21 @@ def ray_cluster(variables: Mapping[str, str]) -> Iterator[dict[str, str]]:
     os.environ.update(token, PATH=interpreter, **variables)
     os.environ.pop("RAY_ADDRESS", None)
     import ray  # here, not above: Ray reads the token's environment when it is imported
+    from ray._private import parameter
 
-    context = ray.init(
-        num_cpus=max(2, os.cpu_count() or 2),
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=free_port(),
-        object_store_memory=256 << 20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    # The agent that takes submitted jobs listens on 52365 of every Ray of a machine, and ray.init has no argument for
+    # it (`ray start` has): beside another Ray no job could be submitted.
+    any_agent_port = functools.partial(parameter.RayParams, dashboard_agent_listen_port=free_port())
+    with mock.patch.object(parameter, "RayParams", any_agent_port):
+        context = ray.init(
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=free_port(),
+            object_store_memory=256 << 20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     for name in variables:  # this process is none of them
         del os.environ[name]
     try:

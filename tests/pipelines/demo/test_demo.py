@@ -1,7 +1,9 @@
 """The demo's own pieces; the whole of it is `make demo`."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,28 @@ def test_a_finished_demo_is_recognised_only_while_all_of_it_is_there(tmp_path: P
     assert read_finished(finished, "a") is None
     made.unlink()
     assert read_finished(finished, "a") is None
+
+
+SUBMIT = """
+import subprocess
+from pipelines.demo.local_ray import ray_cluster
+with ray_cluster({}) as environment:
+    subprocess.run(["ray", "job", "submit", "--", "echo", "hello"], env=environment, check=True)
+"""
+
+
+@pytest.mark.slow
+def test_jobs_are_submitted_beside_another_ray_of_the_machine() -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # held by a Ray of this machine, which is as good
+            other.bind(("0.0.0.0", 52365))
+            other.listen()
+        command = [sys.executable, "-c", SUBMIT]
+        done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "hello" in done.stdout
 
 
 @pytest.mark.slow
