@@ -10,7 +10,7 @@ from jobs.cli import parse, run, say
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute
 from pipelines.runtime.options import StorageOptions
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import sqlite_file, tracking_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,11 @@ class ReportConfig(StorageOptions):
 def main() -> None:
     config = parse(ReportConfig, sys.argv[1:], description="Write a report on everything in an MLflow experiment.")
     uri = tracking_uri(config, local_storage(config.storage))
+    database = sqlite_file(uri)
+    if database is not None and database.is_file():
+        from pipelines.tracking.database import ensure_database  # here: --help need not wait for MLflow
+
+        ensure_database(database)  # which may have been moved
     output = Path(absolute(config.output, option="--output"))
     path = reports.build_report(uri, config.experiment, output, run=config.run, watts=config.watts)
     say(f"report: {path}")

@@ -1,6 +1,7 @@
 """Weights from and for other programs, in the layout of Hugging Face diffusers."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipelines.runtime.locations import absolute, location
 from pipelines.tracking.uri import tracking_uri
 
 INDEX = "model_index.json"  # of a pipeline
+NOT_IN_NAMES = re.compile(r"[^\w.-]+")  # of a folder, and in searches of MLflow
 SCHEDULER = ("scheduler_config.json", "scheduler/scheduler_config.json", "../scheduler/scheduler_config.json")
 # What diffusers calls things, and what Ho's code does.
 SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
@@ -96,7 +98,8 @@ def import_weights(
         raise InputError(f"--weights {given!r} has no training set of its own: give --reference")
     network, weights = from_diffusers(folder)
     diffusion = scheduler_of(folder)
-    name = f"{folder.name}-{fingerprint({'weights': content_sha256(weights), 'diffusion': asdict(diffusion)})}"
+    digest = fingerprint({"weights": content_sha256(weights), "diffusion": asdict(diffusion)})
+    name = f"{NOT_IN_NAMES.sub('-', folder.name)}-{digest}"
     run, folder = storage.run(name), storage.trainings / name
     if not (folder / checkpoint_name(0) / MANIFEST).is_file():
         config = {

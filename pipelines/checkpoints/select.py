@@ -37,7 +37,7 @@ def find_checkpoints(
 
 def find_run(name: str, given: Location, storage: Storage[Path], uri: str) -> Run[Path]:
     """The run of a name or MLflow run id, or that lies at the path `given`. Raises InputError if there is none."""
-    candidates = [storage.run(given.name, given), storage.run(name)]
+    candidates = [storage.run(given.name, given), storage.run(given.name)]
     tracked = name_of_run(uri, name)
     if tracked is not None:
         candidates.append(storage.run(tracked))

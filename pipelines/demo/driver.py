@@ -5,6 +5,7 @@ What is finished is not done again; when everything is, nothing is started.
 """
 
 import json
+import os
 import shlex
 import subprocess
 import time
@@ -100,8 +101,9 @@ def demo(storage: Path, say: Say) -> DemoResult:
         )
         say("[7/7] stopping Ray")
     watched = [source / "data.mdb", extractor, report, *shards.iterdir(), *storage.rglob("manifest.json")]
-    files = {str(path): sha256_file(path) for path in sorted(set(watched)) if path.is_file()}
-    write_json(finished, {"identity": identity, "report": str(report), "best": best, "files": files})
+    # Relative to this file's folder: a storage can be moved.
+    files = {os.path.relpath(path, home): sha256_file(path) for path in sorted(set(watched)) if path.is_file()}
+    write_json(finished, {"identity": identity, "report": report.name, "best": best, "files": files})
     say(f"Done in {duration(time.monotonic() - started)}.")
     return DemoResult(report, best)
 
@@ -110,10 +112,10 @@ def read_finished(path: Path, identity: str) -> DemoResult | None:
     """The result of an earlier demo, if all that it made is still there, byte for byte."""
     try:
         facts = json.loads(path.read_text())
-        whole = all(sha256_file(Path(name)) == sha256 for name, sha256 in facts["files"].items())
+        whole = all(sha256_file(path.parent / name) == sha256 for name, sha256 in facts["files"].items())
     except (OSError, ValueError, KeyError):
         return None
-    return DemoResult(Path(facts["report"]), facts["best"]) if whole and facts["identity"] == identity else None
+    return DemoResult(path.parent / facts["report"], facts["best"]) if whole and facts["identity"] == identity else None
 
 
 def flat(options: Mapping[str, str]) -> list[str]:

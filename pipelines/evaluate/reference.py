@@ -16,6 +16,7 @@ from ddpm_core.metrics import FeatureStatistics, InceptionScore
 from ddpm_core.precision import full_float32
 from ddpm_core.rng import permutation
 from pipelines.runtime.cluster import connect
+from pipelines.runtime.layout import shards_of
 from pipelines.runtime.locations import Location, absolute, committed, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
@@ -59,9 +60,8 @@ def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -
             f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
         )
     try:
-        trained = ShardedDataset.open(location(checkpoint.config["shards"], option="the run's shards")).manifest[
-            "filter"
-        ]
+        shards = location(shards_of(checkpoint.config, checkpoint.path), option="the run's shards")
+        trained = ShardedDataset.open(shards).manifest["filter"]
     except InputError:  # no longer reachable from here
         trained = None
     if trained is not None and dataset.manifest["filter"] != trained:

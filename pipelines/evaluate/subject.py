@@ -19,7 +19,7 @@ from pipelines.evaluate.measure import GRID
 from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps
 from pipelines.runtime.chunks import chunk_ranges
-from pipelines.runtime.layout import Run, Storage
+from pipelines.runtime.layout import Run, Storage, shards_of
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.uri import tracking_uri
@@ -130,7 +130,7 @@ def open_subject(
     """Checkpoints of a run, at least one, with their references and extractor. Raises InputError if a reference does not
     fit, or the extractor cannot be had or failed its calibration."""
     first = checkpoints[0]
-    given = config.reference or first.config["shards"]
+    given = config.reference or shards_of(first.config, first.path)
     references: dict[Role, ShardedDataset] = {"train": open_reference(given, "--reference", first, run.name)}
     if config.test_reference is not None:
         references["test"] = open_reference(config.test_reference, "--test-reference", first, run.name)

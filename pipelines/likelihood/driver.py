@@ -22,7 +22,7 @@ from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihoo
 from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.layout import Run, Storage, local_storage
+from pipelines.runtime.layout import Run, Storage, local_storage, shards_of
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
@@ -48,7 +48,8 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
     """
     storage = local_storage(config.storage)
     run, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, tracking_uri(config, storage))
-    dataset = ShardedDataset.open(location(config.data or checkpoints[0].config["shards"], option="--data"))
+    data = config.data or shards_of(checkpoints[0].config, checkpoints[0].path)
+    dataset = ShardedDataset.open(location(data, option="--data"))
     protocol = make_protocol(config, run.name, checkpoints[0], dataset)
     folders = {c.step: run.likelihood(fingerprint(protocol)) / c.path.name for c in checkpoints}
     earlier = {c.step: read_likelihood(folders[c.step], c.weights_sha256(config.weights)) for c in checkpoints}

@@ -28,7 +28,7 @@ from pipelines.runtime.progress import Say
 from pipelines.tracking.registry import Registry
 from pipelines.tracking.tracker import Tracker, code_version
 
-NOT_IN_NAMES = re.compile(r"[/:]")  # MLflow takes neither in a model's name
+NOT_IN_NAMES = re.compile(r"[/:']")  # MLflow takes none of them in a model's name or in a search for it
 
 
 @dataclass(frozen=True)

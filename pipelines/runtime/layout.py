@@ -12,13 +12,17 @@
 Every such path is made here.
 """
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
+from ddpm_core.commit import ReadablePath
 from pipelines.runtime.locations import Location, absolute, location
 
+LONGEST_NAME = 200  # bytes of a folder; file systems take 255, and MLflow's artifacts and temporary files add to it
 Root = TypeVar("Root", Path, Location, covariant=True)
 
 
@@ -76,11 +80,11 @@ class Storage(Generic[Root]):
 
     def nights(self, experiment: str) -> Root:
         """The report and ledger of an experiment's nightly evaluation."""
-        return self.root / "nightly" / quote(experiment, safe="")
+        return self.root / "nightly" / folder_name(experiment)
 
     def calibration(self, extractor: str) -> Root:
         """The outcome of an extractor's calibration; `extractor` holds its name and sha256."""
-        return self.root / "calibration" / f"{extractor}.json"
+        return self.root / "calibration" / f"{folder_name(extractor)}.json"
 
     @property
     def database(self) -> Root:
@@ -89,10 +93,34 @@ class Storage(Generic[Root]):
 
     def artifacts(self, experiment: str) -> Root:
         """MLflow's artifacts of an experiment."""
-        return self.root / "mlartifacts" / experiment
+        return self.root / "mlartifacts" / folder_name(experiment)
 
 
 LocalStorage = Storage[Path]
+
+
+def folder_name(name: str) -> str:
+    """A name that a person chose, as that of one folder: it leads nowhere else, and no file system finds it too long."""
+    quoted = quote(name, safe=" ")
+    if not quoted.strip("."):
+        quoted = quoted.replace(".", "%2E")
+    if len(quoted) > LONGEST_NAME:
+        quoted = f"{quoted[: LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return quoted
+
+
+def shards_of(config: Mapping[str, Any], checkpoint: ReadablePath) -> str:
+    """The path or URL of the shards that a checkpoint was trained on. config: its training's.
+
+    A storage can be moved and copied with all that is in it: shards that lay in the storage of then are looked for in that of
+    now first.
+    """
+    shards, storage = str(config["shards"]), config.get("storage")  # weights from elsewhere have no storage
+    if storage is not None and Path(shards).is_relative_to(storage):
+        moved = checkpoint.parent.parent.parent / Path(shards).relative_to(storage)
+        if moved.exists():
+            return str(moved)
+    return shards
 
 
 def open_storage(path: str) -> Storage[Location]:

@@ -45,7 +45,9 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     for point in points.values():
         check_dataset(point.config, dataset)
-    identity = sweep_identity(config, trial_names(config, points, dataset))
+    given = config.evaluate.extractor
+    extractor_id = describe_extractor(given, dataset).sha256 if given.endswith(".pt") else given
+    identity = sweep_identity(config, trial_names(config, points, dataset), extractor_id)
     name = f"sweep-{config.train.preset}-{fingerprint(identity)}"
     folder = storage.sweep(name)
     finished = read_result(folder)
@@ -81,22 +83,24 @@ def trial_names(config: SweepConfig, points: Mapping[str, Point], dataset: Shard
     }
 
 
-def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Everything that decides a sweep's result. names: of each point's trainings."""
+def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]], extractor: str) -> dict[str, Any]:
+    """Everything that decides a sweep's result. names: of each point's trainings. extractor: its name, or the sha256 of its
+    file, which may lie elsewhere tomorrow."""
     return {
         "runs": names,
         "steps": config.train.steps,
         "rungs": config.rungs,
         # A finished sweep is known by the fingerprint of this value: other keys would be another sweep.
-        "evaluate": [evaluation_identity(config.evaluation(steps)) for steps in (*config.rungs, config.train.steps)],
+        "evaluate": [
+            evaluation_identity(config.evaluation(steps), extractor) for steps in (*config.rungs, config.train.steps)
+        ],
     }
 
 
-def evaluation_identity(config: EvaluateConfig) -> dict[str, Any]:
-    """The options of an evaluation that decide its numbers."""
+def evaluation_identity(config: EvaluateConfig, extractor: str) -> dict[str, Any]:
+    """The options of an evaluation that decide its numbers. extractor: its name, or the sha256 of its file."""
     # Not workers, chunk size or storage, nor what is drawn for a person.
     keys = (
-        "extractor",
         "samples",
         "sampler",
         "sampler_steps",
@@ -107,7 +111,7 @@ def evaluation_identity(config: EvaluateConfig) -> dict[str, Any]:
         "seed",
         "batch_size",
     )
-    return {key: getattr(config, key) for key in keys}
+    return {"extractor": extractor, **{key: getattr(config, key) for key in keys}}
 
 
 def max_concurrent_trials(train: TrainConfig) -> int:

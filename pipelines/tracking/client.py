@@ -9,9 +9,20 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from ddpm_core.errors import InputError, one_line
 from pipelines.tracking.retry import with_retries
 
 TRANSIENT_CODES = {"TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"}
+REFUSALS = {
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "BAD_REQUEST",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "ENDPOINT_NOT_FOUND",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_LIMIT_EXCEEDED",
+}
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -43,11 +54,19 @@ def retried(
     method: Callable[Concatenate[Holder, Arguments], Result],
 ) -> Callable[Concatenate[Holder, Arguments], Result]:
     """A method, or a function whose first argument holds a client, that is called again while the server is away. Whatever
-    it does must be possible twice: an answer may have been lost."""
+    it does must be possible twice: an answer may have been lost. What the server refuses for good is an InputError."""
 
     @functools.wraps(method)
     def call(holder: Holder, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         what = f"tracking server {holder.client.tracking_uri!r}"
-        return with_retries(lambda: method(holder, *args, **kwargs), is_transient, what)
+        try:
+            return with_retries(lambda: method(holder, *args, **kwargs), is_transient, what)
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            raise InputError(
+                f"{what} refuses what was asked ({one_line(error)}): correct the name or the access it speaks of, then give "
+                "the same command again"
+            ) from error
 
     return call

@@ -1,22 +1,25 @@
 """What MLflow knows of trainings and models, by what a person calls them. Nothing is written here."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.records import KIND_TAG, PARENT_TAG, PATH_TAG, STARTED_TAG, STEPS_TAG, TRAIN
+from pipelines.tracking.database import ensure_database
 from pipelines.tracking.tracker import Tracker
-from pipelines.tracking.uri import check_no_password
+from pipelines.tracking.uri import check_no_password, sqlite_file
 
 
 def existing_client(uri: str) -> MlflowClient | None:
     """A client for looking things up, None if the database does not exist: MLflow would make it. Raises InputError for a URI
     with a password."""
     check_no_password(uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return None
+    database = sqlite_file(uri)
+    if database is not None:
+        if not database.is_file():
+            return None
+        ensure_database(database)  # which may have been moved
     return MlflowClient(tracking_uri=uri)
 
 

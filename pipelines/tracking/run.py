@@ -2,6 +2,7 @@
 twice."""
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from ddpm_core.records import PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
 METRICS_A_CALL = 1000  # MLflow's limit
+NOT_IN_NAMES = re.compile(r"[/:.%\"']")  # of what MLflow calls a logged model
 
 
 def now() -> int:
@@ -167,7 +169,7 @@ class TrackedRun:
     @retried
     def checkpoint_model(self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema") -> str:
         """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
-        name = name if weights == "ema" else f"{name}-raw"
+        name = NOT_IN_NAMES.sub("-", name if weights == "ema" else f"{name}-raw")
         models, place = self._models(name), {PATH_TAG: str(path), SHA256_TAG: sha256}
         if not models:
             self.client.create_logged_model(

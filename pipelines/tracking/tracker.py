@@ -3,11 +3,10 @@
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run
+from mlflow.entities import LifecycleStage, Param, Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError
@@ -20,7 +19,7 @@ from pipelines.tracking.database import ensure_database
 from pipelines.tracking.retry import with_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.sqlite_lease import claim
-from pipelines.tracking.uri import check_answers, check_no_password, tracking_uri
+from pipelines.tracking.uri import check_answers, check_no_password, sqlite_file, tracking_uri
 
 PARAMS_A_CALL = 100  # MLflow's limit
 
@@ -50,10 +49,10 @@ class Tracker:
             )
         if uri.startswith("http"):
             check_answers(uri)
-        if uri.startswith("sqlite:///"):
-            database = Path(uri.removeprefix("sqlite:///"))
+        database = sqlite_file(uri)
+        if database is not None:
             claim(database)  # before it is made: that is the right of one machine too
-            ensure_database(database, database.parent / "mlartifacts")
+            ensure_database(database)
         self.uri = uri
         self.client = with_retries(lambda: MlflowClient(tracking_uri=uri), is_transient, f"tracking server {uri!r}")
         self.experiment_id = self._experiment(experiment, artifacts)
@@ -62,6 +61,11 @@ class Tracker:
     def _experiment(self, name: str, artifacts: Location) -> str:
         """The id of the experiment of this name, found or made."""
         existing = self.client.get_experiment_by_name(name)
+        if existing is not None and existing.lifecycle_stage == LifecycleStage.DELETED:
+            raise InputError(
+                f"experiment {name!r} was deleted in MLflow: give another --experiment, or restore it with `mlflow experiments "
+                f"restore --experiment-id {existing.experiment_id}`"
+            )
         if existing is None:
             # A server places artifacts itself; those of a database on disk go beside it, whatever the current folder.
             location = None if self.uri.startswith("http") else artifacts.as_uri()

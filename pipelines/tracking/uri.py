@@ -31,6 +31,11 @@ def tracking_uri(options: StorageOptions, storage: Storage[Any]) -> str:
     return given or f"sqlite:///{storage.database}"
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite URI, absolute, None for another URI."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
 def check_no_password(uri: str) -> None:
     """Raises InputError for a tracking URI with a password, which would be a parameter of every run."""
     if holds_password(uri):

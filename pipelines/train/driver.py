@@ -6,7 +6,7 @@ included, lies in its checkpoints. While MLflow does not answer, the training go
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -83,6 +83,8 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     storage = open_storage(config.storage)
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
     check_dataset(config, dataset)
+    # As a reader elsewhere finds them: a relative path means something in this process's folder alone.
+    config = replace(config, storage=str(storage.root), shards=str(dataset.path))
     run = storage.run(run_name(config, dataset))
     set_aside_damaged(run.folder, config.steps, say)
     done = checkpoints_until(run, config.steps)

@@ -21,6 +21,7 @@ from ddpm_core.checkpoint import Checkpoint, snapshot, write_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import evaluate
+from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import holds_password, location
 from pipelines.tracking import retry, sqlite_lease
 from pipelines.tracking.client import is_transient
@@ -64,9 +65,9 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptu
 def test_an_error_that_is_not_transient_is_raised_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = new_run(tmp_path)
     gone = TrackedRun(run.client, run.experiment_id, "0" * 32)
-    with pytest.raises(MlflowException):
+    with pytest.raises(InputError, match="refuses what was asked"):
         gone.set_tags({"a": "b"})
-    with pytest.raises(MlflowException):
+    with pytest.raises(InputError, match="refuses what was asked"):
         run.log_records([{"step": 0, "not a name!": 1.0}])
     assert not caplog.records
 
@@ -106,7 +107,7 @@ def test_a_server_that_stays_away_is_named_in_a_sentence(
 
 def test_a_refusal_is_not_waited_for(failing_server: FailingServer, tmp_path: Path) -> None:
     failing_server.status = 403
-    with pytest.raises(MlflowException):
+    with pytest.raises(InputError, match="refuses what was asked"):
         Tracker(failing_server.server.uri, "tests", tmp_path)
     assert failing_server.calls == 1
 
@@ -356,3 +357,37 @@ def test_errors_of_an_absent_or_busy_server_are_transient() -> None:
         assert not is_transient(RestException({"error_code": code}))
     assert not is_transient(MlflowException("a bug"))
     assert not is_transient(OSError(28, "no space"))
+
+
+def test_a_deleted_experiment_is_named_with_what_brings_it_back(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.client.delete_experiment(run.experiment_id)
+    uri, name = run.client.tracking_uri, run.client.get_experiment(run.experiment_id).name
+    with pytest.raises(
+        InputError, match=f"experiment '{name}' was deleted in MLflow: .*--experiment-id {run.experiment_id}"
+    ):
+        Tracker(uri, name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "../x", "/elsewhere/x", ".", "..", "x\ny", "'q' {y}", "a%2Fb", "é" * 250, "b" * 500]
+)
+def test_any_name_of_an_experiment_is_one_folder_of_the_storage(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, name: str
+) -> None:
+    database = tmp_path_factory.getbasetemp() / "any-name" / "mlflow.db"  # one for all names: it takes seconds to make
+    storage = Storage(tmp_path)
+    tracker = Tracker(f"sqlite:///{database}", name, storage.artifacts(name))
+    tracker.run("train", "x", "1", params={"a": "1"}, tags={}).log_json("config.json", 1)
+    (made,) = (tmp_path / "mlartifacts").iterdir()
+    assert [path.name for path in made.rglob("*.json")] == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlartifacts"]
+    assert storage.nights(name).parent == tmp_path / "nightly"
+    assert storage.artifacts(name) != storage.artifacts(f"{name}x")
+
+
+@pytest.mark.parametrize("name", ["church's", "v1.5", 'a"b', "a:b/c%d"])
+def test_a_checkpoint_of_any_name_has_one_model(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    run = new_run(tmp_path_factory.getbasetemp() / "any-name")
+    first = run.checkpoint_model(f"{name}-step-1", 1, "/x", "0" * 64)
+    assert run.checkpoint_model(f"{name}-step-1", 1, "/x", "0" * 64) == first
