@@ -1,5 +1,6 @@
 """The command line that the train_*.py jobs share: a recipe's name, then any of its values."""
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,4 +50,5 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
     result = train.train(command.config, say)
     say(f"train: checkpoints in {result.run.folder}; MLflow run {result.run_id}")
     emit_result(run=result.run.name)
-    say(f"train: evaluate with python jobs/evaluate.py --run {result.run.name} --storage {result.storage.root}")
+    again = ["python", "jobs/evaluate.py", "--run", result.run.name, "--storage", str(result.storage.root)]
+    say(f"train: evaluate with {shlex.join(again)}")

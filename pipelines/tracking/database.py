@@ -8,6 +8,7 @@ with all that is in it, the places in that folder are brought up to date before 
 """
 
 import os
+import shlex
 import sqlite3
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -99,7 +100,7 @@ def check_whole(path: Path) -> None:
     if runs:
         raise InputError(
             f"tracking database {str(path)!r} is of another version of MLflow: make a copy of it, then run `mlflow db upgrade "
-            f"sqlite:///{path}`"
+            f"{shlex.quote(f'sqlite:///{path}')}`"
         )
     raise InputError(
         f"tracking database {str(path)!r} was left half-made by a process that was killed, and holds no runs: delete it, and "

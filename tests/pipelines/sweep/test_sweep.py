@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pipelines.sweep.driver import sweep
 from pipelines.sweep.points import Point
 from pipelines.sweep.result import SweepResult
 from pipelines.train.driver import run_name, train
+from reports.build import build_report
 
 
 def artifact(storage: Path, result: SweepResult, name: str) -> Any:
@@ -70,6 +72,26 @@ def test_a_sweep_that_is_done_starts_nothing(swept: tuple[Path, ScheduleSweep, S
     assert sweep(config, with_diverging(config), lines.append) == result
     assert lines == [f"sweep: {result.name} is done, 3 trials"]
     assert {path: path.stat().st_mtime_ns for path in storage.rglob("*.*")} == stamps
+
+
+def test_a_moved_storage_is_the_same_with_everything_in_it(
+    swept: tuple[Path, ScheduleSweep, SweepResult], digits: ShardedDataset, tmp_path: Path
+) -> None:
+    original, _, result = swept
+    stamps = {path: path.stat().st_mtime_ns for path in original.rglob("*.*")}
+    storage = tmp_path / "elsewhere"
+    shutil.copytree(original, storage)
+    config = schedules(training(digits, storage), matched=False)
+    lines: list[str] = []
+    assert sweep(config, with_diverging(config), lines.append) == result
+    assert lines == [f"sweep: {result.name} is done, 3 trials"]
+    plain = train(config.train, lines.append)
+    assert lines[1:] == [f"train: {plain.run.name} is done, 4 steps"]
+    measured = replace(MEASURED, run=plain.run.name, storage=str(storage), samples=MEASURED.samples - 1)
+    evaluated = evaluate(measured)
+    path = build_report(f"sqlite:///{storage}/mlflow.db", measured.experiment, storage / "report.html")
+    assert f"{evaluated.best.distance:.2f}" in path.read_text()
+    assert not [path for path in original.rglob("*.*") if stamps.get(path) != path.stat().st_mtime_ns]
 
 
 def test_a_sweeps_records_hold_its_trials_schedules_and_conclusion(
