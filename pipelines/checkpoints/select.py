@@ -27,7 +27,7 @@ def find_checkpoints(
                 f"model {name!r} is not known to MLflow: give models:/NAME@alias of a model that the nightly evaluation "
                 "registered, or a run"
             )
-        name = path or name
+        name = name if path is None else str(place_of_model(name, path, storage))
     given = location(name, option="--run") if "://" in name else Path(name).expanduser().resolve()
     if (given / MANIFEST).is_file():
         return storage.run(given.parent.name, given.parent), (open_checkpoint(given),)
@@ -35,12 +35,25 @@ def find_checkpoints(
     return run, choose_steps(name, saved_checkpoints(run.folder), steps)
 
 
+def place_of_model(model: str, recorded: str, storage: Storage[Path]) -> Location:
+    """Where the checkpoint of a model lies: where MLflow recorded it, or in this storage, if that was moved here from there and
+    the records are a server's. Raises InputError if neither is there."""
+    place = location(recorded, option="--run")
+    here = storage.trainings / place.parent.name / place.name
+    for candidate in (place, here):
+        if candidate.exists():
+            return candidate
+    raise InputError(
+        f"model {model!r} lies in {recorded!r} by MLflow's records, where nothing is, and not in {str(here)!r} either: give the "
+        "--storage that holds it, or a checkpoint's folder"
+    )
+
+
 def find_run(name: str, given: Location, storage: Storage[Path], uri: str) -> Run[Path]:
     """The run of a name or MLflow run id, or that lies at the path `given`. Raises InputError if there is none."""
-    candidates = [storage.run(given.name, given), storage.run(given.name)]
-    tracked = name_of_run(uri, name)
-    if tracked is not None:
-        candidates.append(storage.run(tracked))
+    candidates = [storage.run(given.name, given)]
+    if "/" not in name:  # else it would be a path, perhaps out of the storage
+        candidates += [storage.run(each) for each in (name, name_of_run(uri, name)) if each is not None]
     for run in candidates:
         if run.folder.is_dir() and is_run(run.folder):
             return run

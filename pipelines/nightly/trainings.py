@@ -45,7 +45,15 @@ class NightlyTraining:
     def folder(self) -> Location:
         """The folder of its checkpoints: in the night's storage, else where MLflow says that the training keeps them."""
         here = self.storage.run(self.name).folder
-        return here if here.is_dir() else open_storage(self.record.storage).run(self.name).folder
+        if here.is_dir():
+            return here
+        recorded = open_storage(self.record.storage).run(self.name).folder
+        if not recorded.is_dir():
+            self.say(
+                f"nightly: {self.name} keeps its checkpoints in {str(recorded)!r} by MLflow's records, where nothing is, and "
+                f"none are in {str(here)!r}: give the --storage that holds them"
+            )
+        return recorded
 
     def open_evaluator(self, checkpoint: Checkpoint) -> Evaluator:
         """The evaluator of its checkpoints, of which this is any. Raises InputError if they cannot be evaluated as asked."""
