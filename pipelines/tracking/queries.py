@@ -8,13 +8,14 @@ from mlflow.exceptions import MlflowException
 from ddpm_core.records import KIND_TAG, PARENT_TAG, PATH_TAG, STARTED_TAG, STEPS_TAG, TRAIN
 from pipelines.tracking.database import ensure_database
 from pipelines.tracking.tracker import Tracker
-from pipelines.tracking.uri import check_no_password, sqlite_file
+from pipelines.tracking.uri import check_answers, check_uri, sqlite_file
 
 
 def existing_client(uri: str) -> MlflowClient | None:
     """A client for looking things up, None if the database does not exist: MLflow would make it. Raises InputError for a URI
     with a password."""
-    check_no_password(uri)
+    uri = check_uri(uri)
+    check_answers(uri)
     database = sqlite_file(uri)
     if database is not None:
         if not database.is_file():

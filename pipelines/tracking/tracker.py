@@ -19,7 +19,7 @@ from pipelines.tracking.database import ensure_database
 from pipelines.tracking.retry import with_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.sqlite_lease import claim
-from pipelines.tracking.uri import check_answers, check_no_password, sqlite_file, tracking_uri
+from pipelines.tracking.uri import check_answers, check_uri, sqlite_file, tracking_uri
 
 PARAMS_A_CALL = 100  # MLflow's limit
 
@@ -41,14 +41,8 @@ class Tracker:
         Raises InputError for a URI with a password, a server that cannot be reached, or an SQLite database that another
         machine writes to.
         """
-        check_no_password(uri)
-        if uri.startswith("file:") or "://" not in uri:
-            raise InputError(
-                f"tracking URI is {uri!r}, a folder: MLflow 3 keeps no runs in folders; give sqlite:////absolute/path.db or "
-                "http://host:port"
-            )
-        if uri.startswith("http"):
-            check_answers(uri)
+        uri = check_uri(uri)
+        check_answers(uri)
         database = sqlite_file(uri)
         if database is not None:
             claim(database)  # before it is made: that is the right of one machine too

@@ -9,10 +9,11 @@ from urllib3.exceptions import HTTPError
 
 from ddpm_core.errors import InputError, one_line
 from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import holds_password
+from pipelines.runtime.locations import absolute, holds_password
 from pipelines.runtime.options import StorageOptions
 
-HEALTH_TIMEOUT = 10.0  # seconds
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+ANSWER_TIMEOUT = 10  # seconds
 
 
 class UnreachableError(InputError):
@@ -28,12 +29,30 @@ def tracking_uri(options: StorageOptions, storage: Storage[Any]) -> str:
             f"--storage is {str(storage.root)!r}, where no SQLite database can lie: give --tracking-uri http://host:port, or "
             "set MLFLOW_TRACKING_URI"
         )
-    return given or f"sqlite:///{storage.database}"
+    return f"sqlite:///{storage.database}" if given is None else check_uri(given)
+
+
+def check_uri(uri: str) -> str:
+    """A tracking URI as it was given, an SQLite file's with an absolute path. Raises InputError for what MLflow keeps no records
+    in, or a URI with a password."""
+    check_no_password(uri)
+    scheme = uri.partition("://")[0].partition("+")[0]
+    if "://" not in uri or scheme not in SCHEMES:
+        raise InputError(
+            f"tracking URI is {uri!r}, where MLflow 3 keeps no records: give http://host:port, sqlite:////absolute/path.db or "
+            "postgresql://host/name"
+        )
+    if scheme != "sqlite":
+        return uri
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or path in ("", ":memory:") or path.endswith("/"):
+        raise InputError(f"tracking URI is {uri!r}, which names no file: give sqlite:////absolute/path.db")
+    return f"sqlite:///{absolute(path, option='--tracking-uri')}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite URI, absolute, None for another URI."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    """The file of an SQLite URI, None for another URI."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def check_no_password(uri: str) -> None:
@@ -51,11 +70,24 @@ def check_no_password(uri: str) -> None:
 
 
 def check_answers(uri: str) -> None:
-    """Raises UnreachableError if no server answers at an http URI, after one try: MLflow's own calls are made again for
-    minutes. Any answer will do; whether it lets us in, MLflow will say."""
+    """Raises UnreachableError if no server answers at a URI, after one try: MLflow's own calls are made again for minutes. Any
+    answer of an http server will do; whether it lets us in, MLflow will say. InputError if the driver of a database is missing.
+    """
+    if uri.startswith("sqlite:"):
+        return
+    import sqlalchemy  # here: --help need not wait for it
+
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT, allow_redirects=False)
-    except (OSError, ValueError) as error:
+        if uri.startswith("http"):
+            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_TIMEOUT, allow_redirects=False)
+        else:
+            limit = {} if uri.startswith("mssql") else {"connect_timeout": ANSWER_TIMEOUT}
+            sqlalchemy.create_engine(uri, connect_args=limit).connect().close()
+    except (ImportError, sqlalchemy.exc.ArgumentError) as error:  # NoSuchModuleError is one
+        driver = getattr(error, "name", None)
+        remedy = f"install the Python package {driver!r}" if driver else "correct it"
+        raise InputError(f"tracking URI is {uri!r}, which cannot be opened ({one_line(error)}): {remedy}") from error
+    except (OSError, ValueError, sqlalchemy.exc.SQLAlchemyError) as error:
         raise UnreachableError(
             f"tracking server {uri!r} cannot be reached from here ({one_line(first_cause(error))}): start it, or give the "
             "address that this machine knows it by"

@@ -30,7 +30,7 @@ from pipelines.tracking.registry import Registry
 from pipelines.tracking.retry import with_retries, without_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
-from pipelines.tracking.uri import UnreachableError, check_answers
+from pipelines.tracking.uri import UnreachableError, check_answers, check_uri
 
 
 def tracker(folder: Path) -> Tracker:
@@ -130,6 +130,44 @@ def test_a_server_is_reached_if_it_answers_its_health_at_all(status: int) -> Non
 def test_an_address_without_a_server_is_refused_after_one_try(uri: str, why: str) -> None:
     with pytest.raises(UnreachableError, match=rf"tracking server '{re.escape(uri)}' cannot be reached .*({why})"):
         check_answers(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        *((uri, "where MLflow 3 keeps no records: give http") for uri in ("", " ", "runs", "file:///x", "://", "uc:x")),
+        *((f"{scheme}://h/x", "where MLflow 3 keeps no records: give http") for scheme in ("ftp", "ws", "s3", "HTTP")),
+        *(
+            (uri, "names no file")
+            for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///x/", "sqlite+a:///x")
+        ),
+        ("mssql+foo://h", "cannot be opened .*: correct it"),
+        ("mysql://h", "cannot be opened .*: install the Python package 'MySQLdb'"),
+        ("postgresql+pg8000://h/db", "cannot be opened .*: install the Python package 'pg8000'"),
+        ("postgresql+psycopg2://127.0.0.1:1/db", "cannot be reached from here .*Connection refused"),
+        ("postgresql+psycopg2://127.0.0.1:x/db", "cannot be (reached|opened)"),
+        ("http://[::1", "cannot be reached from here"),
+        ("http://h:99999", "cannot be reached from here"),
+    ],
+)
+def test_an_address_of_no_tracking_server_is_refused_at_once(
+    uri: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    for open_it in (lambda: Tracker(uri, "tests", tmp_path), lambda: name_of_run(uri, "0" * 32)):
+        with pytest.raises(InputError, match=why):
+            open_it()
+    assert time.monotonic() - began < 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_sqlite_uri_is_that_of_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert check_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/here/runs/mlflow.db"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_uri("sqlite:///~/mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_an_alias_leaves_the_default_tracking_uri_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
