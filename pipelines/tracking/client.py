@@ -39,11 +39,17 @@ Holder = TypeVar("Holder", bound=HasClient)
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a call may succeed if it is made again: a server or database that is away, busy or locked."""
+    """Whether a call may succeed if it is made again: a server or database that is away, busy or locked, or where another
+    process was quicker."""
+    text = str(error)
+    if "(sqlite3." in text:  # a full or read-only disk is waited for by nobody
+        return "is locked" in text or "UNIQUE constraint failed" in text
     if isinstance(error, MlflowException):
         # What MLflow's HTTP client makes of a refused connection, a timeout, a 429 or a 5xx; elsewhere this code is a bug.
-        failed_request = error.error_code == "INTERNAL_ERROR" and "API request to" in str(error)
-        return failed_request or error.error_code in TRANSIENT_CODES
+        failed_request = error.error_code == "INTERNAL_ERROR" and "API request to" in text
+        # Two processes that insert the same row: of the second, the repeated call finds it there.
+        collided = "duplicate key value" in text or "UNIQUE constraint failed" in text
+        return failed_request or collided or error.error_code in TRANSIENT_CODES
     if isinstance(error, RequestException):
         return error.response is None or error.response.status_code >= 500 or error.response.status_code == 429
     # SQLAlchemy's own, when MLflow makes its first connection to a database.
@@ -61,12 +67,15 @@ def retried(
         what = f"tracking server {holder.client.tracking_uri!r}"
         try:
             return with_retries(lambda: method(holder, *args, **kwargs), is_transient, what)
-        except MlflowException as error:
-            if error.error_code not in REFUSALS:
+        except (MlflowException, OperationalError) as error:
+            if "(sqlite3." in str(error):
+                remedy = "make room on its disk, or make it writable"
+            elif isinstance(error, MlflowException) and error.error_code in REFUSALS:
+                remedy = "correct the name or the access it speaks of"
+            else:
                 raise
             raise InputError(
-                f"{what} refuses what was asked ({one_line(error)}): correct the name or the access it speaks of, then give "
-                "the same command again"
+                f"{what} refuses what was asked ({one_line(error)}): {remedy}, then give the same command again"
             ) from error
 
     return call

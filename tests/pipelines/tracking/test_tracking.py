@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from support.http_server import HttpServer, http_server
+from support.processes import IMPORTED
 from support.states import new_state
 
 from ddpm_core.checkpoint import Checkpoint, snapshot, write_checkpoint
@@ -24,7 +27,7 @@ from pipelines.evaluate.driver import evaluate
 from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import holds_password, location
 from pipelines.tracking import retry, sqlite_lease
-from pipelines.tracking.client import is_transient
+from pipelines.tracking.client import is_transient, retried
 from pipelines.tracking.queries import name_of_run, path_of_model
 from pipelines.tracking.registry import Registry
 from pipelines.tracking.retry import with_retries, without_retries
@@ -395,6 +398,82 @@ def test_errors_of_an_absent_or_busy_server_are_transient() -> None:
         assert not is_transient(RestException({"error_code": code}))
     assert not is_transient(MlflowException("a bug"))
     assert not is_transient(OSError(28, "no space"))
+
+
+SQLITE_ERRORS = {
+    "(sqlite3.OperationalError) database is locked": True,
+    "(sqlite3.IntegrityError) UNIQUE constraint failed: latest_metrics.key, latest_metrics.run_uuid": True,
+    "(sqlite3.OperationalError) database or disk is full": False,
+    "(sqlite3.OperationalError) attempt to write a readonly database": False,
+    "(sqlite3.OperationalError) unable to open database file": False,
+    "(sqlite3.OperationalError) disk I/O error": False,
+    "(sqlite3.DatabaseError) database disk image is malformed": False,
+}
+
+
+@pytest.mark.parametrize("text", SQLITE_ERRORS)
+def test_of_sqlites_errors_only_locks_and_collisions_are_tried_again(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    calls = 0
+
+    @retried
+    def call(holder: TrackedRun) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise MlflowException(text, TEMPORARILY_UNAVAILABLE)
+        return "answer"
+
+    run = TrackedRun(MlflowClient(f"sqlite:///{tmp_path}/none.db"), "0", "0" * 32)
+    if SQLITE_ERRORS[text]:
+        assert call(run) == "answer"
+    else:
+        with pytest.raises(InputError, match=rf"none.db' refuses what was asked \({re.escape(text)}\): make room"):
+            call(run)
+        assert calls == 1
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from pipelines.runtime.environment import prepare
+prepare()
+from pipelines.tracking.tracker import Tracker
+run = Tracker(f"sqlite:///{sys.argv[1]}/mlflow.db", "tests", Path(sys.argv[1])).run("train", "a", "f", params={}, tags={})
+print("ready", flush=True)
+sys.stdin.readline()
+for step in range(20):
+    run.log_records([{"step": step, f"metric_{step % 4}": float(sys.argv[2])}])
+"""
+
+
+@pytest.mark.slow
+def test_nothing_that_sixteen_processes_write_at_once_is_lost(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITE, str(tmp_path), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": IMPORTED},
+        )
+        for number in range(16)
+    ]
+    assert [writer.stdout.readline() for writer in writers if writer.stdout] == ["ready\n"] * 16
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    assert [writer.wait(300) for writer in writers] == [0] * 16
+    points = [
+        (metric.step, metric.value)
+        for number in range(4)
+        for metric in run.client.get_metric_history(run.run_id, f"metric_{number}")
+    ]
+    assert sorted(points) == [(step, float(number)) for step in range(20) for number in range(16)]
 
 
 def test_a_deleted_experiment_is_named_with_what_brings_it_back(tmp_path: Path) -> None:
