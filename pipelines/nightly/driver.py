@@ -118,7 +118,7 @@ def ranking_links(trainings: Sequence[NightlyTraining]) -> list[str]:
 def wait_for_tracker(config: NightlyConfig, storage: Storage[Path]) -> Tracker:
     """The experiment in MLflow; a server that restarts at this hour is waited for."""
     return with_retries(
-        lambda: open_tracker(config, storage),
+        lambda: open_tracker(config, storage, make=False),
         lambda error: isinstance(error, UnreachableError),
         f"tracking server {tracking_uri(config, storage)!r}",
     )
