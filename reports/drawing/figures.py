@@ -137,8 +137,7 @@ class Relation:
     """One quantity against another: a line, or crosses alone if `marks`."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    points: Sequence[tuple[float, float]]
     marks: bool = False
 
 
@@ -147,7 +146,7 @@ def relation(name: str, lines: Sequence[Relation], *, x: str, y: str, alt: str) 
     with drawing():
         figure, axes = make_axes(small=True)
         for place, line in enumerate(lines[:MAX_LINES]):
-            points = [(a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+            points = [point for point in line.points if all(map(math.isfinite, point))]
             style: dict[str, Any] = (
                 {"linestyle": "", "marker": "x", "markersize": 5}
                 if line.marks

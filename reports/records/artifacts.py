@@ -67,11 +67,6 @@ def schedules(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, ScheduleCurv
     }
 
 
-def conclusion(summary: Mapping[str, Any]) -> str:
-    """What a sweep's SUMMARY concludes, in words."""
-    return str(summary["conclusion"])
-
-
 def likelihood(
     run_id: str, fingerprint: str, protocol: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> LikelihoodRecord:
@@ -133,12 +128,8 @@ def compression(fingerprint: str, curve: Mapping[str, Any]) -> CompressionRecord
 
 def neighbours(facts: Mapping[str, Any]) -> NeighboursFacts:
     """What the neighbours of a checkpoint's samples say, but for that of each sample."""
-    return NeighboursFacts(
-        samples=int(facts["samples"]),
-        training_images=int(facts["training_images"]),
-        threshold=float(facts["threshold"]),
-        nearest=int(facts["nearest"]),
-    )
+    counts = {name: int(facts[name]) for name in ("samples", "training_images", "nearest")}
+    return NeighboursFacts(**counts, threshold=float(facts["threshold"]))
 
 
 def chain(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:

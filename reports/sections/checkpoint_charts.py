@@ -176,7 +176,7 @@ def chain_chart(store: Store, entry: Entry) -> Chart | None:
     first = points[0][0]
     svg = figures.relation(
         f"chain-{entry.evaluation.run_id}",
-        [figures.Relation(label=name, x=[first - t for t, _ in points], y=[value for _, value in points])],
+        [figures.Relation(label=name, points=[(first - t, value) for t, value in points])],
         x="diffusion steps undone",
         y=name,
         alt=f"{name} of predicted images along the chain: from {number(points[0][1])} to {number(points[-1][1])}.",

@@ -80,7 +80,7 @@ def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ..
     rows = [
         Row(
             cells=(
-                row.model + (" (conditional)" if row.group == "conditional" else ""),
+                row.model + (" (conditional)" if row.conditional else ""),
                 _plus_minus(row.inception_score, row.inception_score_std),
                 _given(row.fid),
                 _bound(row.nll, row.nll_is_bound),
