@@ -28,20 +28,8 @@ from torch import Tensor
 from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
 from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
 from ddpm_core.errors import InputError
-from ddpm_core.records import checkpoint_name
+from ddpm_core.records import checkpoint_name as checkpoint_name
 from ddpm_core.training import TrainState
-
-__all__ = [
-    "HISTORY",
-    "NAME",
-    "Checkpoint",
-    "checkpoint_name",
-    "list_checkpoints",
-    "list_steps",
-    "open_checkpoint",
-    "snapshot",
-    "write_checkpoint",
-]
 
 WHAT = "checkpoint"
 HISTORY = "history.jsonl"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ddpm_core.commit import sha256_file
 from ddpm_core.errors import InputError
-from ddpm_core.inception import CLASSES, FEATURES, load_inception
+from ddpm_core.inception.network import CLASSES, FEATURES, load_inception
 from ddpm_core.inception.weights import WEIGHTS_SHA256_PREFIX, find_inception_weights
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import INCEPTION

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ddpm_core.configs import WITHOUT_ENDS, Schedule, check_schedule
 
-__all__ = ["PriorCheck", "Schedule", "check_prior", "make_betas", "matching_beta_end", "prior_bits_per_dim"]
-
 # Two schedules solved to the same level differ by rounding; this is far above it and far below any real difference.
 _ROUNDING = 1e-9
 

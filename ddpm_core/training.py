@@ -8,13 +8,12 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from ddpm_core.configs import Execution, OptimConfig
+from ddpm_core.configs import Execution as Execution
+from ddpm_core.configs import OptimConfig as OptimConfig
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.ema import Ema
 from ddpm_core.precision import in_precision
 from ddpm_core.unet import UNet
-
-__all__ = ["QUARTERS", "Execution", "OptimConfig", "StepMetrics", "TrainState", "train_step"]
 
 QUARTERS = 4  # of 0..T-1, whose losses are recorded apart
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import Weights
+from ddpm_core.configs import Cdf, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.gaussian import Cdf
 from ddpm_core.likelihood import bound_term, estimate_bound, variational_bound
 from ddpm_core.precision import full_float32
 from pipelines.checkpoints.network import NetworkHolder

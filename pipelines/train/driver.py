@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import remove_leftovers
-from ddpm_core.diffusion import LEARNED
+from ddpm_core.configs import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import (
