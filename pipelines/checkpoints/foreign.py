@@ -14,7 +14,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.interop import from_diffusers, to_diffusers
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.config import ExportConfig
-from pipelines.checkpoints.select import find_checkpoints
+from pipelines.checkpoints.select import find_checkpoint
 from pipelines.runtime.chunks import content_sha256
 from pipelines.runtime.layout import Run, Storage, local_storage
 from pipelines.runtime.locations import absolute, location
@@ -175,12 +175,8 @@ def export_checkpoint(config: ExportConfig) -> Path:
     model_index.json comes last, so that a pipeline is whole or none.
     """
     storage = local_storage(config.storage)
-    run, chosen = find_checkpoints(config.run, config.checkpoint, storage, tracking_uri(config, storage))
-    if len(chosen) != 1:
-        raise InputError(
-            f"--checkpoint {config.checkpoint} of run {run.name!r} is {len(chosen)} checkpoints: give one step"
-        )
-    output, (checkpoint,) = absolute(config.output, option="--output"), chosen
+    _, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
+    output = absolute(config.output, option="--output")
     if output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file():
         raise InputError(f"--output is {str(output)!r}, a folder with other files in it: give a new or empty one")
     scheduler = scheduler_config(checkpoint.diffusion_config())

@@ -157,7 +157,8 @@ class Evaluator:
 
     def _make(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> None:
         """Sample what is missing; each checkpoint is measured, beside that, when all of its chunks are there."""
-        subject = self.subject
+        subject, count = self.subject, len(self.subject.chunks)
+        quarters = {count * part // 4 for part in (1, 2, 3)} if count >= WORTH_A_LOOK else ()
         references = {
             role: reference_statistics(dataset, subject.extractor, subject.config.cpus_per_worker, self.say)
             for role, dataset in subject.references.items()
@@ -173,9 +174,9 @@ class Evaluator:
                 self.pool,
                 self.say,
             ):
-                if len(done) == len(subject.chunks):
+                if len(done) == count:
                     futures.append(beside.submit(self._measure, checkpoint, purpose, references))
-                elif outcome == "made" and is_quarter(len(done), len(subject.chunks)):
+                elif outcome == "made" and len(done) in quarters:
                     futures.append(beside.submit(self._preview, checkpoint, purpose, done, references["train"]))
             for future in futures:
                 future.result()
@@ -207,8 +208,3 @@ class Evaluator:
                 f"({interval[0]:.4g} to {interval[1]:.4g}) on its first {sum(map(len, done)):,} samples; it falls with their "
                 "number"
             )
-
-
-def is_quarter(done: int, chunks: int) -> bool:
-    """Whether a person is told the distance after so many chunks: at each quarter of many."""
-    return chunks >= WORTH_A_LOOK and done in {chunks * part // 4 for part in (1, 2, 3)}
