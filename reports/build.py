@@ -26,10 +26,9 @@ from reports.sections.paper_tables import PaperTable, paper_tables
 from reports.sections.sweeps import SweepSection, sweep_section
 from reports.sections.training import training_charts
 from reports.summary import markdown, since_previous, summarise, with_previous
-from reports.verdicts.conclusions import Answer, answer
+from reports.verdicts.conclusions import Answer, alarms, answer, attention
 from reports.verdicts.ranking import Entry, Ranking, rank
 from reports.verdicts.sweeps import analyse
-from reports.verdicts.warnings import alarms, attention
 
 TEMPLATES = Path(__file__).parent / "templates"
 
