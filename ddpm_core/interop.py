@@ -113,7 +113,6 @@ def to_diffusers(folder: Path, config: UNetConfig, state_dict: Mapping[str, Tens
 
 
 def _diffusers_config(config: UNetConfig) -> dict[str, Any]:
-    """The config.json of this network."""
     attention = [config.image_size // 2**level in config.attn_resolutions for level in range(len(config.ch_mult))]
     return {
         "_class_name": "UNet2DModel",

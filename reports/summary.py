@@ -176,7 +176,6 @@ def markdown(facts: Facts, name: str) -> str:
 
 
 def _best_line(protocol: Facts, best: Facts) -> str:
-    """A protocol's best checkpoint, as an item of a list."""
     digits = decimals_for(best["value"], best["low"], best["high"])
     text = f"Protocol {protocol['fingerprint']}: lowest {protocol['metric']} {fixed(best['value'], digits)}"
     if best["low"] is not None and best["high"] is not None:

@@ -51,38 +51,15 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear", None),
     "timestep_type": ("discrete", None),
 }
-# Keys that choose how diffusers' samplers walk through the process, which --sampler and its options choose here.
-SAMPLING = frozenset(
-    {
-        "tensor_format",
-        "timestep_spacing",
-        "steps_offset",
-        "set_alpha_to_one",
-        "set_alpha_to_zero",
-        "skip_prk_steps",
-        "dynamic_thresholding_ratio",  # of thresholding, which is off
-        "sample_max_value",
-        "solver_order",
-        "solver_type",
-        "solver_p",
-        "algorithm_type",
-        "lower_order_final",
-        "euler_at_final",
-        "disable_corrector",
-        "predict_x0",
-        "use_karras_sigmas",
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "use_lu_lambdas",
-        "final_sigmas_type",
-        "lambda_min_clipped",
-        "sigma_min",  # of Karras's and the like
-        "sigma_max",
-        "flow_shift",  # of flow matching, which is off
-        "time_shift_type",
-        "shift_terminal",
-    }
-)
+# Keys that choose how diffusers' samplers walk through the process, which --sampler and its options choose here, and those of
+# thresholding and flow matching, which are off.
+_SAMPLING = """
+tensor_format timestep_spacing steps_offset set_alpha_to_one set_alpha_to_zero skip_prk_steps
+dynamic_thresholding_ratio sample_max_value solver_order solver_type solver_p algorithm_type lower_order_final
+euler_at_final disable_corrector predict_x0 use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas
+final_sigmas_type lambda_min_clipped sigma_min sigma_max flow_shift time_shift_type shift_terminal
+"""
+SAMPLING = frozenset(_SAMPLING.split())
 
 
 def import_weights(

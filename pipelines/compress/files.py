@@ -32,7 +32,6 @@ class CodingResult:
     seconds: float
 
     def describe(self) -> str:
-        """The result in words."""
         rate = 8 * self.coded_bytes / self.values
         return (
             f"{len(self.files):,} images, {self.coded_bytes:,} bytes, {rate:.3f} bits/dim, "

@@ -75,7 +75,6 @@ class EvaluateResult:
         return [*lines, f"best is {self.describe_best()}", ranked]
 
     def describe_best(self) -> str:
-        """The best checkpoint and its numbers."""
         return f"step {self.best.step:,} with {describe_values(self.best.values, self.best.protocol)}"
 
 

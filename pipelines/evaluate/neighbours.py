@@ -61,7 +61,6 @@ class NeighbourWorker:
 
     @torch.no_grad()
     def run(self, unit: NeighbourUnit) -> bool:
-        """Make and commit one chunk."""
         nearest_of: dict[Space, Neighbours] = {}
         for start in range(unit.indices.start, unit.indices.stop, BATCH):
             chosen = np.arange(start, min(start + BATCH, unit.indices.stop))
@@ -107,7 +106,6 @@ class Memorization:
         return values
 
     def describe(self, protocol: Protocol) -> str:
-        """The outcome in words."""
         values = self.values(protocol)
         hits = round(values[MEMORIZED] * self.samples)
         text = (

@@ -49,7 +49,6 @@ class PictureProtocol:
 
     @property
     def options(self) -> SamplerOptions:
-        """What a sampler takes."""
         return {"method": self.sampler, "steps": self.sampler_steps, "spacing": self.spacing}
 
     @property
@@ -97,7 +96,6 @@ class Picture:
     caption: str
 
     def png(self) -> bytes:
-        """The grid as a file."""
         return images.encode_png(images.tile(self.tiles.flatten(0, 1), self.tiles.shape[1]))
 
     def facts(self, png: bytes) -> dict[str, Any]:
@@ -244,7 +242,6 @@ def draw_pictures(
 
 
 def compose(protocol: PictureProtocol, T: int, tiles: dict[Kind, list[Tensor]]) -> list[Picture]:
-    """The pictures of their parts."""
     rows = range(protocol.rows)
     chain = f"{protocol.sampler} sampling in {protocol.sampler_steps:,} steps, {protocol.weights} weights, seed {protocol.seed}"
     stochastic = chain if protocol.sampler == "ancestral" else chain.replace(protocol.sampler, "ddim (eta 1)")

@@ -187,5 +187,4 @@ class ShardMaker:
             self.check_skipped()
 
     def _count_items(self, numbers: Sequence[int]) -> int:
-        """The number of items in some shards."""
         return sum(len(self.ranges[number]) for number in numbers)

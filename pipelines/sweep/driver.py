@@ -71,7 +71,6 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
 
 
 def seeds_of(config: SweepConfig) -> range:
-    """The seeds of each point's trainings."""
     return range(config.train.seed, config.train.seed + config.seeds)
 
 

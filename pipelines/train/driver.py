@@ -152,7 +152,6 @@ class TrainingSession:
             stop.shutdown()
 
     def trainer(self, task: WorkerTask, *, use_gpu: bool) -> ray.train.torch.TorchTrainer:
-        """Ray Train's trainer of the workers."""
         config = self.config
         return ray.train.torch.TorchTrainer(
             run_worker,
@@ -202,7 +201,6 @@ class TrainingSession:
         raise KeyboardInterrupt
 
     def finished(self) -> TrainResult:
-        """All steps are made."""
         done = checkpoints_until(self.run, self.config.steps)
         self.conclude("FINISHED", done)
         return TrainResult(self.storage, self.run, self.tracked.run_id, done)

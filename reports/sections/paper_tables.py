@@ -48,6 +48,13 @@ class MissingCells:
             self.commands.append(command)
         return f"not measured [{self.commands.index(command) + 1}]"
 
+    def table(
+        self, title: str, caption: str, columns: Sequence[Column], rows: Iterable[Row], note: str = ""
+    ) -> PaperTable:
+        """The table of these cells, beside the paper's."""
+        table = Table(caption=caption, columns=tuple(columns), rows=tuple(rows))
+        return PaperTable(title=title, table=table, missing=tuple(self.commands), note=note)
+
 
 def paper_tables(runs: Iterable[RunRecord], rankings: tuple[Ranking, ...], lead: RunRecord) -> tuple[PaperTable, ...]:
     """The tables of the paper that are of the data that the leading run was trained on; none for other data."""
@@ -94,15 +101,12 @@ def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ..
     for objective, run in shown.items():
         alike = [other for other in runs if objective_of(other) == objective] if objective else [run]
         rows.append(_our_row(run, best_as_the_paper(alike, rankings, paper.CIFAR10), missing))
-    return PaperTable(
-        title="Table 1: CIFAR-10",
-        table=Table(
-            caption="Table 1 of the paper, and ours below it; NLL in bits/dim",
-            columns=(Column(title="Model", wraps=True), *numeric("IS", "FID", "NLL test", "NLL train")),
-            rows=tuple(rows),
-        ),
-        missing=tuple(missing.commands),
-        note=_measured_otherwise(lead, rankings, paper.CIFAR10),
+    return missing.table(
+        "Table 1: CIFAR-10",
+        "Table 1 of the paper, and ours below it; NLL in bits/dim",
+        (Column(title="Model", wraps=True), *numeric("IS", "FID", "NLL test", "NLL train")),
+        rows,
+        _measured_otherwise(lead, rankings, paper.CIFAR10),
     )
 
 
@@ -152,15 +156,12 @@ def _table_2(by_objective: dict[Objective, list[RunRecord]], rankings: tuple[Ran
                 mark="best" if best else "",
             )
         )
-    return PaperTable(
-        title="Table 2: what is predicted, and by which objective",
-        table=Table(
-            caption="Table 2 of the paper (unconditional CIFAR-10) beside this experiment",
-            columns=(Column(title="Objective"), *numeric("IS, paper", "IS, ours", "FID, paper", "FID, ours")),
-            rows=tuple(rows),
-        ),
-        missing=tuple(missing.commands),
-        note=f"{NOTHING}: the paper gives no score, for training was unstable.",
+    return missing.table(
+        "Table 2: what is predicted, and by which objective",
+        "Table 2 of the paper (unconditional CIFAR-10) beside this experiment",
+        (Column(title="Objective"), *numeric("IS, paper", "IS, ours", "FID, paper", "FID, ours")),
+        rows,
+        f"{NOTHING}: the paper gives no score, for training was unstable.",
     )
 
 
@@ -195,38 +196,29 @@ def _table_3(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reporte
         else:
             cells.append(missing.cell(commands.evaluate(lead, "--reference", "SHARDS_OF_50000_IMAGES")))
     rows.append(Row(cells=(_our_name(lead, best), *cells), mark="best"))
-    return PaperTable(
-        title="Table 3: LSUN at 256 × 256",
-        table=Table(
-            caption="Table 3 of the paper (FID), and ours below it",
-            columns=(Column(title="Model"), *numeric("Bedroom", "Church", "Cat")),
-            rows=tuple(rows),
-        ),
-        missing=tuple(missing.commands),
-        note=_measured_otherwise(lead, rankings, data),
+    return missing.table(
+        "Table 3: LSUN at 256 × 256",
+        "Table 3 of the paper (FID), and ours below it",
+        (Column(title="Model"), *numeric("Bedroom", "Church", "Cat")),
+        rows,
+        _measured_otherwise(lead, rankings, data),
     )
 
 
 def _in_the_text(lead: RunRecord, rankings: tuple[Ranking, ...]) -> PaperTable:
     """What the paper says of CIFAR-10 outside its tables."""
     missing = MissingCells()
-    rows = (_test_fid(lead, rankings, missing), *_likelihood_rows(lead, missing))
-    return PaperTable(
-        title="In the text: sections 4.1 to 4.3",
-        table=Table(
-            caption="Numbers in the paper's text beside this experiment's",
-            columns=(Column(title="What", wraps=True), *numeric("Paper", "Ours")),
-            rows=tuple(Row(cells=cells) for cells in rows),
-        ),
-        missing=tuple(missing.commands),
-    )
-
-
-def _test_fid(lead: RunRecord, rankings: tuple[Ranking, ...], missing: MissingCells) -> tuple[str, str, str]:
     best = best_as_the_paper([lead], rankings, paper.CIFAR10_TEST, against="test")
     command = commands.evaluate(lead, "--test-reference", TEST_SHARDS)
     ours = distance_text(best) if best else missing.cell(command)
-    return "FID against the test set", _given(paper.CIFAR10_TEST_FID), ours
+    test_fid = ("FID against the test set", _given(paper.CIFAR10_TEST_FID), ours)
+    rows = [Row(cells=cells) for cells in (test_fid, *_likelihood_rows(lead, missing))]
+    return missing.table(
+        "In the text: sections 4.1 to 4.3",
+        "Numbers in the paper's text beside this experiment's",
+        (Column(title="What", wraps=True), *numeric("Paper", "Ours")),
+        rows,
+    )
 
 
 def _likelihood_rows(lead: RunRecord, missing: MissingCells) -> Sequence[tuple[str, str, str]]:

@@ -89,7 +89,6 @@ class CifarSource:
 
     @property
     def batches(self) -> tuple[str, ...]:
-        """The names of the split's files, in order."""
         return batch_files(self.split, self.layout)
 
     def items(self) -> list[Item]:

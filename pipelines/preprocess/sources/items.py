@@ -101,7 +101,6 @@ def base_name(path: Location) -> str:
 
 
 def byte_size(path: Location) -> int:
-    """The size of a file in bytes."""
     return int(path.stat().st_size)
 
 

@@ -74,7 +74,6 @@ def other_kind(name: str) -> str:
 
 
 def begins_as_image(head: bytes) -> bool:
-    """Whether a file's first bytes are those of an image."""
     return (
         head.startswith(SIGNATURES)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
