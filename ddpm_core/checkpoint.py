@@ -47,7 +47,9 @@ class Checkpoint:
 
     def unet_config(self) -> UNetConfig:
         """The network that the weights fit."""
-        return UNetConfig(**_tuples(self.config["unet"]))
+        values = self.config["unet"].items()  # JSON has lists for tuples
+        config: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
+        return UNetConfig(**config)
 
     def diffusion_config(self) -> DiffusionConfig:
         """The process that the network was trained for."""
@@ -108,11 +110,6 @@ class Checkpoint:
 
 def _weights_file(kind: Weights) -> str:
     return "ema.safetensors" if kind == "ema" else "model.safetensors"
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples they were."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def snapshot(state: TrainState, into: Mapping[str, Any] | None = None) -> dict[str, Any]:

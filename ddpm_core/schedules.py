@@ -72,7 +72,6 @@ class PriorCheck(NamedTuple):
 
     bits_per_dim: float
     reference_bits_per_dim: float
-    second_moment: float  # E[x_0^2], x_0 in [-1, 1]
     met: bool  # bits_per_dim is not above the reference
 
 
@@ -92,7 +91,7 @@ def check_prior(betas: Float64[Tensor, " T"], second_moment: float) -> PriorChec
             UserWarning,
             stacklevel=2,
         )
-    return PriorCheck(bits, reference, second_moment, met)
+    return PriorCheck(bits, reference, met)
 
 
 def matching_beta_end(schedule: Schedule, num_timesteps: int = 1000, beta_start: float = 1e-4) -> float:
