@@ -1,10 +1,11 @@
 """JSON artifacts -> entities. Each function takes what the pipelines wrote, and raises one of `UNREADABLE` for anything
 else."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ddpm_core.records import BPD, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE, picture_path
 from reports.records.entities import (
@@ -19,8 +20,18 @@ from reports.records.entities import (
     ScheduleCurves,
     TrialRecord,
 )
+from reports.records.store import Store
 
+Entity = TypeVar("Entity")
 UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def read(store: Store, run_id: str, path: str, parse: Callable[[Any], Entity]) -> Entity | None:
+    """A JSON artifact as an entity, None if it is missing or cannot be read."""
+    try:
+        return parse(json.loads(store.artifact(run_id, path) or b"null"))
+    except UNREADABLE:
+        return None
 
 
 def data_card(card: Mapping[str, Any]) -> DataCard:
