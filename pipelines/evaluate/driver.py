@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     storage = local_storage(config.storage)
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         subject = choose_subject(config, storage, say)
-        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool, say)
+        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool)
         measured = evaluator.evaluate(subject.checkpoints, config.noise)
         tracked = evaluator.records.find(subject.protocol("train", config.noise))
         assert tracked is not None  # it was just written to
@@ -101,7 +101,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         if config.noise == "selection" and config.report and len(result.evaluations) > 1:
             again = evaluator.evaluate([best], "report")
             result = replace(result, reported=again["train"][0], test=(*result.test, *again.get("test", ())))
-        illustrate(subject, evaluator.records, best, pool, say)
+        illustrate(subject, evaluator.records, best, pool)
         return result
 
 
@@ -118,8 +118,8 @@ def keep_best(results: Path, run: Run[Path], say: Say) -> None:
 class Evaluator:
     """Measures checkpoints with a pool of workers, and records what was measured."""
 
-    def __init__(self, subject: Subject, records: Records, pool: Pool, say: Say) -> None:
-        self.subject, self.records, self.pool, self.say = subject, records, pool, say
+    def __init__(self, subject: Subject, records: Records, pool: Pool) -> None:
+        self.subject, self.records, self.pool, self.say = subject, records, pool, pool.say
 
     def evaluate(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> dict[Role, tuple[Evaluation, ...]]:
         """Measure checkpoints against each reference on samples of one purpose, or find that done. A checkpoint that the
@@ -171,7 +171,6 @@ class Evaluator:
                 subject.settings(purpose),
                 subject.extractor.spec,
                 self.pool,
-                self.say,
             ):
                 if len(done) == count:
                     futures.append(beside.submit(self._measure, checkpoint, purpose, references))

@@ -24,7 +24,6 @@ from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps
 from pipelines.runtime.chunks import load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 
 Kind = Literal["progressive", "shared", "interpolation", "coarse_to_fine"]
@@ -204,12 +203,7 @@ def timesteps_shown(protocol: PictureProtocol, num_timesteps: int) -> tuple[int,
 
 
 def draw_pictures(
-    checkpoint: Checkpoint,
-    dataset: ShardedDataset,
-    protocol: PictureProtocol,
-    folder: Path,
-    pool: Pool,
-    say: Say,
+    checkpoint: Checkpoint, dataset: ShardedDataset, protocol: PictureProtocol, folder: Path, pool: Pool
 ) -> list[Picture]:
     """All pictures of a checkpoint, with the parts made that are missing in `folder`/KIND."""
     T = checkpoint.diffusion_config().num_timesteps
@@ -232,7 +226,7 @@ def draw_pictures(
         stage="evaluate",
         counted="parts of pictures",
         note=lambda unit: f"step {checkpoint.step:,}, {unit.kind}",
-        say=say,
+        say=pool.say,
     )
     deque(made, maxlen=0)
     tiles: dict[Kind, list[Tensor]] = {kind: [] for kind in parts}

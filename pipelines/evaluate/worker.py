@@ -23,7 +23,6 @@ from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import save_chunk
 from pipelines.runtime.fan_out import Outcome, Pool, make_missing
-from pipelines.runtime.progress import Say
 
 # Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
 CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
@@ -123,7 +122,6 @@ def sample_checkpoints(
     settings: SampleSettings,
     extractor: str,
     pool: Pool,
-    say: Say,
 ) -> Iterator[tuple[Checkpoint, list[range], Outcome]]:
     """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order, what
     became of this one). A checkpoint that the training removes meanwhile is skipped."""
@@ -147,12 +145,12 @@ def sample_checkpoints(
         stage="evaluate",
         counted="samples",
         note=lambda unit: f"step {unit.checkpoint.step:,}",
-        say=say,
+        say=pool.say,
     ):
         step = unit.checkpoint.step
         if outcome == "skipped":
             if step not in skipped:
-                say(f"evaluate: step {step:,} is skipped: the training removed it (its --keep-last) meanwhile")
+                pool.say(f"evaluate: step {step:,} is skipped: the training removed it (its --keep-last) meanwhile")
             skipped.add(step)
         else:
             done[step].append(unit.indices)

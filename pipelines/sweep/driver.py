@@ -34,7 +34,8 @@ from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.driver import check_dataset, run_name
 
-# The options of an evaluation that decide its numbers, beside the extractor: not workers, chunk size or storage, nor what is drawn for a person.
+# The options that decide an evaluation's numbers, beside the extractor: not workers, chunk size or storage, nor what is drawn
+# for a person.
 EVALUATION = "samples sampler sampler_steps spacing weights precision noise seed batch_size"
 
 

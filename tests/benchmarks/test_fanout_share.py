@@ -54,9 +54,7 @@ def test_workers_sample_nearly_all_of_the_time(ray_session: None, tmp_path: Path
     )
     started = time.monotonic()
     with Pool(WORKERS, 1.0, print) as pool:
-        made = sample_checkpoints(
-            [checkpoint], chunks, tmp_path / "samples", settings, "pixels", pool, lambda line: None
-        )
+        made = sample_checkpoints([checkpoint], chunks, tmp_path / "samples", settings, "pixels", pool)
         done = [len(so_far) for _, so_far, _ in made]
     wall = time.monotonic() - started
     folder = tmp_path / "samples" / checkpoint.path.name
