@@ -59,7 +59,7 @@ class Checkpoint:
         """The network's weights, on the CPU. Raises InputError if the file is damaged or gone."""
         return safetensors.torch.load(self._read(_weights_file(kind)))
 
-    def weights_sha256(self, kind: Weights = "ema") -> str:
+    def weights_sha256(self, kind: Weights) -> str:
         """The sha256 of the weights' file, as the manifest states it: what protocols and chunks are keyed by."""
         return str(self._facts(_weights_file(kind))["sha256"])
 

@@ -55,8 +55,8 @@ class InceptionFeatures:
     dim = FEATURES
     num_logits: int | None = CLASSES
 
-    def __init__(self, weights: Path | None = None) -> None:
-        path = find_inception_weights(weights)
+    def __init__(self) -> None:
+        path = find_inception_weights()
         self.sha256 = sha256_file(path)
         published = self.sha256.startswith(WEIGHTS_SHA256_PREFIX)
         self.name = INCEPTION if published else f"inception_{self.sha256[:8]}"

@@ -31,7 +31,7 @@ _MARKED_POINTS = 40  # above this, markers and error bars would cover the line
 _DRAWN_POINTS = 400  # about one per pixel
 
 
-class Point(NamedTuple):
+class LinePoint(NamedTuple):
     """A value at a training step, left out if it is NaN or infinite. close: whether it cannot be told apart from the best."""
 
     step: int
@@ -45,7 +45,7 @@ class Line:
     """A measured series."""
 
     label: str
-    points: Sequence[Point]
+    points: Sequence[LinePoint]
 
 
 def by_step(

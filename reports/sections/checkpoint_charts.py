@@ -44,7 +44,7 @@ def _distance_chart(
         figures.Line(
             label=entries[0].run.name,
             points=[
-                figures.Point(
+                figures.LinePoint(
                     entry.checkpoint.step,
                     entry.checkpoint.distance,
                     entry.checkpoint.interval,
@@ -152,10 +152,10 @@ def _feature_line(store: Store, best: Entry, metric: str, label: str) -> figures
     return figures.Line(label=label, points=[_with_std(step, value, spread.at(step)) for step, value in pairs])
 
 
-def _with_std(step: int, value: float, std: float | None) -> figures.Point:
+def _with_std(step: int, value: float, std: float | None) -> figures.LinePoint:
     """A point ± its standard deviation, if that is known."""
     interval = None if std is None else known_interval(value - std, value + std)
-    return figures.Point(step, value, interval)
+    return figures.LinePoint(step, value, interval)
 
 
 def chain_chart(store: Store, entry: Entry) -> Chart | None:

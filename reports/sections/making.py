@@ -35,11 +35,7 @@ class Making:
 
 
 def making_section(
-    store: Store,
-    record: ExperimentRecord,
-    lead: RunRecord,
-    protocols: Sequence[Protocol] = (),
-    watts: float | None = None,
+    store: Store, record: ExperimentRecord, lead: RunRecord, protocols: Sequence[Protocol], watts: float | None
 ) -> Making:
     """All that the records tell about the making of the leading run. `watts` is what one of its devices draws."""
     return Making(

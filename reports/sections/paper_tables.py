@@ -64,21 +64,14 @@ def paper_tables(runs: Iterable[RunRecord], rankings: tuple[Ranking, ...], lead:
     if data is not paper.CIFAR10:
         return (_table_3(lead, rankings, data),)
     same = [run for run in runs if data_of(run) is data]
-    by_objective = _by_objective(same)
+    by_objective: dict[Objective, list[RunRecord]] = {}  # the runs of each row of Table 2
+    for run in same:
+        if (objective := objective_of(run)) is not None:
+            by_objective.setdefault(objective, []).append(run)
     tables = [_table_1(lead, same, rankings), _in_the_text(lead, rankings)]
     if len(by_objective) > 1:
         tables.insert(1, _table_2(by_objective, rankings))
     return tuple(tables)
-
-
-def _by_objective(runs: Iterable[RunRecord]) -> dict[Objective, list[RunRecord]]:
-    """The runs of each row of Table 2."""
-    groups: dict[Objective, list[RunRecord]] = {}
-    for run in runs:
-        objective = objective_of(run)
-        if objective is not None:
-            groups.setdefault(objective, []).append(run)
-    return groups
 
 
 def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ...]) -> PaperTable:
@@ -143,7 +136,10 @@ def _table_2(by_objective: dict[Objective, list[RunRecord]], rankings: tuple[Ran
         elif runs:
             score = fid = missing.cell(commands.evaluate(runs[-1]))
         else:
-            score = fid = missing.cell(_ablation_command(row), "python jobs/evaluate.py --run RUN")
+            options = [f"--diffusion.mean-type {row.mean_type}", f"--diffusion.loss-type {row.loss_type}"]
+            if row.learned_variance:
+                options += ["--diffusion.var-type learned", "--unet.out-channels 6"]
+            score = fid = missing.cell(commands.train("cifar10", *options), "python jobs/evaluate.py --run RUN")
         rows.append(
             Row(
                 cells=(
@@ -163,13 +159,6 @@ def _table_2(by_objective: dict[Objective, list[RunRecord]], rankings: tuple[Ran
         rows,
         f"{NOTHING}: the paper gives no score, for training was unstable.",
     )
-
-
-def _ablation_command(row: paper.AblationRow) -> str:
-    options = [f"--diffusion.mean-type {row.mean_type}", f"--diffusion.loss-type {row.loss_type}"]
-    if row.learned_variance:
-        options += ["--diffusion.var-type learned", "--unet.out-channels 6"]
-    return commands.train("cifar10", *options)
 
 
 def _table_3(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reported) -> PaperTable:

@@ -82,11 +82,11 @@ def progression(store: Store, entry: Entry) -> tuple[Illustration, ...]:
     return tuple(grids)
 
 
-def spread(steps: Sequence[int], keep: int, most: int = SMALL_GRIDS) -> list[int]:
-    """At most `most` of ascending steps: the first, the last, `keep`, and evenly between."""
-    if len(steps) <= most:
+def spread(steps: Sequence[int], keep: int) -> list[int]:
+    """At most SMALL_GRIDS of ascending steps: the first, the last, `keep`, and evenly between."""
+    if len(steps) <= SMALL_GRIDS:
         return list(steps)
-    chosen = {steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)}
+    chosen = {steps[round(place * (len(steps) - 1) / (SMALL_GRIDS - 1))] for place in range(SMALL_GRIDS)}
     if keep in steps and keep not in chosen:
         inner = sorted(chosen)[1:-1]
         chosen.remove(min(inner, key=lambda step: abs(step - keep)))
