@@ -29,7 +29,6 @@ class ProtocolSection:
 
 
 def protocol_section(store: Store, ranking: Ranking) -> ProtocolSection:
-    """Everything that was measured under a protocol."""
     protocol = ranking.protocol
     purpose = ", measured again on fresh samples" if protocol.purpose == "report" else ""
     return ProtocolSection(
@@ -78,7 +77,6 @@ def ranking_table(store: Store, ranking: Ranking) -> Table:
 
 
 def mark_of(verdict: Verdict) -> str:
-    """The look of a row."""
     return {Verdict.BEST: "best", Verdict.INDISTINGUISHABLE: "close"}.get(verdict, "")
 
 
