@@ -4,6 +4,7 @@
 """
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -128,7 +129,9 @@ def disk_error(error: BaseException) -> str | None:
     if isinstance(cause, BaseException):
         return disk_error(cause)
     if not isinstance(error, OSError) or error.errno not in OF_DISKS:
-        return None
+        # Libraries that write files themselves, such as safetensors and SQLite, have errors of their own.
+        full = any(words in str(error) for words in (os.strerror(errno.ENOSPC), "database or disk is full"))
+        return f"a disk is full ({one_line(error)}): make room, then give the same command again" if full else None
     what = "a file" if error.filename is None else repr(error.filename)
     return f"{what} cannot be read or written ({error.strerror}): {OF_DISKS[error.errno]}, then give the same command again"
 

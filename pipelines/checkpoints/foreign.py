@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint, write_checkpoint
-from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.commit import MANIFEST, committed_folder, write_json
 from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import InputError
 from ddpm_core.interop import from_diffusers, to_diffusers
@@ -147,21 +147,19 @@ def process_of(scheduler: Mapping[str, Any]) -> DiffusionConfig:
 
 
 def export_checkpoint(config: ExportConfig) -> Path:
-    """Write a checkpoint as a pipeline of diffusers; its folder. Raises InputError if that has no counterpart there.
-
-    model_index.json comes last, so that a pipeline is whole or none.
-    """
+    """Write a checkpoint as a pipeline of diffusers, whole or not at all; its folder. Raises InputError if it has no counterpart
+    there."""
     storage = local_storage(config.storage)
     _, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
     output = absolute(config.output, option="--output")
     if output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file():
         raise InputError(f"--output is {str(output)!r}, a folder with other files in it: give a new or empty one")
     scheduler = scheduler_config(checkpoint.diffusion_config())
-    (output / INDEX).unlink(missing_ok=True)
-    to_diffusers(output / "unet", checkpoint.unet_config(), checkpoint.weights(config.weights))
-    write_json(output / "scheduler" / "scheduler_config.json", scheduler)
     parts = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
-    write_json(output / INDEX, {"_class_name": "DDPMPipeline", **parts})
+    with committed_folder(output, {"weights_sha256": checkpoint.weights_sha256(config.weights)}) as folder:
+        to_diffusers(folder / "unet", checkpoint.unet_config(), checkpoint.weights(config.weights))
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        write_json(folder / INDEX, {"_class_name": "DDPMPipeline", **parts})
     return output
 
 

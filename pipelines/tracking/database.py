@@ -8,6 +8,7 @@ with all that is in it, the places in that folder are brought up to date before 
 """
 
 import os
+import secrets
 import shlex
 import sqlite3
 from pathlib import Path
@@ -15,10 +16,12 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from filelock import FileLock
+from mlflow.exceptions import MlflowException
 from mlflow.store.db.utils import _get_latest_schema_revision
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy.exc import SQLAlchemyError
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 from pipelines.runtime.layout import Storage
 
 # (table, column) of every place that MLflow or this project writes.
@@ -47,9 +50,10 @@ def ensure_database(path: Path) -> None:
             with FileLock(f"{path}.lock", timeout=WAIT):
                 if not is_there(path):
                     make(path)
-        except OSError as error:
+        except (OSError, SQLAlchemyError, MlflowException) as error:
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise InputError(
-                f"tracking database {str(path)!r} cannot be made ({error.strerror or error}): make room, or give a --storage "
+                f"tracking database {str(path)!r} cannot be made ({reason}): make room, or give a --storage "
                 "that can be written to"
             ) from error
     check_whole(path)
@@ -68,9 +72,9 @@ def default_artifacts(path: Path) -> Path:
 
 def make(path: Path) -> None:
     """Make the database, under the lock."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    for left in path.parent.glob(f"{temporary.name}*"):  # of a killed process, with SQLite's journal
+    for left in path.parent.glob(f".{path.name}.tmp*"):  # of a killed process, with SQLite's journal
         left.unlink()
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")  # MLflow keeps an open file by its name
     store = SqlAlchemyStore(f"sqlite:///{temporary}", default_artifacts(path).parent.as_uri())
     store.engine.dispose()
     with temporary.open("rb") as file:
