@@ -103,9 +103,9 @@ def test_a_job_on_a_full_disk_ends_with_a_sentence_and_goes_on_when_there_is_roo
     else:
         size = 64
     refused = 0
-    while (code := run_job(monkeypatch, job, *arguments)) != 0:
+    while (code := run_job(monkeypatch, job, *arguments)) not in (0, 3):  # 3: an alarm about a network of four steps
         said = capfd.readouterr()
-        assert code == 2, said
+        assert code == 2, f"{said.out}\n{said.err}"
         assert "Traceback" not in said.err + said.out, said
         assert said.err.splitlines()[-1].startswith("error: "), said
         refused += 1
