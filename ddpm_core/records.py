@@ -35,6 +35,7 @@ RUN_TAG = "ddpm.run"  # the name of the training, or of the weights from elsewhe
 STEP_TAG = "ddpm.step"
 PROTOCOL_TAG = "ddpm.protocol"  # a fingerprint
 PURPOSE_TAG = "ddpm.purpose"  # of an evaluation's noise: selection, report
+SAMPLES_TAG = "ddpm.samples"  # of a training: how many, under the protocol of its best_fid
 STANDING_TAG = "ddpm.standing"  # of a checkpoint under a protocol: a Verdict
 PATH_TAG = "ddpm.path"  # where a checkpoint lies
 SHA256_TAG = "ddpm.sha256"  # of a checkpoint's weights
@@ -56,7 +57,7 @@ SCHEDULES = "schedules.json"
 TRIALS = "trials.json"
 SUMMARY = "summary.json"
 
-# Metrics of a training.
+# Metrics of a training, as its records and checkpoints name them; what MLflow calls them says training_metric().
 LOSS = "loss"
 GRAD_NORM = "grad_norm"
 PARAM_NORM = "param_norm"
@@ -65,6 +66,9 @@ IMAGES_PER_SECOND = "images_per_second"
 UTILISATION = "model_flops_utilisation"
 DATA_WAIT_SHARE = "data_wait_share"
 MEMORY_GIB = "memory_gib"
+# Of a checkpoint's run, by which a table of runs sorts.
+STEP = "step"
+IMAGES_SEEN = "images_seen"
 # Of an evaluation; those of features pass through Protocol.metric(), which names the extractor too.
 KID = "kid"
 PRECISION = "precision"
@@ -87,6 +91,36 @@ CI_LOW, CI_HIGH = "_ci_low", "_ci_high"  # the ends of its 95 % interval
 STD = "_std"  # its standard deviation, over splits or subsets
 INFINITY = "_infinity"  # its extrapolation to infinitely many samples
 HELD_OUT = "_held_out"  # the same of images held out
+
+
+def training_metric(name: str) -> str:
+    """A training's metric as MLflow calls it: what stands before the slash is a section of its charts.
+
+    >>> training_metric(LOSS), training_metric(IMAGES_PER_SECOND)
+    ('train/loss', 'speed/images_per_second')
+    """
+    speed = name in (IMAGES_PER_SECOND, UTILISATION, DATA_WAIT_SHARE, MEMORY_GIB)
+    return f"{'speed' if speed else 'train'}/{name}"
+
+
+def record_metric(name: str) -> str:
+    """What training_metric() was made of; earlier versions gave MLflow that itself."""
+    return name.removeprefix("train/").removeprefix("speed/")
+
+
+def best_metric(distance: str) -> str:
+    """The metric of a training's run that holds the lowest distance of its checkpoints, and for STEP whose that is."""
+    return f"best_{distance}"
+
+
+def newest_metric(distance: str) -> str:
+    """The metric of a training's run that holds the distance of its newest checkpoint."""
+    return f"newest_{distance}"
+
+
+def curve_metric(distance: str, protocol: str) -> str:
+    """The metric of a training's run that holds the distance of its checkpoints under a protocol, given by its fingerprint."""
+    return f"eval/{distance}_{protocol[:6]}"
 
 
 def loss_quarter(number: int) -> str:

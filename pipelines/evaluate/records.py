@@ -1,5 +1,6 @@
 """What an evaluation leaves in MLflow: a run for each protocol, numbers on it and on the checkpoints' models, pictures."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from ddpm_core.records import (
     DATA_TAG,
     DISTANCE_TAG,
     EVALUATE,
+    IMAGES_SEEN,
     KID,
     PRECISION,
     PROTOCOL,
@@ -23,9 +25,14 @@ from ddpm_core.records import (
     RECALL,
     RUN_TAG,
     SAMPLES_LAYOUT,
+    SAMPLES_TAG,
+    STEP,
     TRAIN,
+    best_metric,
     chain_path,
+    curve_metric,
     flatten,
+    newest_metric,
     samples_path,
 )
 from pipelines.evaluate.evaluation import Evaluation, read_evaluation
@@ -132,26 +139,35 @@ class Records:
             parent=self.owner.run_id if self.owner else None,
         )
         batch_size = checkpoint.config.get("optim", {}).get("batch_size")
-        images_seen = {} if batch_size is None else {"images_seen": float(step * batch_size)}
-        run.log_values({"step": float(step), **images_seen, **evaluation.values}, step)
+        images_seen = {} if batch_size is None else {IMAGES_SEEN: float(step * batch_size)}
+        run.log_values({STEP: float(step), **images_seen, **evaluation.values}, step)
         run.finish()
 
     def _log_on_training(self, training: TrackedRun, protocol: Protocol) -> None:
-        """All results under the protocol that are there, of checkpoints that are deleted too. Metrics of the training's run
-        hold the protocol in their names: one run has numbers of several."""
+        """The curve of all results under the protocol that are there, of checkpoints that are deleted too; the best and the
+        newest of them, if no protocol of more samples gave those."""
         results = self.subject.results(protocol)
         evaluations = [read_evaluation(path.parent) for path in results.glob(f"step-*/{MANIFEST}")]
         by_step = sorted(evaluations, key=lambda evaluation: evaluation.step)
-        curve = f"{protocol.distance}_{protocol.fingerprint[:6]}"
+        curve = curve_metric(protocol.distance, protocol.fingerprint)  # one run has the curves of several protocols
         logged = training.logged_steps(curve)
         training.log_records(
-            {"step": evaluation.step, curve: evaluation.distance}
+            {STEP: evaluation.step, curve: evaluation.distance}
             for evaluation in by_step
             if evaluation.step not in logged
         )
-        best, newest = min(by_step, key=lambda evaluation: (evaluation.distance, evaluation.step)), by_step[-1]
-        values = {f"best_{curve}": best.distance, f"best_step_{curve}": best.step, f"newest_{curve}": newest.distance}
-        training.log_values({name: float(value) for name, value in values.items()}, newest.step)
+        if protocol.purpose != "selection" or protocol.against != "train":
+            return
+        if int(training.tags().get(SAMPLES_TAG, 0)) > protocol.num_samples:
+            return
+        values = {newest_metric(protocol.distance): by_step[-1].distance}
+        finite = [evaluation for evaluation in by_step if math.isfinite(evaluation.distance)]
+        if finite:
+            best = min(finite, key=lambda evaluation: (evaluation.distance, evaluation.step))
+            values |= {best_metric(protocol.distance): best.distance, best_metric(STEP): float(best.step)}
+        # MLflow shows the value of the highest step, which another protocol may have come to before: so all are of step 0.
+        training.log_values(values, 0)
+        training.set_tags({PROTOCOL_TAG: protocol.fingerprint, SAMPLES_TAG: str(protocol.num_samples)})
 
     def link(self, protocol: Protocol) -> str:
         """To the table of all checkpoints under the protocol in MLflow's UI, the lowest distance first."""

@@ -36,6 +36,11 @@ class TrackedRun:
     run_id: str
 
     @retried
+    def tags(self) -> dict[str, str]:
+        """The tags of the run."""
+        return dict(self.client.get_run(self.run_id).data.tags)
+
+    @retried
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, in place of those of the same names."""
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])

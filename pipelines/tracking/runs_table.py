@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddpm_core.records import CHECKPOINT, CI_HIGH, CI_LOW, KIND_TAG, PROTOCOL_TAG, STANDING_TAG
+from ddpm_core.records import CHECKPOINT, CI_HIGH, CI_LOW, KIND_TAG, PROTOCOL_TAG, STANDING_TAG, STEP
 from ddpm_core.verdicts import Interval, Verdict, known_interval, verdict_beside
 from pipelines.tracking.client import retried
 from pipelines.tracking.run import TrackedRun
@@ -52,7 +52,7 @@ def share_ranking(tracker: Tracker, protocol: str, metric: str, others: Sequence
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": True,
         "selectedColumns": [
-            *(f"metrics.`{name}`" for name in (metric, metric + CI_LOW, metric + CI_HIGH, "step", *others)),
+            *(f"metrics.`{name}`" for name in (metric, metric + CI_LOW, metric + CI_HIGH, STEP, *others)),
             f"tags.`{STANDING_TAG}`",
         ],
     }
@@ -90,7 +90,7 @@ def standings_of(metrics: Mapping[str, Mapping[str, float]], metric: str) -> dic
     intervals: dict[str, Interval | None] = {
         key: known_interval(metrics[key].get(metric + CI_LOW), metrics[key].get(metric + CI_HIGH)) for key in values
     }
-    best = min(values, key=lambda key: (values[key], metrics[key].get("step", 0.0)))
+    best = min(values, key=lambda key: (values[key], metrics[key].get(STEP, 0.0)))
     return {key: Verdict.BEST if key == best else verdict_beside(intervals[best], intervals[key]) for key in values}
 
 

@@ -46,7 +46,7 @@ from pipelines.tracking.retry import without_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import TrainConfig
-from pipelines.train.follower import Follower, synchronise, unsent_entries
+from pipelines.train.follower import Follower, logged_steps, synchronise, unsent_entries
 from pipelines.train.loader import check_shuffle
 from pipelines.train.stop import StopRequest, interruptible
 from pipelines.train.worker import WorkerTask, run_worker
@@ -187,7 +187,7 @@ class TrainingSession:
         self, trainer: ray.train.torch.TorchTrainer, outbox: ray.util.queue.Queue, stop: ray.util.queue.Queue
     ) -> Follower:
         """Train to an end, whichever it is, with the records passed on. Raises what ended the workers."""
-        logged = self.tracked.logged_steps("loss")
+        logged = logged_steps(self.tracked)
         self.unsent.start()
         try:
             with (

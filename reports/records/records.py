@@ -4,7 +4,7 @@ Training curves and pictures are not among them: they are read when they are dra
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -38,6 +38,7 @@ from ddpm_core.records import (
     TRAIN,
     TRIALS,
     Kind,
+    record_metric,
     samples_path,
 )
 from reports.records import artifacts
@@ -133,6 +134,11 @@ def _updated(runs: Sequence[Run]) -> datetime | None:
     return datetime.fromtimestamp(max(times) / 1000, tz=UTC) if times else None
 
 
+def latest_values(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A training's metrics by the names of its records; of a run that an earlier version began, the later names count."""
+    return {record_metric(name): metrics[name] for name in sorted(metrics, key=lambda name: "/" in name)}
+
+
 class _Reader:
     """Reads runs one by one and remembers what it could not use."""
 
@@ -150,7 +156,7 @@ class _Reader:
             status=run.info.status,
             params=dict(run.data.params),
             tags=dict(run.data.tags),
-            latest=dict(run.data.metrics),
+            latest=latest_values(run.data.metrics),
             card=self._parsed(run, DATA_CARD, artifacts.data_card),
             sheet=self._parsed(run, CONTACT_SHEET_LAYOUT, artifacts.grid_layout),
         )
