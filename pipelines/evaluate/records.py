@@ -39,6 +39,7 @@ from pipelines.evaluate.evaluation import Evaluation, read_evaluation
 from pipelines.evaluate.measure import first_images
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
+from pipelines.tracking.origin import DataInput, data_input
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.runs_table import share_ranking, update_standings
 from pipelines.tracking.tracker import Tracker
@@ -58,6 +59,11 @@ class Records:
     def owner(self) -> TrackedRun | None:
         """The training's MLflow run, which owns the checkpoints' models."""
         return self.tracker.find(TRAIN, self.subject.run.name)
+
+    def reference(self, role: Role) -> DataInput:
+        """What the samples are measured against, as an input of MLflow's runs."""
+        dataset = self.subject.references[role]
+        return data_input(dataset.name, dataset.sha256, dataset.card, dataset.path, "evaluation")
 
     def run_name(self, protocol: Protocol) -> str:
         """The name of the MLflow run that holds a protocol's numbers."""
@@ -83,6 +89,7 @@ class Records:
                     DATA_TAG: self.subject.references[role].name,
                 },
                 parent=self.owner.run_id if self.owner else None,
+                data=self.reference(role),
             )
             runs[role].log_json(PROTOCOL, asdict(protocol))
         try:
@@ -137,6 +144,7 @@ class Records:
                 DATA_TAG: protocol.reference,
             },
             parent=self.owner.run_id if self.owner else None,
+            data=self.reference(protocol.against),
         )
         batch_size = checkpoint.config.get("optim", {}).get("batch_size")
         images_seen = {} if batch_size is None else {IMAGES_SEEN: float(step * batch_size)}

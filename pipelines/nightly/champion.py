@@ -25,8 +25,9 @@ from pipelines.evaluate.evaluation import Evaluation, describe_values, read_eval
 from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location, location
 from pipelines.runtime.progress import Say
+from pipelines.tracking.origin import code_version
 from pipelines.tracking.registry import Registry
-from pipelines.tracking.tracker import Tracker, code_version
+from pipelines.tracking.tracker import Tracker
 
 NOT_IN_NAMES = re.compile(r"[/:']")  # MLflow takes none of them in a model's name or in a search for it
 

@@ -14,6 +14,7 @@ from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, summary
 from pipelines.sweep.result import SweepResult
+from pipelines.tracking.origin import data_input
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
 
@@ -41,6 +42,7 @@ def open_run(
             **flatten(config.evaluation(config.train.steps), "evaluate."),
         },
         tags={DATA_TAG: dataset.name},
+        data=data_input(dataset.name, dataset.sha256, dataset.card, dataset.path, "training"),
     )
 
 

@@ -41,6 +41,7 @@ from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.tracking.origin import data_input
 from pipelines.tracking.outbox import Unsent
 from pipelines.tracking.retry import without_retries
 from pipelines.tracking.run import TrackedRun
@@ -98,6 +99,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
         params=flatten(config),
         tags={PRESET_TAG: config.preset, DATA_TAG: dataset.name},
         parent=parent_run_id,
+        data=data_input(dataset.name, dataset.sha256, dataset.card, dataset.path, "training"),
     )
     training = TrainingSession(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
     if resources is None:
@@ -298,11 +300,8 @@ def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
 
 
 def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
-    """What the images are, for the report; paths stay in the data set's own manifest."""
-    keys = ("name", "images", "shape", "mean", "std", "second_moment", "sha256", "filter")
-    source = Path(dataset.manifest["source"]).name
-    card = {key: dataset.manifest[key] for key in keys}
-    run.log_json(DATA_CARD, {**card, "source": source, "skipped": len(dataset.manifest["skipped"])})
+    """What the images are, for the report."""
+    run.log_json(DATA_CARD, dataset.card)
     run.log_json(CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
     run.log_bytes(CONTACT_SHEET, (dataset.path / "contact_sheet.png").read_bytes())
 
