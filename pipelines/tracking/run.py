@@ -2,6 +2,7 @@
 twice."""
 
 import json
+import platform
 import re
 import tempfile
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
 
@@ -18,6 +20,7 @@ from ddpm_core.configs import Weights
 from ddpm_core.records import PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
+EXTERNAL_TAG = "mlflow.model.isExternal"  # MLflow's own: whether a model has no files
 METRICS_A_CALL = 1000  # MLflow's limit
 NOT_IN_NAMES = re.compile(r"[/:.%\"']")  # of what MLflow calls a logged model
 
@@ -166,16 +169,24 @@ class TrackedRun:
 
     def model_of(self, name: str, checkpoint: Checkpoint, weights: Weights = "ema") -> str:
         """The id of the LoggedModel of a checkpoint of the training `name`, made if there is none."""
-        sha256 = checkpoint.weights_sha256(weights)
         return self.checkpoint_model(
-            f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, sha256, weights
+            f"{name}-step-{checkpoint.step}",
+            checkpoint.step,
+            checkpoint.path,
+            checkpoint.weights_sha256(weights),
+            weights,
+            model_file(checkpoint, weights),
         )
 
     @retried
-    def checkpoint_model(self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema") -> str:
-        """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
+    def checkpoint_model(
+        self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema", file: str | None = None
+    ) -> str:
+        """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are. file: by which MLflow
+        loads it; without one it cannot."""
         name = NOT_IN_NAMES.sub("-", name if weights == "ema" else f"{name}-raw")
-        models, place = self._models(name), {PATH_TAG: str(path), SHA256_TAG: sha256}
+        tags = {PATH_TAG: str(path), SHA256_TAG: sha256, EXTERNAL_TAG: str(file is None).lower()}
+        models = self._models(name)
         if not models:
             self.client.create_logged_model(
                 self.experiment_id,
@@ -183,17 +194,26 @@ class TrackedRun:
                 source_run_id=self.run_id,
                 model_type="ddpm",
                 params={"step": str(step), "weights": weights},
-                tags={**place, "mlflow.model.isExternal": "true"},
+                tags=tags,
             )
             models = self._models(name)
         model, *others = models
-        if not place.items() <= model.tags.items():  # the checkpoint was made anew, or moved
-            self.client.set_logged_model_tags(model.model_id, place)
-        if model.status != LoggedModelStatus.READY:
+        ready = model.status == LoggedModelStatus.READY
+        current = tags.items() <= model.tags.items()  # else it was made anew, moved, or recorded by an earlier version
+        if file is not None and not (ready and current):
+            self._log_model_file(model.model_id, file)
+        if not current:
+            self.client.set_logged_model_tags(model.model_id, tags)
+        if not ready:
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         for other in others:  # made by another process in the same moment, or by a call whose answer was lost
             self.client.delete_logged_model(other.model_id)
         return str(model.model_id)
+
+    def _log_model_file(self, model_id: str, content: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "MLmodel").write_text(content, encoding="utf-8")
+            self.client.log_model_artifacts(model_id, folder)
 
     def _models(self, name: str) -> list[LoggedModel]:
         """The run's models of a name, the first one first."""
@@ -201,3 +221,36 @@ class TrackedRun:
             [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{self.run_id}'"
         )
         return sorted(models, key=lambda model: (model.creation_timestamp, model.model_id))
+
+
+def model_file(checkpoint: Checkpoint, weights: Weights) -> str:
+    """The file MLmodel of a checkpoint: MLflow's description of a model (YAML, of which JSON is a part) that
+    pipelines/checkpoints/pyfunc.py loads, with its signature, and where the weights lie in their storage."""
+    unet, diffusion = checkpoint.config.get("unet", {}), checkpoint.config.get("diffusion", {})
+    size, channels = unet.get("image_size", -1), unet.get("in_channels", -1)
+    run = checkpoint.path.parent
+    image = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, size, size, channels]}}
+    params = {"seed": 0, "steps": diffusion.get("num_timesteps", 1000)}
+    description = {
+        "flavors": {
+            "python_function": {
+                "loader_module": "pipelines.checkpoints.pyfunc",
+                "python_version": platform.python_version(),
+                "config": {
+                    "storage": str(run.parent.parent),
+                    "checkpoint": f"{run.parent.name}/{run.name}/{checkpoint.path.name}",
+                    "weights": weights,
+                    "sha256": checkpoint.weights_sha256(weights),
+                },
+            }
+        },
+        "mlflow_version": mlflow.__version__,
+        "signature": {
+            "inputs": json.dumps([{"type": "long", "required": True}]),
+            "outputs": json.dumps([image]),
+            "params": json.dumps(
+                [{"name": name, "type": "long", "default": value, "shape": None} for name, value in params.items()]
+            ),
+        },
+    }
+    return json.dumps(description, indent=1)
