@@ -39,6 +39,9 @@ SAMPLES_TAG = "ddpm.samples"  # of a training: how many, under the protocol of i
 STANDING_TAG = "ddpm.standing"  # of a checkpoint under a protocol: a Verdict
 PATH_TAG = "ddpm.path"  # where a checkpoint lies
 SHA256_TAG = "ddpm.sha256"  # of a checkpoint's weights
+ALIAS_TAG = (
+    "ddpm.alias"  # of a registered model's version: why an alias came to it or left it, which its description says too
+)
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the id of the run above a run
 
 # Artifacts of a training.
