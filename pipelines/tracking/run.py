@@ -1,12 +1,15 @@
 """An MLflow run: its metrics, tags, files, and the models of its checkpoints. Every call can be made again: nothing is made
 twice."""
 
+import contextlib
 import json
+import logging
 import platform
 import re
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +17,24 @@ from typing import Any, Literal
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Weights
+from ddpm_core.errors import one_line
 from ddpm_core.records import PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
 EXTERNAL_TAG = "mlflow.model.isExternal"  # MLflow's own: whether a model has no files
+MACHINE_INTERVAL, MACHINE_SAMPLES = (
+    10.0,
+    3,
+)  # seconds between looks at the machine, and how many are logged as their mean
+MACHINE_PAUSE = 60.0  # seconds before MLflow's monitor is started again
 METRICS_A_CALL = 1000  # MLflow's limit
 NOT_IN_NAMES = re.compile(r"[/:.%\"']")  # of what MLflow calls a logged model
+
+logger = logging.getLogger(__name__)
 
 
 def now() -> int:
@@ -54,6 +66,38 @@ class TrackedRun:
         self.client.set_terminated(self.run_id, status)
 
     # Metrics.
+
+    @contextlib.contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Have MLflow log what this machine's CPUs, memory, disk, network and GPUs do while the block lasts, in a thread whose
+        troubles are nobody else's. MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false, MLflow's own switch, turns it off."""
+        ended = threading.Event()
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set() or MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            threading.Thread(target=self._watch_machine, args=(ended,), name="system metrics", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _watch_machine(self, ended: threading.Event) -> None:
+        """Run MLflow's monitor, and another one if it ends, as it does when the server is away."""
+        while not ended.is_set():
+            try:
+                from mlflow.system_metrics import system_metrics_monitor  # here: it takes a second
+
+                logging.getLogger(system_metrics_monitor.__name__).setLevel(logging.ERROR)
+                monitor = system_metrics_monitor.SystemMetricsMonitor(
+                    self.run_id,
+                    sampling_interval=MACHINE_INTERVAL,
+                    samples_before_logging=MACHINE_SAMPLES,
+                    resume_logging=True,
+                    tracking_uri=self.client.tracking_uri,
+                )
+                monitor._shutdown_event = ended
+                monitor.monitor()
+            except Exception as error:
+                logger.debug("system metrics: %s", one_line(error))
+            ended.wait(MACHINE_PAUSE)
 
     @retried
     def logged_steps(self, key: str) -> set[int]:

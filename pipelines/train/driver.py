@@ -193,6 +193,7 @@ class TrainingSession:
         self.unsent.start()
         try:
             with (
+                self.tracked.system_metrics(),
                 StopRequest() as request,
                 Follower(self.run.name, self.config, outbox, stop, request, self.unsent, logged, self.say) as follower,
             ):
