@@ -2,21 +2,22 @@
 
 One training is one MLflow run of the kind TRAIN. What is measured of its checkpoints lies in runs below it: one for each
 protocol, EVALUATE, LIKELIHOOD and COMPRESSION, and one for each checkpoint that an evaluation measured under a protocol,
-CHECKPOINT. A run of the kind SWEEP stands above the trainings of its trials. Paths are of artifacts; a metric's step is the
-training step of the checkpoint that it is of.
+CHECKPOINT. A run of the kind SWEEP stands above the trainings of its trials; that of the kind REPORT holds the newest report.
+Paths are of artifacts; a metric's step is the training step of the checkpoint that it is of.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, Final, Literal
 
-Kind = Literal["train", "evaluate", "checkpoint", "likelihood", "compression", "sweep"]
+Kind = Literal["train", "evaluate", "checkpoint", "likelihood", "compression", "sweep", "report"]
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
 CHECKPOINT: Final = "checkpoint"
 LIKELIHOOD: Final = "likelihood"
 COMPRESSION: Final = "compression"
 SWEEP: Final = "sweep"
+REPORT: Final = "report"
 
 # Tags of runs, of models (a checkpoint's weights), and of a registered model's versions.
 KIND_TAG = "ddpm.kind"  # a Kind
@@ -42,7 +43,12 @@ SHA256_TAG = "ddpm.sha256"  # of a checkpoint's weights
 ALIAS_TAG = (
     "ddpm.alias"  # of a registered model's version: why an alias came to it or left it, which its description says too
 )
+NOTE_TAG = "ddpm.note"  # what this project wrote as MLflow's note on a run, which a person may have changed there
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the id of the run above a run
+
+# A tag of an experiment: begins those that hold views of the table of runs, as MLflow's UI writes them to share them.
+SHARED_VIEW = "mlflow.sharedViewState."
+LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` serves a database on disk
 
 # Artifacts of a training.
 CONFIG = "config.json"
@@ -174,6 +180,22 @@ def likelihood_path(step: int) -> str:
 def rung_path(steps: int) -> str:
     """What a sweep's trials came to at a rung."""
     return f"rungs/{steps:08d}.json"
+
+
+def ranking_place(experiment_id: str, protocol: str) -> str:
+    """Where in MLflow's UI the table of all checkpoints under a protocol is, given by its fingerprint, which its view is
+    shared by; a link on a page of the UI itself."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={protocol}"
+
+
+def ranking_link(tracking_uri: str, experiment_id: str, protocol: str) -> str:
+    """The link to that table from elsewhere. A database on disk is looked at through `make ui`.
+
+    >>> ranking_link("https://tracking/", "1", "ab12")
+    'https://tracking/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=ab12'
+    """
+    base = tracking_uri.rstrip("/") if tracking_uri.startswith("http") else LOCAL_UI
+    return f"{base}/{ranking_place(experiment_id, protocol)}"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:

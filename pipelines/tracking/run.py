@@ -18,11 +18,12 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Weights
 from ddpm_core.errors import one_line
-from ddpm_core.records import PATH_TAG, SHA256_TAG
+from ddpm_core.records import NOTE_TAG, PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
 EXTERNAL_TAG = "mlflow.model.isExternal"  # MLflow's own: whether a model has no files
@@ -42,6 +43,11 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
+def note_tags(text: str) -> dict[str, str]:
+    """The tags that are MLflow's note on a run, in Markdown."""
+    return {MLFLOW_RUN_NOTE: text, NOTE_TAG: text}
+
+
 @dataclass(frozen=True)
 class TrackedRun:
     """An MLflow run that is written to."""
@@ -59,6 +65,14 @@ class TrackedRun:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, in place of those of the same names."""
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    @retried
+    def set_note(self, text: str) -> None:
+        """Set MLflow's note on the run, in Markdown, unless a person has changed it."""
+        tags = self.tags()
+        note, ours = tags.get(MLFLOW_RUN_NOTE, ""), tags.get(NOTE_TAG, "")
+        if note == ours and note != text:
+            self.set_tags(note_tags(text))
 
     @retried
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:

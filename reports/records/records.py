@@ -29,6 +29,7 @@ from ddpm_core.records import (
     LIKELIHOOD_PROTOCOL,
     PARENT_TAG,
     PROTOCOL,
+    REPORT,
     RUN_TAG,
     SAMPLES_LAYOUT,
     SCHEDULES,
@@ -60,7 +61,7 @@ def read_experiment(store: Store, experiment: str, only: str | None = None) -> E
     """The records of one experiment, limited to one training or sweep if `only` is its name or MLflow id. Raises InputError
     for an experiment that does not exist, in which nothing was trained or evaluated, or which has no such run."""
     experiment_id = store.experiment_id(experiment)
-    runs = store.runs(experiment_id)
+    runs = [run for run in store.runs(experiment_id) if run.data.tags.get(KIND_TAG) != REPORT]
     trainings, measurements = _of_kinds(runs, TRAIN), _of_kinds(runs, EVALUATE, LIKELIHOOD, COMPRESSION)
     foreign = _by_weights(measurements)
     if not trainings and not foreign:

@@ -20,7 +20,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError, one_line
-from ddpm_core.records import training_metric
+from ddpm_core.records import SHARED_VIEW, training_metric
 
 RUNS_A_CALL = 1000
 
@@ -68,6 +68,11 @@ class Store:
             f"Experiment {name!r} is not in the tracking store {public_uri(self.tracking_uri)}, "
             f"which holds {names}; name one of those."
         )
+
+    def has_ranking(self, experiment_id: str, protocol: str) -> bool:
+        """Whether MLflow's UI has a table of the checkpoints under a protocol; experiments of earlier versions have none."""
+        of_id = (experiment for experiment in self._experiments if experiment.experiment_id == experiment_id)
+        return any(SHARED_VIEW + protocol in experiment.tags for experiment in of_id)
 
     def runs(self, experiment_id: str) -> list[Run]:
         """Every run that was not deleted, the oldest first, with its latest metrics, params and tags."""

@@ -93,6 +93,27 @@ def test_a_training_that_a_later_version_went_on_with_is_read_by_the_later_names
     assert store.training_history(run, "lr").steps[-1] == 300
 
 
+def test_the_run_that_holds_the_report_changes_no_report() -> None:
+    writer = writer_of("reported")
+    writer.evaluate(writer.train("tiny-reported"), DIGITS, {100: 5.0, 200: 4.0})
+    before = page_of("reported").source
+    writer.run("report", "report")
+    page_of.cache_clear()
+    assert page_of("reported").source == before
+
+
+def test_a_protocols_table_in_mlflow_is_linked_if_there_is_one() -> None:
+    writer = writer_of("ranked")
+    writer.evaluate(writer.train("tiny-ranked"), DIGITS, {100: 5.0, 200: 4.0})
+    place = f"http://127.0.0.1:5000/#/experiments/{writer.experiment_id}/runs?"
+    links = [element.attributes.get("href", "") for element in page_of("ranked").root.all("a")]
+    assert not any(link.startswith(place) for link in links)
+    writer.share_view(DIGITS.fingerprint)
+    page_of.cache_clear()
+    links = [element.attributes.get("href", "") for element in page_of("ranked").root.all("a")]
+    assert f"{place}workflowType=machine_learning&viewStateShareKey={DIGITS.fingerprint}" in links
+
+
 def test_a_repeated_step_counts_as_it_was_written_last() -> None:
     writer = writer_of("resumed")
     run = writer.run("train", "tiny-resumed")

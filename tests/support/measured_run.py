@@ -83,5 +83,5 @@ def record(tracker: Tracker, subject: Subject) -> TrackedRun:
         evaluations = [read_evaluation(folder / checkpoint.path.name) for checkpoint in subject.checkpoints]
         for checkpoint, evaluation in zip(subject.checkpoints, evaluations, strict=True):
             records.log(runs["train"], checkpoint, protocols["train"], evaluation.values)
-        records.rank(protocols["train"], subject.checkpoints, evaluations)
+        records.rank(runs["train"], protocols["train"], subject.checkpoints, evaluations)
     return training

@@ -94,6 +94,10 @@ class Writer:
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
 
+    def share_view(self, protocol: str) -> None:
+        """The table of the checkpoints under a protocol in MLflow's UI."""
+        self._client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{protocol}", "{}")
+
     def copies(self, run_ids: Sequence[str], amount: int) -> None:
         """So many copies of runs of this experiment with their metrics and artifacts, parents and children kept together:
         in SQL, as MLflow would take minutes."""
