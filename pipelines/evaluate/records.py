@@ -172,9 +172,10 @@ class Records:
             for evaluation in by_step
             if evaluation.step not in logged
         )
-        if protocol.purpose != "selection" or protocol.against != "train":
-            return
-        if int(training.tags().get(SAMPLES_TAG, 0)) > protocol.num_samples:
+        of_best = int(training.tags().get(SAMPLES_TAG, 0))
+        # The best is measured again, alone, for its report: that says nothing of the others.
+        enough = protocol.num_samples > of_best or (protocol.num_samples == of_best and protocol.purpose == "selection")
+        if not enough or protocol.against != "train":
             return
         values = {newest_metric(protocol.distance): by_step[-1].distance}
         finite = [evaluation for evaluation in by_step if math.isfinite(evaluation.distance)]
