@@ -43,7 +43,7 @@ SHA256_TAG = "ddpm.sha256"  # of a checkpoint's weights
 ALIAS_TAG = (
     "ddpm.alias"  # of a registered model's version: why an alias came to it or left it, which its description says too
 )
-NOTE_TAG = "ddpm.note"  # what this project wrote as MLflow's note on a run, which a person may have changed there
+NOTE_TAG = "ddpm.note"  # a fingerprint of MLflow's note on a run as this project wrote it: a person may have changed it
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the id of the run above a run
 
 # A tag of an experiment: begins those that hold views of the table of runs, as MLflow's UI writes them to share them.

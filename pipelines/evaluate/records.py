@@ -195,10 +195,10 @@ class Records:
         parts = [
             f"**Step {best.step:,} is the best of {len(evaluations)}: {describe_values(best.values, protocol)}.**",
             f"Not to be told apart from it by their intervals: step {', '.join(close)}." if close else "",
+            f"[All checkpoints by {protocol.distance}]({place})",
+            report_link(self.tracker),  # before the picture: MLflow folds a long note
             samples_image(of_protocol, best.step),
             f"Protocol {protocol.fingerprint}: {protocol.describe()}.",
-            f"[All checkpoints by {protocol.distance}]({place})",
-            report_link(self.tracker),
         ]
         return "\n\n".join(part for part in parts if part)
 

@@ -23,6 +23,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Weights
 from ddpm_core.errors import one_line
+from ddpm_core.protocol import fingerprint
 from ddpm_core.records import NOTE_TAG, PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
@@ -45,7 +46,7 @@ def now() -> int:
 
 def note_tags(text: str) -> dict[str, str]:
     """The tags that are MLflow's note on a run, in Markdown."""
-    return {MLFLOW_RUN_NOTE: text, NOTE_TAG: text}
+    return {MLFLOW_RUN_NOTE: text, NOTE_TAG: fingerprint(text)}
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class TrackedRun:
     def set_note(self, text: str) -> None:
         """Set MLflow's note on the run, in Markdown, unless a person has changed it."""
         tags = self.tags()
-        note, ours = tags.get(MLFLOW_RUN_NOTE, ""), tags.get(NOTE_TAG, "")
-        if note == ours and note != text:
+        note = tags.get(MLFLOW_RUN_NOTE, "")
+        if note in ("", text) or fingerprint(note) == tags.get(NOTE_TAG):
             self.set_tags(note_tags(text))
 
     @retried

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
 from ddpm_core.records import (
     CHECKPOINT,
     CI_HIGH,
     CI_LOW,
     KIND_TAG,
-    NOTE_TAG,
     PROTOCOL_TAG,
     REPORT,
     SHARED_VIEW,
@@ -30,14 +31,16 @@ from pipelines.tracking.client import retried
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
 
+DATASET_COLUMN = "attributes.`Dataset`"
+# Columns that are there without being chosen, and columns with long contents: their widths in pixels.
+FIRST_COLUMNS, LAST_COLUMNS = {"0": 73, "attributes.`Run Name`": 270}, {"runDateAndNestInfo": 140, "duration": 80}
+WIDER_COLUMNS = {f"tags.`{STANDING_TAG}`": 130, DATASET_COLUMN: 200}
 PAGE = "report.html"  # the report's path among its run's artifacts
 VIEW: dict[str, Any] = {  # what such a view has besides
     "startTime": "ALL",
     "lifecycleFilter": "Active",
     "datasetsFilter": [],
     "modelVersionFilter": "All Runs",
-    "columnOrder": [],
-    "columnWidths": {},
     "runsExpanded": {},
     "runsPinned": [],
     "runsHidden": [],
@@ -61,15 +64,17 @@ def share_ranking(tracker: Tracker, protocol: str, metric: str, others: Sequence
 
     The view is one that MLflow's UI shares by a tag of the experiment: a link alone cannot choose columns.
     """
+    ranked = [f"metrics.`{name}`" for name in (metric, metric + CI_LOW, metric + CI_HIGH)]
+    chosen = [*ranked, f"tags.`{STANDING_TAG}`", *(f"metrics.`{name}`" for name in (STEP, *others)), DATASET_COLUMN]
+    widths = {column: max(90, 7 * len(column) - 30) for column in chosen}  # pixels, wide enough for the head
     view = {
         **VIEW,
         "searchFilter": _filter(protocol),
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": True,
-        "selectedColumns": [
-            *(f"metrics.`{name}`" for name in (metric, metric + CI_LOW, metric + CI_HIGH, STEP, *others)),
-            f"tags.`{STANDING_TAG}`",
-        ],
+        "selectedColumns": chosen,
+        "columnOrder": [*FIRST_COLUMNS, *chosen, *LAST_COLUMNS],
+        "columnWidths": {**FIRST_COLUMNS, **widths, **WIDER_COLUMNS, **LAST_COLUMNS},
     }
     _share(tracker, protocol, json.dumps(view))
     return ranking_link(tracker.uri, tracker.experiment_id, protocol)
@@ -114,7 +119,11 @@ def image(run_id: str, path: str, alt: str) -> str:
 def report_link(tracker: Tracker) -> str:
     """The link to the experiment's report, for a note on any run; empty if there is none."""
     run = tracker.find(REPORT, REPORT)
-    return "" if run is None else f"[Report](#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{PAGE})"
+    if run is None:
+        return ""
+    return (
+        f"[Report](#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{PAGE}?workflowType=machine_learning)"
+    )
 
 
 def log_report(tracker: Tracker, report: Path) -> None:
@@ -125,7 +134,7 @@ def log_report(tracker: Tracker, report: Path) -> None:
     run.finish()
     link = report_link(tracker)
     for training in tracker.search(f"tags.`{KIND_TAG}` = '{TRAIN}'"):
-        note = training.data.tags.get(NOTE_TAG, "")
+        note = training.data.tags.get(MLFLOW_RUN_NOTE, "")
         if note and link not in note:
             TrackedRun(tracker.client, tracker.experiment_id, training.info.run_id).set_note(f"{note}\n\n{link}")
 

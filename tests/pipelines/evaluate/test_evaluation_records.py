@@ -55,7 +55,7 @@ def note_on(tracker: Tracker, run: TrackedRun) -> str:
 def test_a_trainings_note_has_the_answer_its_samples_and_links(database: str, tmp_path: Path) -> None:
     tracker = tracker_of(database, tmp_path)
     training = record(tracker, measured_run(tmp_path, {10: 9.0, 20: 4.0, 1000: 4.2}))
-    answer, close, samples, protocol, ranking = note_on(tracker, training).split("\n\n")
+    answer, close, ranking, samples, protocol = note_on(tracker, training).split("\n\n")
     assert answer == "**Step 20 is the best of 3: fid 4 (95 % interval 3.5 to 4.5), is 9, kid 0.01.**"
     assert close == "Not to be told apart from it by their intervals: step 1,000."
     assert samples.startswith("![The first samples of step 20](get-artifact?path=samples%2Fstep-00000020.png&run_uuid=")
@@ -82,7 +82,8 @@ def test_the_report_is_an_artifact_that_notes_link_to(database: str, tmp_path: P
         page.write_text(content)
         log_report(tracker, page)
     (run,) = tracker.search("tags.`ddpm.kind` = 'report'")
-    link = f"[Report](#/experiments/{tracker.experiment_id}/runs/{run.info.run_id}/artifacts/report.html)"
+    place = f"#/experiments/{tracker.experiment_id}/runs/{run.info.run_id}/artifacts/report.html"
+    link = f"[Report]({place}?workflowType=machine_learning)"
     assert note_on(tracker, training).count(link) == 1
     assert Path(tracker.client.download_artifacts(run.info.run_id, "report.html")).read_text() == "second"
     record(tracker, measured_run(tmp_path, {10: 9.0, 20: 4.0}))
