@@ -1,4 +1,4 @@
-"""MLflow's traffic: what an evaluation asks of a server, and 64 writers at once on a real one with PostgreSQL."""
+"""MLflow's traffic: what the record of a checkpoint asks of a server, and 64 writers at once on one with PostgreSQL."""
 
 import collections
 import concurrent.futures
@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.utils import rest_utils
-from support.measured_run import measured_run, record
+import requests
+from support.measured_run import FURTHER, measured_run, record
 from support.mlflow_server import Server, tracking_server, why_no_postgres
 
+from pipelines.evaluate.subject import Subject
+from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
 
 REASON = why_no_postgres()
 pytestmark = [pytest.mark.bench, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
 
-WRITERS, STEPS = 64, (10, 20, 30)
-BEFORE = 0.0
+WRITERS, STEPS = 64, (10, 20)
+BEFORE = (
+    30  # calls a checkpoint of 14 metrics, counted likewise on the version without runs of checkpoints (commit 9735455)
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +32,70 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
-    """The requests that MLflow's clients in this process make, by path."""
-    counted: collections.Counter[str] = collections.Counter()
-    real = rest_utils.http_request
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The requests that this process makes."""
+    made: list[str] = []
+    real = requests.Session.request
 
-    def http_request(host: Any, endpoint: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        counted[f"{method} {endpoint}"] += 1
-        return real(host, endpoint, method, *args, **kwargs)
+    def request(session: requests.Session, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        made.append(f"{method} {url.partition('/api/')[2]}")
+        return real(session, method, url, *args, **kwargs)
 
-    monkeypatch.setattr(rest_utils, "http_request", http_request)
-    return counted
+    monkeypatch.setattr(requests.Session, "request", request)
+    return made
+
+
+def test_a_checkpoints_record_makes_at_most_twice_the_calls_of_before(
+    server: Server, calls: list[str], tmp_path: Path
+) -> None:
+    """Of a checkpoint whose model is there, as the training left it, and of the same again."""
+    tracker = Tracker(server.uri, "calls", tmp_path)
+    counts: dict[str, list[int]] = {"new": [], "again": []}
+    for number in (1, 4):
+        distances = {10 * step: 9.0 - step for step in range(1, number + 1)}
+        subject = measured_run(tmp_path / str(number), distances, name=f"tiny-{number}", further=FURTHER)
+        training = tracker.run("train", subject.run.name, "f", params={"a": "1"}, tags={})
+        for checkpoint in subject.checkpoints:
+            training.model_of(subject.run.name, checkpoint)
+        for which in counts:
+            calls.clear()
+            record(tracker, subject)
+            counts[which].append(len(calls))
+    a_checkpoint = {which: (many - one) / 3 for which, (one, many) in counts.items()}
+    print(f"calls a checkpoint: {a_checkpoint}, {BEFORE} before; calls of an evaluation of 1 and 4: {counts}")
+    assert a_checkpoint["new"] <= 2 * BEFORE
+    assert a_checkpoint["again"] <= 2 * BEFORE
+
+
+def write(uri: str, subject: Subject, folder: Path) -> TrackedRun:
+    """Record an evaluation as a process of its own would."""
+    return record(Tracker(uri, "writers", folder), subject)
+
+
+def test_64_writers_at_once_lose_nothing(server: Server, tmp_path: Path) -> None:
+    distances = [{step: 100.0 + writer + step / 1000 for step in STEPS} for writer in range(WRITERS)]
+    subjects = [
+        measured_run(tmp_path / str(writer), each, name=f"tiny-{writer}", further=FURTHER)
+        for writer, each in enumerate(distances)
+    ]
+    started = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
+        writing = [pool.submit(write, server.uri, subject, tmp_path) for subject in subjects]
+        runs = [each.result() for each in writing]
+    print(f"{WRITERS} writers, {len(STEPS)} checkpoints each: {time.monotonic() - started:.0f} s")
+    tracker = Tracker(server.uri, "writers", tmp_path)
+    kinds = collections.Counter(run.data.tags["ddpm.kind"] for run in tracker.search(""))
+    assert kinds == {"train": WRITERS, "evaluate": WRITERS, "checkpoint": WRITERS * len(STEPS)}
+    checkpoints = tracker.search("tags.`ddpm.kind` = 'checkpoint'")
+    found: dict[str, dict[int, float]] = collections.defaultdict(dict)
+    for run in checkpoints:
+        found[run.data.tags["ddpm.run"]][int(run.data.metrics["step"])] = run.data.metrics["fid"]
+        assert len(run.data.metrics) == 14 + 2
+        assert run.info.status == "FINISHED"
+    assert found == {f"tiny-{writer}": each for writer, each in enumerate(distances)}
+    for training, each in zip(runs, distances, strict=True):
+        metrics = tracker.client.get_run(training.run_id).data.metrics
+        assert (metrics["best_fid"], metrics["newest_fid"]) == (each[10], each[20])
+    record(tracker, subjects[0])  # the next evaluation says how all stand, whichever of them was last at it before
+    (best,) = tracker.search("tags.`ddpm.standing` = 'best'")
+    assert (best.data.tags["ddpm.run"], best.data.metrics["step"]) == ("tiny-0", 10)
