@@ -28,20 +28,8 @@ from torch import Tensor
 from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
 from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
 from ddpm_core.errors import InputError
-from ddpm_core.records import checkpoint_name
+from ddpm_core.records import checkpoint_name as checkpoint_name
 from ddpm_core.training import TrainState
-
-__all__ = [
-    "HISTORY",
-    "NAME",
-    "Checkpoint",
-    "checkpoint_name",
-    "list_checkpoints",
-    "list_steps",
-    "open_checkpoint",
-    "snapshot",
-    "write_checkpoint",
-]
 
 WHAT = "checkpoint"
 HISTORY = "history.jsonl"
@@ -59,7 +47,9 @@ class Checkpoint:
 
     def unet_config(self) -> UNetConfig:
         """The network that the weights fit."""
-        return UNetConfig(**_tuples(self.config["unet"]))
+        values = self.config["unet"].items()  # JSON has lists for tuples
+        config: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
+        return UNetConfig(**config)
 
     def diffusion_config(self) -> DiffusionConfig:
         """The process that the network was trained for."""
@@ -69,7 +59,7 @@ class Checkpoint:
         """The network's weights, on the CPU. Raises InputError if the file is damaged or gone."""
         return safetensors.torch.load(self._read(_weights_file(kind)))
 
-    def weights_sha256(self, kind: Weights = "ema") -> str:
+    def weights_sha256(self, kind: Weights) -> str:
         """The sha256 of the weights' file, as the manifest states it: what protocols and chunks are keyed by."""
         return str(self._facts(_weights_file(kind))["sha256"])
 
@@ -120,11 +110,6 @@ class Checkpoint:
 
 def _weights_file(kind: Weights) -> str:
     return "ema.safetensors" if kind == "ema" else "model.safetensors"
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's lists as the tuples they were."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def snapshot(state: TrainState, into: Mapping[str, Any] | None = None) -> dict[str, Any]:

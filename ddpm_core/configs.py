@@ -5,7 +5,9 @@ the module whose object it describes: `from ddpm_core.unet import UNet, UNetConf
 """
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from ddpm_core.ranges import Count, Fraction, Positive, Variance, check_ranges, up_to
 
 if TYPE_CHECKING:
     import torch
@@ -66,27 +68,28 @@ def check_objective(mean_type: MeanType, var_type: VarType, loss_type: LossType)
 class UNetConfig:
     """A U-Net by its values. Level l works at image_size / 2^l with ch * ch_mult[l] channels."""
 
-    image_size: int
+    image_size: Annotated[int, up_to(4096)]
     """Height and width of the images."""
-    in_channels: int = 3
+    in_channels: Annotated[int, up_to(64)] = 3
     """Channels of the images."""
-    out_channels: int | None = None
+    out_channels: Annotated[int, up_to(128)] | None = None
     """Channels of the output: as many as in_channels by default, twice that for a learned variance."""
-    ch: int = 128
+    ch: Annotated[int, up_to(4096)] = 128
     """Channels at full resolution."""
-    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    ch_mult: tuple[Annotated[int, up_to(64)], ...] = (1, 2, 2, 2)
     """Each level's channels in units of ch; a level halves the resolution."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, up_to(64)] = 2
     """Residual blocks a level on the way down; one more on the way up."""
-    attn_resolutions: tuple[int, ...] = (16,)
+    attn_resolutions: tuple[Positive[int], ...] = (16,)
     """Resolutions with self-attention."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Inside each residual block."""
 
     def __post_init__(self) -> None:
-        if self.ch < 1 or self.ch % 32:
+        check_ranges(self, options=False)
+        if self.ch % 32:
             raise ValueError(f"ch is {self.ch}: it must be a multiple of 32, for group norm's 32 groups")
-        if not self.ch_mult or min(self.ch_mult) < 1:
+        if not self.ch_mult:
             raise ValueError(f"ch_mult is {self.ch_mult}: it must hold one positive factor a level")
         factor = 2 ** (len(self.ch_mult) - 1)
         if self.image_size < factor or self.image_size % factor:
@@ -94,10 +97,6 @@ class UNetConfig:
                 f"image_size is {self.image_size}: {len(self.ch_mult)} levels halve it {len(self.ch_mult) - 1} times, "
                 f"so it must be a multiple of {factor}"
             )
-        if self.num_res_blocks < 1:
-            raise ValueError(f"num_res_blocks is {self.num_res_blocks}: it must be 1 or more")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1)")
 
     @property
     def dropout_layers(self) -> int:
@@ -111,11 +110,11 @@ class DiffusionConfig:
 
     schedule: Schedule = "linear"
     """How beta_1..beta_T run."""
-    num_timesteps: int = 1000
+    num_timesteps: Annotated[int, up_to(1_000_000)] = 1000
     """T."""
-    beta_start: float = 1e-4
+    beta_start: Variance = 1e-4
     """beta_1, for the schedules that have one."""
-    beta_end: float = 0.02
+    beta_end: Variance = 0.02
     """beta_T, for the schedules that have one."""
     mean_type: MeanType = "eps"
     """What the network predicts."""
@@ -125,6 +124,7 @@ class DiffusionConfig:
     """L_simple, a term of the bound, or both."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, options=False)
         check_schedule(self.schedule, self.num_timesteps, self.beta_start, self.beta_end)
         check_objective(self.mean_type, self.var_type, self.loss_type)
 
@@ -147,39 +147,33 @@ class DiffusionConfig:
 class OptimConfig:
     """The optimiser: Adam without weight decay, linear warm-up from 0, a clip of the gradient's norm, EMA."""
 
-    batch_size: int = 128
+    batch_size: Positive[int] = 128
     """Images a step over all workers."""
-    lr: float = 2e-4
+    lr: Positive[float] = 2e-4
     """Learning rate after the warm-up."""
-    warmup_steps: int = 5000
+    warmup_steps: Count[int] = 5000
     """Steps over which the learning rate rises from 0."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Adam's decay of the first and second moment."""
-    adam_eps: float = 1e-8
+    adam_eps: Positive[float] = 1e-8
     """Adam's epsilon."""
     adam_eps_hat: bool = False
     """Add epsilon before the bias correction ("epsilon hat"), as TensorFlow's Adam and so the paper's code, not after it,
     as Adam's Algorithm 1 and PyTorch; with 1e-8 they differ in the first steps alone."""
-    grad_clip: float = 1.0
+    grad_clip: Positive[float] = 1.0
     """Largest norm of the gradient."""
-    clip_replicas: int = 1
+    clip_replicas: Positive[int] = 1
     """In how many equal parts the batch's gradient is clipped before they are averaged. 1 clips the gradient of the whole
     batch; the paper's code clips on each TPU core before the all-reduce, which is 8."""
-    ema_decay: float = 0.9999
+    ema_decay: Fraction = 0.9999
     """Of the averaged weights."""
     ema_start: EmaStart = "copy"
     """EMA's first update copies the weights (the paper's code), or averages from the initial ones at once, or warms the
     decay up."""
 
     def __post_init__(self) -> None:
-        for name, value in [("batch_size", self.batch_size), ("lr", self.lr), ("grad_clip", self.grad_clip)]:
-            if not value > 0:
-                raise ValueError(f"{name} is {value}: it must be positive")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}: it must be 0 or more")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
-        if self.clip_replicas < 1 or self.batch_size % self.clip_replicas:
+        check_ranges(self, options=False)
+        if self.batch_size % self.clip_replicas:
             raise ValueError(
                 f"clip_replicas is {self.clip_replicas} for a batch of {self.batch_size}: it must divide the batch"
             )
@@ -207,7 +201,7 @@ class Execution:
     precision: Precision = "float32"
     """Of the network's convolutions and products. Weights, norms, loss, gradients, Adam and EMA are float32 with both; on
     a GPU, float32 convolutions multiply in TF32, as PyTorch's default is."""
-    micro_batch: int | None = None
+    micro_batch: Positive[int] | None = None
     """Most images at once: a worker's share is cut into parts of so many, whose gradients add up; by default it is whole.
     Best a divisor of the share."""
     activation_checkpointing: bool = False
@@ -220,8 +214,7 @@ class Execution:
     """Adam as one kernel; by default on GPUs alone. On a CPU it takes a third of the time and rounds otherwise."""
 
     def __post_init__(self) -> None:
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ValueError(f"micro_batch is {self.micro_batch}: it must be 1 or more, or None for the whole share")
+        check_ranges(self, options=False)
 
     def identity(self) -> dict[str, Any]:
         """The values that name a run: none if all is float32."""

@@ -13,20 +13,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ddpm_core.checks import check_images, check_timesteps
-from ddpm_core.configs import LEARNED, Cdf, DiffusionConfig, LossType, MeanType, VarType, check_objective
+from ddpm_core.configs import LEARNED, Cdf, LossType, MeanType, VarType, check_objective
+from ddpm_core.configs import DiffusionConfig as DiffusionConfig
 from ddpm_core.gaussian import discretized_gaussian_log_likelihood, normal_kl
-
-__all__ = [
-    "LEARNED",
-    "DenoiseFn",
-    "DiffusionConfig",
-    "Gaussian",
-    "GaussianDiffusion",
-    "LossType",
-    "MeanType",
-    "Prediction",
-    "VarType",
-]
 
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x_t [B,C,H,W], t [B]) -> [B,C or 2C,H,W]
 

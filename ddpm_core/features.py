@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ddpm_core.commit import sha256_file
 from ddpm_core.errors import InputError
-from ddpm_core.inception import CLASSES, FEATURES, load_inception
+from ddpm_core.inception.network import CLASSES, FEATURES, load_inception
 from ddpm_core.inception.weights import WEIGHTS_SHA256_PREFIX, find_inception_weights
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import INCEPTION
@@ -55,8 +55,8 @@ class InceptionFeatures:
     dim = FEATURES
     num_logits: int | None = CLASSES
 
-    def __init__(self, weights: Path | None = None) -> None:
-        path = find_inception_weights(weights)
+    def __init__(self) -> None:
+        path = find_inception_weights()
         self.sha256 = sha256_file(path)
         published = self.sha256.startswith(WEIGHTS_SHA256_PREFIX)
         self.name = INCEPTION if published else f"inception_{self.sha256[:8]}"

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ddpm_core.configs import Cdf, check_choice
 
-__all__ = ["Cdf", "discretized_gaussian_log_likelihood", "normal_kl"]
-
 
 def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
     """KL(N(mean1, e^log_variance1) || N(mean2, e^log_variance2)) in nats, elementwise."""

@@ -50,6 +50,11 @@ _FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "time_embedding_type": ("positional", ("positional",)),
     "upsample_type": ("conv", ("conv",)),
 }
+# Those of them that `to_diffusers` writes.
+_WRITTEN = """
+act_fn attention_head_dim center_input_sample downsample_padding flip_sin_to_cos freq_shift mid_block_scale_factor norm_eps
+norm_num_groups time_embedding_type
+"""
 # The keys that `_unet_config` reads, and one that matters to learned time embeddings only.
 _READ_KEYS = """
 sample_size in_channels out_channels block_out_channels down_block_types up_block_types layers_per_block dropout
@@ -113,27 +118,17 @@ def to_diffusers(folder: Path, config: UNetConfig, state_dict: Mapping[str, Tens
 
 
 def _diffusers_config(config: UNetConfig) -> dict[str, Any]:
-    """The config.json of this network."""
     attention = [config.image_size // 2**level in config.attn_resolutions for level in range(len(config.ch_mult))]
     return {
+        **{name: _FIXED[name][1][0] for name in _WRITTEN.split()},
         "_class_name": "UNet2DModel",
-        "act_fn": "silu",
-        "attention_head_dim": None,
         "block_out_channels": [config.ch * factor for factor in config.ch_mult],
-        "center_input_sample": False,
         "down_block_types": ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention],
-        "downsample_padding": 0,
         "dropout": config.dropout,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
         "in_channels": config.in_channels,
         "layers_per_block": config.num_res_blocks,
-        "mid_block_scale_factor": 1,
-        "norm_eps": 1e-6,
-        "norm_num_groups": 32,
         "out_channels": config.out_channels or config.in_channels,
         "sample_size": config.image_size,
-        "time_embedding_type": "positional",
         "up_block_types": ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)],
     }
 

@@ -107,6 +107,7 @@ class BoundEstimate:
     total: Float64[Tensor, " b"]
     prior: Float64[Tensor, " b"]  # L_T, exact
     decoder: Float64[Tensor, " b"]  # L_0, evaluated for every image
+    mse: Float64[Tensor, " b"]  # mean over pixels of (x_0 - the x_0 predicted from x_1)^2, in [-1, 1] units
 
 
 def stratify(num_timesteps: int, strata: int) -> list[range]:
@@ -147,14 +148,14 @@ def estimate_bound(
     _check_range(x_start)
     ranges = stratify(diffusion.num_timesteps, strata)
     t = torch.zeros_like(indices)
-    decoder, _ = bound_term(diffusion, denoise_fn, x_start, t, noise(0), clip_denoised=clip_denoised, cdf=cdf)
+    decoder, mse = bound_term(diffusion, denoise_fn, x_start, t, noise(0), clip_denoised=clip_denoised, cdf=cdf)
     prior = diffusion.prior_bpd(x_start)
     total = prior + decoder
     for address, stratum in enumerate(ranges, 1):
         t = stratum.start + rng.integers(seed, "bound", indices, address, len(stratum))
         term, _ = bound_term(diffusion, denoise_fn, x_start, t, noise(address), clip_denoised=clip_denoised, cdf=cdf)
         total = total + len(stratum) * term  # a draw of probability 1 / length, weighed by its inverse
-    return BoundEstimate(total, prior, decoder)
+    return BoundEstimate(total, prior, decoder, mse)
 
 
 def _check_range(x_start: Tensor) -> None:

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ddpm_core.configs import Precision
 
-__all__ = ["Precision", "autocast", "full_float32", "in_precision"]
-
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Inside, convolutions and products take `precision`: with float32, also within another autocast."""

@@ -74,7 +74,6 @@ class Protocol:
         return self.metric("is")
 
     def describe(self) -> str:
-        """The protocol as a sentence for a person."""
         return (
             f"{self.num_samples:,} samples, {self.sampler} with {self.sampler_steps:,} steps ({self.spacing}), "
             f"{self.weights.upper() if self.weights == 'ema' else self.weights} weights, "

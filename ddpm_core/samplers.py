@@ -11,8 +11,6 @@ from ddpm_core.checks import check_images
 from ddpm_core.configs import Method, Spacing, check_choice
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 
-__all__ = ["Method", "Noise", "SamplerOptions", "Spacing", "Step", "sample", "sample_steps", "select_timesteps"]
-
 Noise = Callable[[int], Tensor]  # address -> [B,C,H,W]: T gives x_T, a timestep the noise drawn there
 
 

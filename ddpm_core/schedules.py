@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ddpm_core.configs import WITHOUT_ENDS, Schedule, check_schedule
 
-__all__ = ["PriorCheck", "Schedule", "check_prior", "make_betas", "matching_beta_end", "prior_bits_per_dim"]
-
 # Two schedules solved to the same level differ by rounding; this is far above it and far below any real difference.
 _ROUNDING = 1e-9
 
@@ -74,7 +72,6 @@ class PriorCheck(NamedTuple):
 
     bits_per_dim: float
     reference_bits_per_dim: float
-    second_moment: float  # E[x_0^2], x_0 in [-1, 1]
     met: bool  # bits_per_dim is not above the reference
 
 
@@ -94,7 +91,7 @@ def check_prior(betas: Float64[Tensor, " T"], second_moment: float) -> PriorChec
             UserWarning,
             stacklevel=2,
         )
-    return PriorCheck(bits, reference, second_moment, met)
+    return PriorCheck(bits, reference, met)
 
 
 def matching_beta_end(schedule: Schedule, num_timesteps: int = 1000, beta_start: float = 1e-4) -> float:

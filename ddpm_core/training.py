@@ -8,13 +8,12 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from ddpm_core.configs import Execution, OptimConfig
+from ddpm_core.configs import Execution as Execution
+from ddpm_core.configs import OptimConfig as OptimConfig
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.ema import Ema
 from ddpm_core.precision import in_precision
 from ddpm_core.unet import UNet
-
-__all__ = ["QUARTERS", "Execution", "OptimConfig", "StepMetrics", "TrainState", "train_step"]
 
 QUARTERS = 4  # of 0..T-1, whose losses are recorded apart
 
@@ -92,18 +91,18 @@ class StepMetrics(NamedTuple):
     quarter_counts: Tensor
 
 
-class _Share(NamedTuple):
-    """A worker's images, or some of them."""
+class Batch(NamedTuple):
+    """One worker's share of a global batch, or a part of it."""
 
-    x_start: Tensor
-    t: Tensor
-    noise: Tensor
-    dropout_key: Tensor | None
+    x_start: Tensor  # float32 [b,C,H,W] in [-1, 1]
+    t: Tensor  # int64 [b]
+    noise: Tensor  # float32 [b,C,H,W]
+    dropout_key: Tensor | None  # int32 [b,layers,2], as UNet takes it; None if the network drops nothing
 
-    def split(self, size: int) -> "list[_Share]":
+    def split(self, size: int) -> "list[Batch]":
         columns = self.x_start.split(size), self.t.split(size), self.noise.split(size)
         keys = [None] * len(columns[0]) if self.dropout_key is None else self.dropout_key.split(size)
-        return [_Share(*parts) for parts in zip(*columns, keys, strict=True)]
+        return [Batch(*parts) for parts in zip(*columns, keys, strict=True)]
 
 
 def train_step(
@@ -128,7 +127,7 @@ def train_step(
     for group in state.optimizer.param_groups:
         group["lr"], group["eps"] = config.learning_rate(state.step), config.epsilon(state.step)
     state.optimizer.zero_grad(set_to_none=True)
-    share = _Share(x_start, t, noise, dropout_key)
+    share = Batch(x_start, t, noise, dropout_key)
     if config.clip_replicas == 1:
         # The wrapper averages gradients over the workers: times world_size, they add up to the global batch's.
         losses = _backward(state, diffusion, denoise_fn, share, config.batch_size, world_size, exchange=True)
@@ -147,7 +146,7 @@ def _backward(
     state: TrainState,
     diffusion: GaussianDiffusion,
     denoise_fn: Callable[..., Tensor],
-    share: _Share,
+    share: Batch,
     divisor: int,
     factor: int,
     *,
@@ -167,7 +166,7 @@ def _backward(
     return torch.cat(losses)
 
 
-def _losses(diffusion: GaussianDiffusion, network: Callable[..., Tensor], share: _Share) -> Tensor:
+def _losses(diffusion: GaussianDiffusion, network: Callable[..., Tensor], share: Batch) -> Tensor:
     keys = () if share.dropout_key is None else (share.dropout_key,)
     return diffusion.training_losses(lambda x_t, t: network(x_t, t, *keys), share.x_start, share.t, share.noise)
 
@@ -176,7 +175,7 @@ def _clip_replicas(
     state: TrainState,
     diffusion: GaussianDiffusion,
     denoise_fn: Callable[..., Tensor],
-    share: _Share,
+    share: Batch,
     config: OptimConfig,
     world_size: int,
 ) -> tuple[Tensor, Tensor]:

@@ -19,20 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm_core.checks import check_images, check_timesteps
-from ddpm_core.configs import UNetConfig
+from ddpm_core.configs import UNetConfig as UNetConfig
 from ddpm_core.dropout import addressed_dropout
-
-__all__ = [
-    "AttnBlock",
-    "Block",
-    "Downsample",
-    "Norm",
-    "ResBlock",
-    "UNet",
-    "UNetConfig",
-    "Upsample",
-    "timestep_embedding",
-]
 
 
 def timestep_embedding(t: Int[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:

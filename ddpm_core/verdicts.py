@@ -52,26 +52,26 @@ def difference_half_width(one: Interval, other: Interval) -> float:
     return math.hypot(*((high - low) / 2.0 for low, high in (one, other)))
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """Student's interval for the mean of a normal law of which two or more independent values were seen."""
     import scipy.stats  # takes a second to load, which a report without several seeds does not need
 
-    return _t_interval(lambda: scipy.stats.ttest_1samp(values, 0.0), level)
+    return _t_interval(lambda: scipy.stats.ttest_1samp(values, 0.0))
 
 
-def difference_interval(one: Sequence[float], other: Sequence[float], level: float = 0.95) -> Interval:
+def difference_interval(one: Sequence[float], other: Sequence[float]) -> Interval:
     """Welch's interval for the mean of `one` less that of `other`, two or more independent values each, whose variances may
     differ; Satterthwaite's degrees of freedom."""
     import scipy.stats
 
-    return _t_interval(lambda: scipy.stats.ttest_ind(one, other, equal_var=False), level)
+    return _t_interval(lambda: scipy.stats.ttest_ind(one, other, equal_var=False))
 
 
-def _t_interval(test: Callable[[], Any], level: float) -> Interval:
+def _t_interval(test: Callable[[], Any]) -> Interval:
     with warnings.catch_warnings():
         # Equal values have no variance: scipy doubts its test, but an interval without width is what they say.
         warnings.simplefilter("ignore", RuntimeWarning)
-        interval = test().confidence_interval(level)
+        interval = test().confidence_interval(0.95)
     return float(interval.low), float(interval.high)
 
 

@@ -3,8 +3,12 @@
 0 done, 1 failed or diverged, 2 wrong input, 3 done with an alarm, 130 interrupted.
 """
 
+import errno
+import re
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -20,13 +24,20 @@ from tyro._errors import (  # its only way to say what is wrong as a value; pypr
     on_parse_error,
 )
 
-from ddpm_core.errors import DivergedError, InputError
+from ddpm_core.errors import DivergedError, InputError, one_line
 from pipelines.runtime.console import say, unread_output
 from pipelines.runtime.environment import prepare
 
 __all__ = ["parse", "run", "say"]
 
 Config = TypeVar("Config")
+# What to do about the refusals of a disk that are nobody's bug.
+OF_DISKS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or give another place"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "give another place"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk"),
+}
 WHAT = "what it is about"  # a word without an option
 
 
@@ -67,14 +78,19 @@ def _sentence(event: ParseErrorEvent) -> str:
         case BadValue(argument=argument):
             return f"{argument.display_name()} has no value: give one after it"
         case InstantiationFailure(argument=argument, message=message) if argument is not None:
-            return f"{argument.display_name()} cannot be understood ({message})"
+            numbers = {"FLOAT": "a number", "INT": "a whole number"}
+            wanted = [words for kind, words in numbers.items() if kind in (argument.lowered.metavar or "")]
+            given = re.findall(r"'([^']*)'", message)
+            if wanted and given:
+                return f"{argument.display_name()} is {given[-1]!r}: give {wanted[0]}"
+            return f"{argument.display_name()} cannot be understood ({' '.join(message.split())})"
         case InstantiationFailure(message=message):
             return message
     return "the options cannot be understood"
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a job and leave with its exit code. Any other exception is a bug, and shows its traceback.
+    """Run a job and leave with its exit code. Any other exception is a bug: one sentence says where its traceback is.
 
     SIGTERM, which `ray job stop` sends, ends it as ctrl-C does: workers are let go and what was begun can go on.
     """
@@ -96,4 +112,32 @@ def run(main: Callable[[], None]) -> NoReturn:
         except KeyboardInterrupt:
             print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
             sys.exit(130)
+        except Exception as error:
+            disk = disk_error(error)
+            if disk is not None:
+                print(f"error: {disk}", file=sys.stderr, flush=True)
+                sys.exit(2)
+            print(f"failed: {bug(error)}", file=sys.stderr, flush=True)
+            sys.exit(1)
         sys.exit(0)
+
+
+def disk_error(error: BaseException) -> str | None:
+    """A sentence on a disk or file that refuses to be read or written, None for an error of another kind."""
+    cause = getattr(error, "cause", None)  # of what a worker of Ray's raised
+    if isinstance(cause, BaseException):
+        return disk_error(cause)
+    if not isinstance(error, OSError) or error.errno not in OF_DISKS:
+        return None
+    what = "a file" if error.filename is None else repr(error.filename)
+    return f"{what} cannot be read or written ({error.strerror}): {OF_DISKS[error.errno]}, then give the same command again"
+
+
+def bug(error: BaseException) -> str:
+    """A sentence on an error that is this program's fault, its traceback saved in a new file."""
+    with tempfile.NamedTemporaryFile("w", prefix="ddpm-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return (
+        f"{type(error).__name__}: {one_line(error)}. This is an error of the program, not of the command: please report it "
+        f"with {file.name}, which holds the whole story; what is finished is kept, and the same command goes on from it"
+    )

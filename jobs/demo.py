@@ -4,16 +4,18 @@ import os
 import sys
 from dataclasses import dataclass
 
+from ddpm_core.ranges import FilePath
 from jobs.cli import parse, run, say
 from pipelines import demo
 from pipelines.runtime.locations import absolute
+from pipelines.runtime.options import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Checked):
     """Where the demo works."""
 
-    storage: str = "runs"
+    storage: FilePath = "runs"
     """The folder for everything it makes."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import reports
 from ddpm_core.errors import one_line
-from ddpm_core.ranges import Positive
+from ddpm_core.ranges import FilePath, Positive
 from jobs.cli import parse, run, say
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import absolute
@@ -18,9 +18,9 @@ from pipelines.tracking.uri import sqlite_file, tracking_uri
 class ReportConfig(StorageOptions):
     """Which records to report on, and where to write the file."""
 
-    output: str
+    output: FilePath
     """The HTML file to write; summaries go beside it, as .json for programs and as .md for a chat or pull request."""
-    run: str | None = None
+    run: FilePath | None = None
     """A training run or a sweep, by its name or MLflow run id, to keep the report to; by default the whole experiment."""
     watts: Positive[float] | None = None
     """What one device draws, to tell the energy by."""

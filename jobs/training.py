@@ -9,22 +9,24 @@ from typing import Annotated
 import tyro
 
 from ddpm_core.errors import InputError
+from ddpm_core.ranges import Name, Range
 from jobs.cli import parse, say
 from pipelines import train
 from pipelines.runtime.console import emit_result
+from pipelines.runtime.options import Checked
 from pipelines.train.config import TrainConfig, config_for
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand:
+class TrainCommand(Checked):
     """What a training job is asked."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Print the resolved configuration and what the run will cost, and end."""
-    gpu: str = "H100 80GB HBM3"
+    gpu: Name = "H100 80GB HBM3"
     """For the dry run: the GPU's name, as torch.cuda.get_device_name says it."""
-    utilisation: float = 0.3
+    utilisation: Annotated[float, Range("a share above 0, at most 1", low=0, above=True, high=1)] = 0.3
     """For the dry run: model FLOPs done over FLOPs possible."""
 
 

@@ -25,11 +25,10 @@ from reports.sections.memorization import memorization
 from reports.sections.paper_tables import PaperTable, paper_tables
 from reports.sections.sweeps import SweepSection, sweep_section
 from reports.sections.training import training_charts
-from reports.summary import Facts, markdown, since_previous, summarise, with_previous
-from reports.verdicts.conclusions import Answer, answer
+from reports.summary import markdown, since_previous, summarise, with_previous
+from reports.verdicts.conclusions import Answer, alarms, answer, attention
 from reports.verdicts.ranking import Entry, Ranking, rank
 from reports.verdicts.sweeps import analyse
-from reports.verdicts.warnings import alarms, attention
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -78,7 +77,17 @@ def build_report(
     record = read_experiment(store, experiment, run)
     rankings = rank(record.runs)
     report = compose(store, record, rankings, watts)
-    facts = with_previous(summary_of(report, record, rankings), output.with_suffix(".json"))
+    conclusions = {sweep.title: [conclusion for conclusion, _ in sweep.rankings] for sweep in report.sweeps}
+    summary = summarise(
+        record,
+        rankings,
+        report.answer,
+        alarms=report.alarms,
+        attention=report.attention,
+        tables=report.paper,
+        conclusions=conclusions,
+    )
+    facts = with_previous(summary, output.with_suffix(".json"))
     write_text(output, render(report, since_previous(facts)))
     write_text(output.with_suffix(".md"), markdown(facts, output.name))
     write_text(output.with_suffix(".json"), json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -129,20 +138,6 @@ def _facts(
         *([("Images seen at that step", count(best.images_seen))] if best else []),
         ("Training runs", count(sum(not run.foreign for run in record.runs))),
         ("Checkpoint results", count(measured) if measured else NOT_MEASURED),
-    )
-
-
-def summary_of(report: Report, record: ExperimentRecord, rankings: tuple[Ranking, ...]) -> Facts:
-    """What report.json says of a report."""
-    conclusions = {sweep.title: [conclusion for conclusion, _ in sweep.rankings] for sweep in report.sweeps}
-    return summarise(
-        record,
-        rankings,
-        report.answer,
-        alarms=report.alarms,
-        attention=report.attention,
-        tables=report.paper,
-        conclusions=conclusions,
     )
 
 

@@ -70,9 +70,6 @@ def listed(items: list[str]) -> str:
     return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
 
 
-def shortened(text: str, length: int = 32) -> str:
+def shortened(text: str) -> str:
     """A long name with its middle left out; the end stays, for fingerprints stand there."""
-    if len(text) <= length:
-        return text
-    tail = length // 2
-    return f"{text[: length - tail - 1]}…{text[-tail:]}"
+    return text if len(text) <= 32 else f"{text[:15]}…{text[-16:]}"

@@ -1,5 +1,6 @@
 """The report for machines and for chat: report.json, whose fields report.schema.json describes, and a page of Markdown."""
 
+import contextlib
 import json
 import math
 import re
@@ -133,16 +134,14 @@ def _finite(value: float | None) -> float | None:
 def with_previous(facts: Facts, path: Path) -> Facts:
     """The summary with what the report whose place it takes, at `path`, named the best. A report of the same records takes
     over what that one had, so that building again changes nothing."""
-    try:
+    previous = None
+    with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
         old = json.loads(path.read_text(encoding="utf-8"))
-        same = old.get("version") == VERSION and (old["experiment"], old["run"]) == (facts["experiment"], facts["run"])
-        if not same:
-            return {**facts, "previous": None}
-        if {**old, "previous": None} == {**facts, "previous": None}:
-            return dict(old)
-        return {**facts, "previous": {"updated": old["updated"], "best": old["best"]}}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return {**facts, "previous": None}
+        if old.get("version") == VERSION and (old["experiment"], old["run"]) == (facts["experiment"], facts["run"]):
+            if {**old, "previous": None} == {**facts, "previous": None}:
+                return dict(old)
+            previous = {"updated": old["updated"], "best": old["best"]}
+    return {**facts, "previous": previous}
 
 
 def since_previous(facts: Facts) -> str:
@@ -178,7 +177,6 @@ def markdown(facts: Facts, name: str) -> str:
 
 
 def _best_line(protocol: Facts, best: Facts) -> str:
-    """A protocol's best checkpoint, as an item of a list."""
     digits = decimals_for(best["value"], best["low"], best["high"])
     text = f"Protocol {protocol['fingerprint']}: lowest {protocol['metric']} {fixed(best['value'], digits)}"
     if best["low"] is not None and best["high"] is not None:

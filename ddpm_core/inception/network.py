@@ -105,21 +105,17 @@ class InceptionV3(nn.Module):
         own = self.state_dict()
         wanted = {name: value for name, value in own.items() if not name.endswith(".num_batches_tracked")}
         given = {name: value for name, value in state_dict.items() if not name.endswith(".num_batches_tracked")}
-        missing = [name for name in wanted if name not in given]
-        unexpected = [name for name in given if name not in wanted]
-        misshapen = [
-            name
-            for name, value in wanted.items()
-            if name in given and (not isinstance(given[name], Tensor) or given[name].shape != value.shape)
-        ]
+        faults = {
+            "are missing": [name for name in wanted if name not in given],
+            "do not belong": [name for name in given if name not in wanted],
+            "have another shape": [
+                name
+                for name, value in wanted.items()
+                if name in given and (not isinstance(given[name], Tensor) or given[name].shape != value.shape)
+            ],
+        }
         problems = [
-            f"{len(names)} of its entries {what} (first: {names[0]!r})"
-            for names, what in (
-                (missing, "are missing"),
-                (unexpected, "do not belong"),
-                (misshapen, "have another shape"),
-            )
-            if names
+            f"{len(names)} of its entries {what} (first: {names[0]!r})" for what, names in faults.items() if names
         ]
         if problems:
             raise InputError(

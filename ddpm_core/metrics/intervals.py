@@ -96,8 +96,8 @@ def leave_one_out_distances(
     return max(0.0, distance.item()), torch.stack(replicates), torch.stack(counts)
 
 
-def proportion_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """(low, high): Wilson's interval for a probability of which `hits` in n > 0 independent trials were seen; honest at 0
+def proportion_interval(hits: int, n: int) -> tuple[float, float]:
+    """(low, high): Wilson's 95 % interval for a probability of which `hits` in n > 0 independent trials were seen; honest at 0
     and n, at which the naive one has no width."""
-    interval = scipy.stats.binomtest(hits, n).proportion_ci(level, method="wilson")
+    interval = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)

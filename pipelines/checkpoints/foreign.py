@@ -14,7 +14,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.interop import from_diffusers, to_diffusers
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.config import ExportConfig
-from pipelines.checkpoints.select import find_checkpoints
+from pipelines.checkpoints.select import find_checkpoint
 from pipelines.runtime.chunks import content_sha256
 from pipelines.runtime.layout import Run, Storage, local_storage
 from pipelines.runtime.locations import absolute, location
@@ -51,38 +51,15 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear", None),
     "timestep_type": ("discrete", None),
 }
-# Keys that choose how diffusers' samplers walk through the process, which --sampler and its options choose here.
-SAMPLING = frozenset(
-    {
-        "tensor_format",
-        "timestep_spacing",
-        "steps_offset",
-        "set_alpha_to_one",
-        "set_alpha_to_zero",
-        "skip_prk_steps",
-        "dynamic_thresholding_ratio",  # of thresholding, which is off
-        "sample_max_value",
-        "solver_order",
-        "solver_type",
-        "solver_p",
-        "algorithm_type",
-        "lower_order_final",
-        "euler_at_final",
-        "disable_corrector",
-        "predict_x0",
-        "use_karras_sigmas",
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "use_lu_lambdas",
-        "final_sigmas_type",
-        "lambda_min_clipped",
-        "sigma_min",  # of Karras's and the like
-        "sigma_max",
-        "flow_shift",  # of flow matching, which is off
-        "time_shift_type",
-        "shift_terminal",
-    }
-)
+# Keys that choose how diffusers' samplers walk through the process, which --sampler and its options choose here, and those of
+# thresholding and flow matching, which are off.
+_SAMPLING = """
+tensor_format timestep_spacing steps_offset set_alpha_to_one set_alpha_to_zero skip_prk_steps
+dynamic_thresholding_ratio sample_max_value solver_order solver_type solver_p algorithm_type lower_order_final
+euler_at_final disable_corrector predict_x0 use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas
+final_sigmas_type lambda_min_clipped sigma_min sigma_max flow_shift time_shift_type shift_terminal
+"""
+SAMPLING = frozenset(_SAMPLING.split())
 
 
 def import_weights(
@@ -175,12 +152,8 @@ def export_checkpoint(config: ExportConfig) -> Path:
     model_index.json comes last, so that a pipeline is whole or none.
     """
     storage = local_storage(config.storage)
-    run, chosen = find_checkpoints(config.run, config.checkpoint, storage, tracking_uri(config, storage))
-    if len(chosen) != 1:
-        raise InputError(
-            f"--checkpoint {config.checkpoint} of run {run.name!r} is {len(chosen)} checkpoints: give one step"
-        )
-    output, (checkpoint,) = absolute(config.output, option="--output"), chosen
+    _, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
+    output = absolute(config.output, option="--output")
     if output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file():
         raise InputError(f"--output is {str(output)!r}, a folder with other files in it: give a new or empty one")
     scheduler = scheduler_config(checkpoint.diffusion_config())

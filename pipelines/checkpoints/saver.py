@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,18 +19,13 @@ from pipelines.runtime.locations import Location
 class Saver:
     """Saves a run's checkpoints in a thread of its own, one at a time, and deletes those that need not stay.
 
-    folder: the run's, which is there already.
-
-    keep_last, keep_every: the newest so many stay, and those whose step is a multiple; so does the one that mark_best()
-    named. The CPU's memory holds one copy of the state for as long as the Saver lives.
-
-    seconds_blocked: how long the last save() held its caller up. last_good: the step of the newest finished checkpoint,
-    None if there is none.
+    folder: the run's, which is there already. keep_last, keep_every: the newest so many stay, and those whose step is a
+    multiple; so does the one that mark_best() named. last_good: the step of the newest finished checkpoint, None if there is
+    none. The CPU's memory holds one copy of the state for as long as the Saver lives.
     """
 
     def __init__(self, folder: Location, *, keep_last: int, keep_every: int | None = None) -> None:
         self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
-        self.seconds_blocked = 0.0
         self._saved: dict[str, Any] | None = None
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -58,13 +52,9 @@ class Saver:
 
         Waits for the save before it. Raises InputError if that one failed; nothing is saved then.
         """
-        started = time.monotonic()
-        try:
-            self._wait()
-            self._saved = snapshot(state, self._saved)
-            self._pending = self._thread.submit(self._write, self._saved, dict(config), list(history))
-        finally:
-            self.seconds_blocked = time.monotonic() - started
+        self._wait()
+        self._saved = snapshot(state, self._saved)
+        self._pending = self._thread.submit(self._write, self._saved, dict(config), list(history))
 
     def close(self) -> None:
         """Wait for the save under way. Raises InputError if it failed."""

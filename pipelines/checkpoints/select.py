@@ -49,13 +49,21 @@ def place_of_model(model: str, recorded: str, storage: Storage[Path]) -> Locatio
     )
 
 
+def find_checkpoint(name: str, step: str, storage: Storage[Path], uri: str) -> tuple[Run[Path], Checkpoint]:
+    """(the run, its one checkpoint that is asked for), as `find_checkpoints`. Raises InputError if `step` names several."""
+    run, chosen = find_checkpoints(name, step, storage, uri)
+    if len(chosen) != 1:
+        raise InputError(f"--checkpoint {step} of run {run.name!r} is {len(chosen)} checkpoints: give one step")
+    return run, chosen[0]
+
+
 def find_run(name: str, given: Location, storage: Storage[Path], uri: str) -> Run[Path]:
     """The run of a name or MLflow run id, or that lies at the path `given`. Raises InputError if there is none."""
     candidates = [storage.run(given.name, given)]
     if "/" not in name:  # else it would be a path, perhaps out of the storage
         candidates += [storage.run(each) for each in (name, name_of_run(uri, name)) if each is not None]
     for run in candidates:
-        if run.folder.is_dir() and is_run(run.folder):
+        if run.folder.is_dir() and any(NAME.fullmatch(path.name) for path in run.folder.iterdir()):
             return run
     runs = storage.trainings
     known = sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
@@ -85,8 +93,3 @@ def choose_steps(name: str, saved: Sequence[Checkpoint], steps: str) -> tuple[Ch
             f"{', '.join(str(checkpoint.step) for checkpoint in saved)}"
         )
     return tuple(checkpoint for checkpoint in saved if checkpoint.step in wanted)
-
-
-def is_run(folder: Location) -> bool:
-    """Whether a folder holds checkpoints, finished or not."""
-    return any(NAME.fullmatch(path.name) for path in folder.iterdir())

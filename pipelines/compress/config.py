@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ddpm_core.configs import CODEC_STEPS, Weights
-from ddpm_core.ranges import Count, Positive, Range
+from ddpm_core.ranges import FilePath, Name, Positive, Range, Seed
 from pipelines.runtime.options import StorageOptions
 
 
@@ -12,9 +12,9 @@ from pipelines.runtime.options import StorageOptions
 class ModelConfig(StorageOptions):
     """Which checkpoint codes, and how many images at once."""
 
-    run: str
+    run: FilePath
     """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
-    checkpoint: str = "latest"
+    checkpoint: Name = "latest"
     """Which of the run's checkpoints: latest, or a step."""
     weights: Weights = "ema"
     """Averaged weights, or the last ones."""
@@ -26,9 +26,9 @@ class ModelConfig(StorageOptions):
 class EncodeConfig(ModelConfig):
     """Images to coded files."""
 
-    images: tuple[str, ...]
+    images: tuple[FilePath, ...]
     """Image files of the network's size, grey or RGB, or folders of them."""
-    output: str
+    output: FilePath
     """The folder for the coded files, named after the images with the suffix .x0."""
     steps: Positive[int] = CODEC_STEPS
     """How many of the model's timesteps to visit: more make smaller files up to a point, each is a network pass."""
@@ -40,9 +40,9 @@ class EncodeConfig(ModelConfig):
 class DecodeConfig(ModelConfig):
     """Coded files to images."""
 
-    files: tuple[str, ...]
+    files: tuple[FilePath, ...]
     """Coded files, or folders of them."""
-    output: str
+    output: FilePath
     """The folder for the images, PNG."""
     partial: bool = False
     """Decode files that were cut, to the image predicted where they end; otherwise they are refused."""
@@ -54,9 +54,9 @@ class DecodeConfig(ModelConfig):
 class CurveConfig(ModelConfig):
     """Files of a data set's images, their rate and distortion, and what others do with the same images."""
 
-    data: str
+    data: FilePath
     """The shards whose images are coded: the first of a permutation that the seed decides."""
-    output: str
+    output: FilePath
     """The folder for curve.json and curve.svg."""
     images: Positive[int] = 16
     """How many images."""
@@ -64,5 +64,5 @@ class CurveConfig(ModelConfig):
     """How many of the model's timesteps the files visit."""
     theory_steps: Positive[int] | None = None
     """Timesteps of the theory's chain: all by default, as in the paper; fewer are quicker and give a looser bound."""
-    seed: Count[int] = 0
+    seed: Seed = 0
     """Decides the choice of images, the shared noise and the theory's noise."""

@@ -32,7 +32,6 @@ class CodingResult:
     seconds: float
 
     def describe(self) -> str:
-        """The result in words."""
         rate = 8 * self.coded_bytes / self.values
         return (
             f"{len(self.files):,} images, {self.coded_bytes:,} bytes, {rate:.3f} bits/dim, "
@@ -43,7 +42,8 @@ class CodingResult:
 def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> CodingResult:
     """Code every image. Raises InputError, before the first is coded, for one that is not of the network's size and mode."""
     model = load_model(config)
-    paths = find_files(config.images, "--images", "images", _is_image_name)
+    suffixes = Image.registered_extensions()
+    paths = find_files(config.images, "--images", "images", lambda name: Path(name).suffix.lower() in suffixes)
     pixels = [_read_pixels(path, model.checkpoint) for path in paths]  # all before the first is coded
     output, started, size = absolute(config.output, option="--output"), time.monotonic(), 0
     targets = [output / f"{path.stem}{SUFFIX}" for path in paths]
@@ -106,11 +106,6 @@ def _expand_folders(given: Sequence[str], option: str, is_wanted: Callable[[str]
             yield path
         else:
             raise InputError(f"{option} {name!r} does not exist: give a file or a folder")
-
-
-def _is_image_name(name: str) -> bool:
-    """Whether a file's name has the suffix of a format that Pillow reads."""
-    return Path(name).suffix.lower() in Image.registered_extensions()
 
 
 def _read_pixels(path: Path, checkpoint: Checkpoint) -> Tensor:

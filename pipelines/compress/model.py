@@ -10,9 +10,8 @@ import torch
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.codec import Codec
 from ddpm_core.codec.format import model_digest
-from ddpm_core.errors import InputError
 from ddpm_core.unet import UNet
-from pipelines.checkpoints.select import find_checkpoints
+from pipelines.checkpoints.select import find_checkpoint
 from pipelines.compress.config import ModelConfig
 from pipelines.runtime.layout import Run, local_storage
 from pipelines.tracking.uri import tracking_uri
@@ -30,12 +29,7 @@ class LoadedModel(NamedTuple):
 def load_model(config: ModelConfig) -> LoadedModel:
     """The model that a configuration names. Raises InputError if it names no checkpoint, or several."""
     storage = local_storage(config.storage)
-    run, checkpoints = find_checkpoints(config.run, config.checkpoint, storage, tracking_uri(config, storage))
-    if len(checkpoints) != 1:
-        raise InputError(
-            f"--checkpoint {config.checkpoint} of run {run.name!r} is {len(checkpoints)} checkpoints: give one step"
-        )
-    (checkpoint,) = checkpoints
+    run, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
     unet, process = checkpoint.unet_config(), checkpoint.diffusion_config()
     network = UNet(unet)
     network.load_state_dict(checkpoint.weights(config.weights))

@@ -140,7 +140,8 @@ class Stages:
         """Show the command and what it says; its whole output goes to a log. Its result, or InputError with the end of the
         log if it fails."""
         self.say(title)
-        self.say(f"  $ {shlex.join(shorten(word) for word in command)}")
+        # Paths below the repository as a person at its root would type them.
+        self.say(f"  $ {shlex.join(word.removeprefix(f'{ROOT}/') for word in command)}")
         started = time.monotonic()
         result: dict[str, Any] = {}
         log_path = self.logs / f"{title.split(']')[0][1]}-{title.split()[1].rstrip(':')}.log"
@@ -170,8 +171,3 @@ class Stages:
             )
         self.say(f"  {duration(time.monotonic() - started)}")
         return result
-
-
-def shorten(word: str) -> str:
-    """A path below the repository as a person at its root would type it."""
-    return str(Path(word).relative_to(ROOT)) if word.startswith(str(ROOT)) else word

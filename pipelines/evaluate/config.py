@@ -7,7 +7,7 @@ import tyro
 
 from ddpm_core.configs import Method, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
-from ddpm_core.ranges import Count, Positive
+from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
 
 MIN_CHUNKS = 5  # of samples, for an interval
@@ -17,19 +17,19 @@ MIN_CHUNKS = 5  # of samples, for an interval
 class EvaluateConfig(StorageOptions, PoolOptions):
     """Which checkpoints to evaluate, by which protocol, with how many workers."""
 
-    run: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
+    run: Annotated[FilePath | None, tyro.conf.arg(aliases=["--model"])] = None
     """A training run, by its name, its MLflow run id or its folder; or one checkpoint, by its folder, its MLflow model id or
     models:/NAME@best-fid."""
-    checkpoints: str = "all"
+    checkpoints: Name = "all"
     """Which of the run's: all, latest, or steps such as 1000,2000."""
-    weights: str = "ema"
+    weights: FilePath = "ema"
     """ema (averaged, as in the paper), raw (the last ones), or, in place of --run, a folder of weights in the diffusers
     layout, such as google/ddpm-cifar10-32."""
-    reference: str | None = None
+    reference: FilePath | None = None
     """The shards to compare with; the run's own by default."""
-    test_reference: str | None = None
+    test_reference: FilePath | None = None
     """Shards of the test set, to compare the same samples with besides."""
-    extractor: str = "inception"
+    extractor: FilePath = "inception"
     """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
     samples: Positive[int] = 50_000
     """How many samples; the Frechet distance depends on it."""
@@ -43,7 +43,7 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     """Of the network: float32, or bfloat16 for autocast; extractor, process and statistics stay what they are."""
     compile: bool = False
     """torch.compile the network: minutes at the start, faster chains after, equal to the last digits but not to the bit."""
-    seed: Count[int] = 0
+    seed: Seed = 0
     """Of the samples' noise."""
     noise: Purpose = "selection"
     """Of the samples: selection, by which checkpoints are chosen, or report, for what was chosen otherwise."""
@@ -51,7 +51,7 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     """Measure the best of several checkpoints once more, on samples that it was not chosen by."""
     progress: Count[int] = 0
     """At how many points of the chain, from its first step to its last, to measure the predicted x_0 besides (Fig. 10)."""
-    pictures: Count[int] = 4
+    pictures: Annotated[int, Range("a number from 0 to 64", low=0, high=64)] = 4
     """Rows of each picture of the best checkpoint: progressive generation, shared latents, interpolations of real images
     (Fig. 6 to 9); 0 for none."""
     nearest: Count[int] = 0
@@ -87,13 +87,13 @@ class EvaluateConfig(StorageOptions, PoolOptions):
 class CalibrateConfig(Checked):
     """Which real images an extractor is tried on."""
 
-    data: str
+    data: FilePath
     """Shards of a training set, such as CIFAR-10's."""
-    test_data: str
+    test_data: FilePath
     """Shards of its test set."""
-    extractor: str = "inception"
+    extractor: FilePath = "inception"
     """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
     cpus_per_worker: Positive[float] = 0.9
     """CPUs of each worker."""
-    storage: str = "runs"
+    storage: FilePath = "runs"
     """Where the outcome is kept; evaluations with the same storage refuse an extractor that failed."""

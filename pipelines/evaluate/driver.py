@@ -75,7 +75,6 @@ class EvaluateResult:
         return [*lines, f"best is {self.describe_best()}", ranked]
 
     def describe_best(self) -> str:
-        """The best checkpoint and its numbers."""
         return f"step {self.best.step:,} with {describe_values(self.best.values, self.best.protocol)}"
 
 
@@ -88,7 +87,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     storage = local_storage(config.storage)
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         subject = choose_subject(config, storage, say)
-        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool, say)
+        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool)
         measured = evaluator.evaluate(subject.checkpoints, config.noise)
         tracked = evaluator.records.find(subject.protocol("train", config.noise))
         assert tracked is not None  # it was just written to
@@ -102,7 +101,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         if config.noise == "selection" and config.report and len(result.evaluations) > 1:
             again = evaluator.evaluate([best], "report")
             result = replace(result, reported=again["train"][0], test=(*result.test, *again.get("test", ())))
-        illustrate(subject, evaluator.records, best, pool, say)
+        illustrate(subject, evaluator.records, best, pool)
         return result
 
 
@@ -119,8 +118,8 @@ def keep_best(results: Path, run: Run[Path], say: Say) -> None:
 class Evaluator:
     """Measures checkpoints with a pool of workers, and records what was measured."""
 
-    def __init__(self, subject: Subject, records: Records, pool: Pool, say: Say) -> None:
-        self.subject, self.records, self.pool, self.say = subject, records, pool, say
+    def __init__(self, subject: Subject, records: Records, pool: Pool) -> None:
+        self.subject, self.records, self.pool, self.say = subject, records, pool, pool.say
 
     def evaluate(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> dict[Role, tuple[Evaluation, ...]]:
         """Measure checkpoints against each reference on samples of one purpose, or find that done. A checkpoint that the
@@ -157,7 +156,8 @@ class Evaluator:
 
     def _make(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> None:
         """Sample what is missing; each checkpoint is measured, beside that, when all of its chunks are there."""
-        subject = self.subject
+        subject, count = self.subject, len(self.subject.chunks)
+        quarters = {count * part // 4 for part in (1, 2, 3)} if count >= WORTH_A_LOOK else ()
         references = {
             role: reference_statistics(dataset, subject.extractor, subject.config.cpus_per_worker, self.say)
             for role, dataset in subject.references.items()
@@ -171,11 +171,10 @@ class Evaluator:
                 subject.settings(purpose),
                 subject.extractor.spec,
                 self.pool,
-                self.say,
             ):
-                if len(done) == len(subject.chunks):
+                if len(done) == count:
                     futures.append(beside.submit(self._measure, checkpoint, purpose, references))
-                elif outcome == "made" and is_quarter(len(done), len(subject.chunks)):
+                elif outcome == "made" and len(done) in quarters:
                     futures.append(beside.submit(self._preview, checkpoint, purpose, done, references["train"]))
             for future in futures:
                 future.result()
@@ -207,8 +206,3 @@ class Evaluator:
                 f"({interval[0]:.4g} to {interval[1]:.4g}) on its first {sum(map(len, done)):,} samples; it falls with their "
                 "number"
             )
-
-
-def is_quarter(done: int, chunks: int) -> bool:
-    """Whether a person is told the distance after so many chunks: at each quarter of many."""
-    return chunks >= WORTH_A_LOOK and done in {chunks * part // 4 for part in (1, 2, 3)}

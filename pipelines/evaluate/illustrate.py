@@ -15,11 +15,10 @@ from pipelines.evaluate.subject import Subject
 from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.progress import Say
 from pipelines.tracking.run import TrackedRun
 
 
-def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool, say: Say) -> Memorization | None:
+def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool) -> Memorization | None:
     """Draw the pictures and look up the neighbours that are asked for, or find them there; what the latter say."""
     config = subject.config
     if not (config.pictures or config.nearest):
@@ -29,9 +28,9 @@ def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool:
     memorization = None
     with records.open({"train": protocol}) as runs:
         if config.pictures:
-            pictures += pictures_of(subject, checkpoint, protocol, pool, say)
+            pictures += pictures_of(subject, checkpoint, protocol, pool)
         if config.nearest:
-            memorization, nearest = memorization_of(subject, checkpoint, protocol, pool, say)
+            memorization, nearest = memorization_of(subject, checkpoint, protocol, pool)
             pictures += nearest
             records.log(runs["train"], checkpoint, protocol, memorization.values(protocol))
             runs["train"].log_json(neighbours_path(checkpoint.step), memorization.facts())
@@ -39,7 +38,7 @@ def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool:
     return memorization
 
 
-def pictures_of(subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool, say: Say) -> list[Picture]:
+def pictures_of(subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool) -> list[Picture]:
     """Progressive generation, shared latents and interpolations (Fig. 6 to 9)."""
     dataset = subject.references["train"]
     drawn = PictureProtocol(
@@ -54,15 +53,15 @@ def pictures_of(subject: Subject, checkpoint: Checkpoint, protocol: Protocol, po
         data_sha256=dataset.sha256,
     )
     folder = subject.run.pictures(fingerprint(drawn)) / checkpoint.path.name
-    return draw_pictures(checkpoint, dataset, drawn, folder, pool, say)
+    return draw_pictures(checkpoint, dataset, drawn, folder, pool)
 
 
 def memorization_of(
-    subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool, say: Say
+    subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool
 ) -> tuple[Memorization, list[Picture]]:
     """How many of the first samples look memorized, and those nearest to training images."""
     dataset = subject.references["train"]
-    samples = first_samples(subject, checkpoint, pool, say)
+    samples = first_samples(subject, checkpoint, pool)
     memorization = find_neighbours(
         samples,
         subject.references.get("test"),
@@ -71,21 +70,18 @@ def memorization_of(
         subject.samples(subject.config.noise) / checkpoint.path.name / f"neighbours-{dataset.sha256[:12]}",
         seed=protocol.seed,
         pool=pool,
-        say=say,
     )
-    say(f"evaluate: step {checkpoint.step:,} has {memorization.describe(protocol)}")
+    pool.say(f"evaluate: step {checkpoint.step:,} has {memorization.describe(protocol)}")
     return memorization, memorization.pictures(samples, dataset)
 
 
-def first_samples(subject: Subject, checkpoint: Checkpoint, pool: Pool, say: Say) -> Tensor:
+def first_samples(subject: Subject, checkpoint: Checkpoint, pool: Pool) -> Tensor:
     """The samples 0, 1, .. of a checkpoint that are looked up, uint8 [n,h,w,c]; those whose images an earlier evaluation
     did not keep are made again."""
     nearest, noise = subject.config.nearest, subject.config.noise
     chunks = [indices for indices in subject.chunks if indices.start < nearest]
     folder = subject.samples(noise)
-    for _ in sample_checkpoints(
-        [checkpoint], chunks, folder, subject.settings(noise), subject.extractor.spec, pool, say
-    ):
+    for _ in sample_checkpoints([checkpoint], chunks, folder, subject.settings(noise), subject.extractor.spec, pool):
         pass
     images = [load_chunk(folder / checkpoint.path.name, indices)[0]["images"] for indices in chunks]
     return torch.cat(images)[:nearest]

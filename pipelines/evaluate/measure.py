@@ -9,30 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ddpm_core import rng
-from ddpm_core.metrics import (
-    ExtrapolatedFrechetDistance,
-    FeatureStatistics,
-    FrechetDistance,
-    InceptionScore,
-    KernelDistance,
-    PrecisionRecall,
-    frechet_interval,
-)
+from ddpm_core import metrics, records, rng
 from ddpm_core.protocol import Protocol
-from ddpm_core.records import (
-    CI_HIGH,
-    CI_LOW,
-    INFINITY,
-    KID,
-    PRECISION,
-    RECALL,
-    SAMPLES_PER_SECOND,
-    SATURATION,
-    SATURATION_DATA,
-    SPREAD,
-    STD,
-)
 from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.reference import SPLITS, Reference
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
@@ -50,8 +28,8 @@ class ChainPoint:
     """The x_0 predicted at one timestep of the chain: sums over all samples."""
 
     t: int
-    statistics: FeatureStatistics
-    score: InceptionScore | None
+    statistics: metrics.FeatureStatistics
+    score: metrics.InceptionScore | None
 
 
 @dataclass
@@ -73,9 +51,9 @@ class Samples:
     def count(self) -> int:
         return self.chunks[-1].stop
 
-    def score(self, num_logits: int) -> InceptionScore:
+    def score(self, num_logits: int) -> metrics.InceptionScore:
         """An Inception score that waits for these samples' logits."""
-        return InceptionScore(self.count, min(SPLITS, self.count), num_logits)
+        return metrics.InceptionScore(self.count, min(SPLITS, self.count), num_logits)
 
 
 def read_samples(folder: Path, chunks: Sequence[range], timesteps: Sequence[int]) -> Samples:
@@ -103,7 +81,7 @@ def add_chain(
     if not samples.chain:
         dim, classes = features.shape[-1], None if logits is None else logits.shape[-1]
         samples.chain = [
-            ChainPoint(t, FeatureStatistics(dim), None if classes is None else samples.score(classes))
+            ChainPoint(t, metrics.FeatureStatistics(dim), None if classes is None else samples.score(classes))
             for t in timesteps
         ]
     for number, point in enumerate(samples.chain):
@@ -112,7 +90,7 @@ def add_chain(
             point.score.update(logits[number], torch.tensor(indices))
 
 
-class ChunkStatistics(Sequence[FeatureStatistics]):
+class ChunkStatistics(Sequence[metrics.FeatureStatistics]):
     """The statistics of each chunk's features, made when they are asked for: 33 MB each at 2048 dimensions."""
 
     def __init__(self, features: Sequence[Tensor]) -> None:
@@ -122,25 +100,25 @@ class ChunkStatistics(Sequence[FeatureStatistics]):
         return len(self.features)
 
     @overload
-    def __getitem__(self, number: int) -> FeatureStatistics: ...
+    def __getitem__(self, number: int) -> metrics.FeatureStatistics: ...
     @overload
-    def __getitem__(self, number: slice) -> Sequence[FeatureStatistics]: ...
-    def __getitem__(self, number: int | slice) -> FeatureStatistics | Sequence[FeatureStatistics]:
+    def __getitem__(self, number: slice) -> Sequence[metrics.FeatureStatistics]: ...
+    def __getitem__(self, number: int | slice) -> metrics.FeatureStatistics | Sequence[metrics.FeatureStatistics]:
         if isinstance(number, slice):
             return ChunkStatistics(self.features[number])
-        statistics = FeatureStatistics(self.features[number].shape[1])
+        statistics = metrics.FeatureStatistics(self.features[number].shape[1])
         statistics.update(self.features[number])
         return statistics
 
 
 def distance_and_interval(
-    features: Sequence[Tensor], reference: FeatureStatistics
+    features: Sequence[Tensor], reference: metrics.FeatureStatistics
 ) -> tuple[float, tuple[float, float] | None]:
     """(Frechet distance, its 95 % interval) of the features [n,d] of chunks; None if they are too few for one."""
-    parts, distance = ChunkStatistics(features), FrechetDistance(reference)
+    parts, distance = ChunkStatistics(features), metrics.FrechetDistance(reference)
     for part in parts:
         distance.merge_state(part.statistics())
-    return float(distance.compute()), frechet_interval(parts, reference) if len(parts) >= MIN_CHUNKS else None
+    return float(distance.compute()), metrics.frechet_interval(parts, reference) if len(parts) >= MIN_CHUNKS else None
 
 
 def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset: ShardedDataset) -> dict[str, float]:
@@ -153,57 +131,57 @@ def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset:
         for indices, logits in zip(samples.chunks, samples.logits, strict=True):
             score.update(logits, torch.tensor(indices))
         mean, std = score.compute()
-        values |= {protocol.score: float(mean), protocol.score + STD: float(std)}
+        values |= {protocol.score: float(mean), protocol.score + records.STD: float(std)}
     variance = sum(float(columns.double().var(0).sum()) for columns in every.split(COLUMNS, dim=1))
     if (real := float(statistics.moments()[1].trace())) > 0:
-        values[protocol.metric(SPREAD)] = math.sqrt(variance / real)
-    values[SAMPLES_PER_SECOND] = protocol.num_samples / samples.seconds  # of one worker
+        values[protocol.metric(records.SPREAD)] = math.sqrt(variance / real)
+    values[records.SAMPLES_PER_SECOND] = protocol.num_samples / samples.seconds  # of one worker
     return values | saturation_values(samples.images, dataset)
 
 
 def distance_values(
-    features: Sequence[Tensor], every: Tensor, statistics: FeatureStatistics, protocol: Protocol
+    features: Sequence[Tensor], every: Tensor, statistics: metrics.FeatureStatistics, protocol: Protocol
 ) -> dict[str, float]:
     """The Frechet distance with its interval and its extrapolation to infinitely many samples, if there are enough."""
     name = protocol.distance
     distance, interval = distance_and_interval(features, statistics)
     values = {name: distance}
     if interval is not None:
-        values |= {name + CI_LOW: interval[0], name + CI_HIGH: interval[1]}
+        values |= {name + records.CI_LOW: interval[0], name + records.CI_HIGH: interval[1]}
     if len(every) // 10 > every.shape[1]:  # below, covariances are singular and the line in 1/n is none
-        extrapolated = ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
+        extrapolated = metrics.ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
         extrapolated.update(every, torch.arange(len(every)))
-        values[name + INFINITY] = float(extrapolated.compute())
+        values[name + records.INFINITY] = float(extrapolated.compute())
     return values
 
 
 def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[str, float]:
     """What looks at single features rather than at moments: KID, precision and recall."""
     numbers, smaller = torch.arange(len(samples)), min(len(samples), len(real))
-    kernel = KernelDistance(real, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET, smaller))
+    kernel = metrics.KernelDistance(real, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET, smaller))
     kernel.update(samples, numbers)
     kid, kid_std = kernel.compute()
-    values = {protocol.metric(KID): float(kid), protocol.metric(KID) + STD: float(kid_std)}
+    values = {protocol.metric(records.KID): float(kid), protocol.metric(records.KID) + records.STD: float(kid_std)}
     if smaller > PR_K:
-        neighbourhoods = PrecisionRecall(real, PR_K)
+        neighbourhoods = metrics.PrecisionRecall(real, PR_K)
         neighbourhoods.update(samples, numbers)
         precision, recall = neighbourhoods.compute()
-        values |= {protocol.metric(PRECISION): float(precision), protocol.metric(RECALL): float(recall)}
+        values |= {protocol.metric(records.PRECISION): float(precision), protocol.metric(records.RECALL): float(recall)}
     return values
 
 
 def saturation_values(shown: Tensor, dataset: ShardedDataset) -> dict[str, float]:
     """The share of values that are black or white to the last level, of samples uint8 [n,h,w,c] and of as many images."""
     chosen = rng.permutation(0, "saturation", 0, len(dataset))[: len(shown)].sort().values.numpy()
-    pixels = {SATURATION: shown, SATURATION_DATA: torch.from_numpy(dataset.pixels(chosen))}
+    pixels = {records.SATURATION: shown, records.SATURATION_DATA: torch.from_numpy(dataset.pixels(chosen))}
     return {name: float(((each == 0) | (each == 255)).double().mean()) for name, each in pixels.items()}
 
 
-def chain_values(chain: Sequence[ChainPoint], reference: FeatureStatistics) -> list[dict[str, float]]:
+def chain_values(chain: Sequence[ChainPoint], reference: metrics.FeatureStatistics) -> list[dict[str, float]]:
     """{"t", "distance", "score"} of the x_0 predicted at each timestep (Fig. 10 of the paper); no score without logits."""
     values = []
     for point in chain:
-        distance = FrechetDistance(reference)
+        distance = metrics.FrechetDistance(reference)
         distance.merge_state(point.statistics)
         value = {"t": point.t, "distance": float(distance.compute())}
         if point.score is not None:

@@ -32,7 +32,6 @@ from pipelines.evaluate.pictures import Picture
 from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of
 from pipelines.runtime.chunks import content_sha256, load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 
 Space = Literal["pixels", "features"]
@@ -61,7 +60,6 @@ class NeighbourWorker:
 
     @torch.no_grad()
     def run(self, unit: NeighbourUnit) -> bool:
-        """Make and commit one chunk."""
         nearest_of: dict[Space, Neighbours] = {}
         for start in range(unit.indices.start, unit.indices.stop, BATCH):
             chosen = np.arange(start, min(start + BATCH, unit.indices.stop))
@@ -107,7 +105,6 @@ class Memorization:
         return values
 
     def describe(self, protocol: Protocol) -> str:
-        """The outcome in words."""
         values = self.values(protocol)
         hits = round(values[MEMORIZED] * self.samples)
         text = (
@@ -172,7 +169,6 @@ def find_neighbours(
     *,
     seed: int,
     pool: Pool,
-    say: Say,
 ) -> Memorization:
     """The nearest of all images of a data set to samples, uint8 [n,h,w,c], and to as many of the held-out images; what is
     missing in the folder is made."""
@@ -191,7 +187,7 @@ def find_neighbours(
         stage="evaluate",
         counted="training images",
         note=lambda unit: "nearest neighbours",
-        say=say,
+        say=pool.say,
     )
     deque(made, maxlen=0)
     chunks = [load_chunk(folder, unit.indices)[0] for unit in units]

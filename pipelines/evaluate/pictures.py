@@ -24,7 +24,6 @@ from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps
 from pipelines.runtime.chunks import load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 
 Kind = Literal["progressive", "shared", "interpolation", "coarse_to_fine"]
@@ -49,7 +48,6 @@ class PictureProtocol:
 
     @property
     def options(self) -> SamplerOptions:
-        """What a sampler takes."""
         return {"method": self.sampler, "steps": self.sampler_steps, "spacing": self.spacing}
 
     @property
@@ -97,7 +95,6 @@ class Picture:
     caption: str
 
     def png(self) -> bytes:
-        """The grid as a file."""
         return images.encode_png(images.tile(self.tiles.flatten(0, 1), self.tiles.shape[1]))
 
     def facts(self, png: bytes) -> dict[str, Any]:
@@ -206,12 +203,7 @@ def timesteps_shown(protocol: PictureProtocol, num_timesteps: int) -> tuple[int,
 
 
 def draw_pictures(
-    checkpoint: Checkpoint,
-    dataset: ShardedDataset,
-    protocol: PictureProtocol,
-    folder: Path,
-    pool: Pool,
-    say: Say,
+    checkpoint: Checkpoint, dataset: ShardedDataset, protocol: PictureProtocol, folder: Path, pool: Pool
 ) -> list[Picture]:
     """All pictures of a checkpoint, with the parts made that are missing in `folder`/KIND."""
     T = checkpoint.diffusion_config().num_timesteps
@@ -234,7 +226,7 @@ def draw_pictures(
         stage="evaluate",
         counted="parts of pictures",
         note=lambda unit: f"step {checkpoint.step:,}, {unit.kind}",
-        say=say,
+        say=pool.say,
     )
     deque(made, maxlen=0)
     tiles: dict[Kind, list[Tensor]] = {kind: [] for kind in parts}
@@ -244,7 +236,6 @@ def draw_pictures(
 
 
 def compose(protocol: PictureProtocol, T: int, tiles: dict[Kind, list[Tensor]]) -> list[Picture]:
-    """The pictures of their parts."""
     rows = range(protocol.rows)
     chain = f"{protocol.sampler} sampling in {protocol.sampler_steps:,} steps, {protocol.weights} weights, seed {protocol.seed}"
     stochastic = chain if protocol.sampler == "ancestral" else chain.replace(protocol.sampler, "ddim (eta 1)")

@@ -89,18 +89,10 @@ class Subject:
 
     def settings(self, purpose: Purpose) -> SampleSettings:
         """What workers need to know to draw the samples of one noise."""
-        protocol = self.protocol("train", purpose)
         height, width, channels = self.references["train"].shape
         return SampleSettings(
+            protocol=self.protocol("train", purpose),
             shape=(channels, height, width),
-            method=protocol.sampler,
-            steps=protocol.sampler_steps,
-            spacing=protocol.spacing,
-            weights=protocol.weights,
-            seed=protocol.seed,
-            purpose=protocol.purpose,
-            batch_size=protocol.batch_size,
-            precision=self.config.precision,
             compile=self.config.compile,
             images_to_keep=max(GRID, self.config.nearest),
             progress=self.timesteps,

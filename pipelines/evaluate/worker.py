@@ -12,17 +12,17 @@ from torch import Tensor
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
-from ddpm_core.configs import Method, Precision, Spacing, Weights
+from ddpm_core.configs import Spacing
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.latents import capture
 from ddpm_core.precision import full_float32
+from ddpm_core.protocol import Protocol
 from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import save_chunk
 from pipelines.runtime.fan_out import Outcome, Pool, make_missing
-from pipelines.runtime.progress import Say
 
 # Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
 CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
@@ -30,17 +30,10 @@ CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """The part of a protocol that a worker needs."""
+    """What a worker needs to know to draw samples under a protocol."""
 
+    protocol: Protocol
     shape: tuple[int, int, int]  # (C, H, W) of a sample
-    method: Method
-    steps: int
-    spacing: Spacing
-    weights: Weights
-    seed: int
-    purpose: str  # of the noise: samples to choose a checkpoint by, or to report its numbers
-    batch_size: int
-    precision: Precision
     compile: bool
     images_to_keep: int  # the samples below this index are stored as images
     progress: tuple[int, ...] = ()  # timesteps whose predictions of x_0 are measured too
@@ -58,12 +51,11 @@ class SampleChunk:
 class Sampler:
     """The worker: holds the extractor and one checkpoint's network; makes chunks, each of which can be made again."""
 
-    def __init__(self, settings: SampleSettings, extractor: str, image_shape: tuple[int, int, int]) -> None:
-        height, width, channels = image_shape
-        self.settings = settings
-        self.networks = NetworkHolder(settings.weights, settings.precision, compile=settings.compile)
+    def __init__(self, settings: SampleSettings, extractor: str) -> None:
+        self.settings, self.protocol = settings, settings.protocol
+        self.networks = NetworkHolder(self.protocol.weights, self.protocol.precision, compile=settings.compile)
         self.device = self.networks.device
-        self.extractor = load_extractor(extractor, (channels, height, width)).to(self.device)
+        self.extractor = load_extractor(extractor, settings.shape).to(self.device)
 
     @torch.no_grad()
     def run(self, chunk: SampleChunk) -> bool:
@@ -78,25 +70,25 @@ class Sampler:
         with full_float32(self.device):  # as the protocol says; a GPU's convolutions would round to TF32
             tensors = self._draw(*model, chunk)
         seconds = time.monotonic() - started
-        weights = chunk.checkpoint.weights_sha256(self.settings.weights)
+        weights = chunk.checkpoint.weights_sha256(self.protocol.weights)
         facts = {"weights_sha256": weights, "seconds": seconds, CHAIN: list(self.settings.progress)}
         save_chunk(chunk.folder, chunk.indices, tensors, facts)
         return True
 
     def _draw(self, diffusion: GaussianDiffusion, network: DenoiseFn, chunk: SampleChunk) -> dict[str, Tensor]:
-        settings, wanted = self.settings, chunk.indices
+        settings, protocol, wanted = self.settings, self.protocol, chunk.indices
         features, logits, kept, progress = [], [], [], []
-        for start in range(0, len(wanted), settings.batch_size):
-            indices = torch.tensor(wanted[start : start + settings.batch_size])
-            noise = rng.SampleNoise(settings.seed, indices.to(self.device), settings.shape, purpose=settings.purpose)
+        for start in range(0, len(wanted), protocol.batch_size):
+            indices = torch.tensor(wanted[start : start + protocol.batch_size])
+            noise = rng.SampleNoise(protocol.seed, indices.to(self.device), settings.shape, purpose=protocol.purpose)
             chain = sample_steps(
                 diffusion,
                 network,
                 (len(indices), *settings.shape),
                 noise=noise,
-                method=settings.method,
-                steps=settings.steps,
-                spacing=settings.spacing,
+                method=protocol.sampler,
+                steps=protocol.sampler_steps,
+                spacing=protocol.spacing,
             )
             predictions, x = capture(chain, settings.progress)
             if not torch.isfinite(x).all():
@@ -130,36 +122,35 @@ def sample_checkpoints(
     settings: SampleSettings,
     extractor: str,
     pool: Pool,
-    say: Say,
 ) -> Iterator[tuple[Checkpoint, list[range], Outcome]]:
     """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order, what
     became of this one). A checkpoint that the training removes meanwhile is skipped."""
-    weights = {c.step: c.weights_sha256(settings.weights) for c in checkpoints}
+    weights = {c.step: c.weights_sha256(settings.protocol.weights) for c in checkpoints}
 
     def is_current(unit: SampleChunk, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
         kept = len(range(unit.indices.start, min(unit.indices.stop, settings.images_to_keep)))
         # A run that was deleted and trained again has other weights.
         of_weights = facts["weights_sha256"] == weights[unit.checkpoint.step]
-        return of_weights and len(tensors["images"]) >= kept and holds_chain(tensors, facts, settings.progress)
+        chain = not settings.progress or (CHAIN in tensors and facts.get(CHAIN) == list(settings.progress))
+        return of_weights and len(tensors["images"]) >= kept and chain
 
     done: dict[int, list[range]] = {c.step: [] for c in checkpoints}
     skipped: set[int] = set()
-    channels, height, width = settings.shape
     for unit, outcome in make_missing(
         pool,
         Sampler,
-        [settings, extractor, (height, width, channels)],
+        [settings, extractor],
         [SampleChunk(indices, c, folder / c.path.name) for c in checkpoints for indices in chunks],
         is_current=is_current,
         stage="evaluate",
         counted="samples",
         note=lambda unit: f"step {unit.checkpoint.step:,}",
-        say=say,
+        say=pool.say,
     ):
         step = unit.checkpoint.step
         if outcome == "skipped":
             if step not in skipped:
-                say(f"evaluate: step {step:,} is skipped: the training removed it (its --keep-last) meanwhile")
+                pool.say(f"evaluate: step {step:,} is skipped: the training removed it (its --keep-last) meanwhile")
             skipped.add(step)
         else:
             done[step].append(unit.indices)
@@ -173,11 +164,6 @@ def progress_timesteps(num_timesteps: int, steps: int, spacing: Spacing, points:
         return tuple(visited[:points])
     places = {round(i * (len(visited) - 1) / (points - 1)) for i in range(points)}
     return tuple(visited[place] for place in sorted(places))
-
-
-def holds_chain(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], timesteps: Sequence[int]) -> bool:
-    """Whether a chunk has the predictions at these timesteps."""
-    return not timesteps or (CHAIN in tensors and facts.get(CHAIN) == list(timesteps))
 
 
 def stack_chain(batches: Sequence[Sequence[tuple[Tensor, Tensor | None]]]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ddpm_core.configs import Cdf, Weights
-from ddpm_core.ranges import Count, Positive
+from ddpm_core.ranges import FilePath, Name, Positive, Seed
 from pipelines.runtime.options import PoolOptions, StorageOptions
 
 
@@ -11,11 +11,11 @@ from pipelines.runtime.options import PoolOptions, StorageOptions
 class LikelihoodConfig(StorageOptions, PoolOptions):
     """Which checkpoints to measure, on which images, how exactly, and with how many workers."""
 
-    run: str
+    run: FilePath
     """A training run, by its name, its MLflow run id or its folder; or the folder of one checkpoint."""
-    checkpoints: str = "latest"
+    checkpoints: Name = "latest"
     """Which of the run's: all, latest, or steps such as 1000,2000."""
-    data: str | None = None
+    data: FilePath | None = None
     """The shards whose images are coded; the run's own by default."""
     images: Positive[int] | None = None
     """How many of them, 5 or more: the first of a permutation that the seed decides; all by default."""
@@ -26,7 +26,7 @@ class LikelihoodConfig(StorageOptions, PoolOptions):
     """Averaged weights, as in the paper, or the last ones."""
     cdf: Cdf = "exact"
     """The normal CDF of the decoder L_0: exact, or tanh for the authors' approximation."""
-    seed: Count[int] = 0
+    seed: Seed = 0
     """Decides the choice of images, the noise and the drawn terms."""
     batch_size: Positive[int] = 100
     """Images a network sees at once; float32 results depend on it in the last digits."""

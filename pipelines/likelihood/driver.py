@@ -61,7 +61,7 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
         training, tracked = open_runs(config, storage, run, protocol)
         # Whole batches, so that the same images meet in a batch whatever the chunk size.
         chunks = chunk_ranges(protocol.images, -(-config.chunk_size // protocol.batch_size) * protocol.batch_size)
-        for checkpoint in make_chunks(pending, chunks, folders, protocol, dataset, pool, say):
+        for checkpoint in make_chunks(pending, chunks, folders, protocol, dataset, pool):
             likelihood = finish(checkpoint, chunks, folders[checkpoint.step], protocol)
             say(f"likelihood: step {checkpoint.step:,} is done")
             log_likelihood(training or tracked, tracked, run.name, checkpoint, likelihood)
@@ -118,7 +118,6 @@ def make_chunks(
     protocol: LikelihoodProtocol,
     dataset: ShardedDataset,
     pool: Pool,
-    say: Say,
 ) -> Iterator[Checkpoint]:
     """Make the chunks that are missing; yields each checkpoint when its last one is there. folders: by step."""
     numbers = choose_images(protocol.seed, len(dataset), protocol.images)
@@ -134,7 +133,7 @@ def make_chunks(
         stage="likelihood",
         counted="images",
         note=lambda unit: f"step {unit.checkpoint.step:,}",
-        say=say,
+        say=pool.say,
     ):
         missing[unit.checkpoint.step] -= 1
         if not missing[unit.checkpoint.step]:

@@ -29,7 +29,6 @@ class Likelihood:
     curves: dict[str, list[float]] | None
 
     def describe(self) -> str:
-        """The measurement in words."""
         bpd, half_width = self.values[BPD], self.values[BPD + CI_HIGH] - self.values[BPD]
         strata, T = self.protocol.strata, self.num_timesteps
         how = f"full bound of {T:,} terms" if strata is None else f"estimate from {1 + strata:,} of {T:,} terms"

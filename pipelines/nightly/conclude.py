@@ -73,9 +73,7 @@ def memorized(training: NightlyTraining, evaluation: Evaluation) -> dict[str, fl
     if evaluator is None or not evaluator.subject.config.nearest or not (path / MANIFEST).is_file():
         return {}
     with contextlib.suppress(OutOfTime):
-        memorization = illustrate(
-            evaluator.subject, evaluator.records, open_checkpoint(path), evaluator.pool, evaluator.say
-        )
+        memorization = illustrate(evaluator.subject, evaluator.records, open_checkpoint(path), evaluator.pool)
         return {} if memorization is None else memorization.values(evaluation.protocol)
     return {}
 

@@ -7,7 +7,7 @@ import tyro
 
 from ddpm_core.configs import Method, Purpose, Spacing
 from ddpm_core.protocol import fingerprint
-from ddpm_core.ranges import Count, Positive
+from ddpm_core.ranges import Count, FilePath, Name, Positive, Range
 from pipelines.evaluate.config import EvaluateConfig
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ Fixed = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]  # no option of the co
 class NightlyConfig(EvaluateConfig):
     """An evaluation of whatever has none yet, by a protocol that is quick enough for every checkpoint."""
 
-    run: str | None = None
+    run: FilePath | None = None
     """Only this training, by its name; by default every training of the experiment but the trials of sweeps."""
     checkpoints: Fixed[str] = "all"
     weights: Fixed[str] = "ema"
@@ -31,7 +31,7 @@ class NightlyConfig(EvaluateConfig):
     """How many timesteps the sampler visits."""
     spacing: Spacing = "quadratic"
     """How the timesteps are spaced."""
-    pictures: Count[int] = 0
+    pictures: Annotated[int, Range("a number from 0 to 64", low=0, high=64)] = 0
     """Rows of each picture of every checkpoint; 0 for none."""
     nearest: Count[int] = 0
     """For how many samples of every checkpoint to look up the nearest training images; 0 for none."""
@@ -45,7 +45,7 @@ class NightlyConfig(EvaluateConfig):
     """Raise an alarm if a checkpoint is worse than the one before it by more than so many intervals."""
     quiet_hours: Positive[float] = 24.0
     """Raise an alarm if a running training has made no checkpoint for so long."""
-    alarm_command: str | None = None
+    alarm_command: Name | None = None
     """A command that gets new alarms as JSON on its standard input; logs show it, so put no secret into it. A URL in
     DDPM_ALARM_WEBHOOK gets the same by POST."""
     dry_run: bool = False

@@ -81,9 +81,9 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         tracker = wait_for_tracker(config, storage)
         looked_at = [
-            NightlyTraining(record, config, storage, tracker, pool, say) for record in chosen_trainings(config, tracker)
+            NightlyTraining(record, config, storage, tracker, pool) for record in chosen_trainings(config, tracker)
         ]
-        night = Night(looked_at, ledger, config.attempts, pool, say)
+        night = Night(looked_at, ledger, config.attempts, pool)
         todo = night.todo()
         if config.dry_run:
             for title in [work.title for work in todo] or ["nothing"]:
@@ -118,7 +118,7 @@ def ranking_links(trainings: Sequence[NightlyTraining]) -> list[str]:
 def wait_for_tracker(config: NightlyConfig, storage: Storage[Path]) -> Tracker:
     """The experiment in MLflow; a server that restarts at this hour is waited for."""
     return with_retries(
-        lambda: open_tracker(config, storage),
+        lambda: open_tracker(config, storage, make=False),
         lambda error: isinstance(error, UnreachableError),
         f"tracking server {tracking_uri(config, storage)!r}",
     )

@@ -19,7 +19,6 @@ from pipelines.nightly.ledger import LEASE, Ledger
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import OutOfTime, Pool
 from pipelines.runtime.locations import Location
-from pipelines.runtime.progress import Say
 from pipelines.tracking.retry import UnansweredError
 
 
@@ -51,7 +50,6 @@ class Night:
     ledger: Ledger
     attempts: int
     pool: Pool
-    say: Say
     evaluated: list[str] = field(default_factory=list)
     failed: list[Work] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
@@ -78,7 +76,7 @@ class Night:
             raise
         except Exception as error:
             training.refused = one_line(error)
-            self.say(f"nightly: {training.name} cannot be evaluated: {training.refused}")
+            self.pool.say(f"nightly: {training.name} cannot be evaluated: {training.refused}")
             return []
 
     def work(self) -> None:
@@ -95,9 +93,9 @@ class Night:
                     self.elsewhere.append(work.title)
         except OutOfTime:
             self.left = [work.title for work in self.todo() if work.key not in done or work in busy]
-            self.say(f"nightly: the time is over, {len(self.left)} left for the next night")
+            self.pool.say(f"nightly: the time is over, {len(self.left)} left for the next night")
         if len(self.failed) > 1 and not self.evaluated:
-            self.say("nightly: all failed, so it is hardly the checkpoints' fault: no attempt is counted")
+            self.pool.say("nightly: all failed, so it is hardly the checkpoints' fault: no attempt is counted")
             for work in self.failed:
                 self.ledger.end_attempt(*work.key, self.ledger.failures(*work.key)[:-1])
 
@@ -112,7 +110,7 @@ class Night:
                     return True
                 failures = self.ledger.begin_attempt(*work.key)
                 if len(failures) < self.attempts:
-                    self.say(f"nightly: {work.title}")
+                    self.pool.say(f"nightly: {work.title}")
                     try:
                         failures = self.evaluate(work, failures)
                     except BaseException:  # the time is over, or MLflow away, or somebody pressed ctrl-C
@@ -132,7 +130,7 @@ class Night:
             [evaluation] = evaluator.evaluate([checkpoint], "selection")["train"]
             self.evaluated.append(f"{work.title}: {describe_values(evaluation.values, evaluation.protocol)}")
             mark_lowest(evaluator, work.training.current_evaluations())
-            illustrate(evaluator.subject, evaluator.records, checkpoint, self.pool, self.say)
+            illustrate(evaluator.subject, evaluator.records, checkpoint, self.pool)
         except (OutOfTime, UnansweredError):
             raise
         except Exception as error:
@@ -142,14 +140,14 @@ class Night:
     def _fail(self, work: Work, failures: list[str], error: Exception) -> list[str]:
         """Say what an attempt failed by. The failures, with this one if it is the checkpoint's."""
         if not (work.path / MANIFEST).is_file():
-            self.say(f"nightly: {work.title} is skipped: the training removed it")
+            self.pool.say(f"nightly: {work.title} is skipped: the training removed it")
             return failures
         if not isinstance(error, InputError | DivergedError):
-            self.say(traceback.format_exc())
+            self.pool.say(traceback.format_exc())
         # Samples that are not finite will not be so the next time either.
         times = self.attempts - len(failures) if isinstance(error, DivergedError) else 1
         reason = one_line(error.cause if isinstance(error, RayTaskError) else error)  # not a worker's whole traceback
         failures = [*failures, *[reason] * times]
         self.failed.append(work)
-        self.say(f"nightly: {work.title} failed, time {len(failures)} of {self.attempts}: {reason}")
+        self.pool.say(f"nightly: {work.title} failed, time {len(failures)} of {self.attempts}: {reason}")
         return failures

@@ -32,7 +32,6 @@ def notify(alarms: Sequence[Alarm], facts: Mapping[str, Any], command: str | Non
 
 
 def post(url: str, body: bytes) -> list[str]:
-    """Post JSON to the webhook."""
     try:
         # A redirection, such as to a page for signing in, means that the alarm did not arrive.
         answer = requests.post(
@@ -46,7 +45,6 @@ def post(url: str, body: bytes) -> list[str]:
 
 
 def pipe(command: str, body: bytes) -> list[str]:
-    """Give JSON to a command on its standard input."""
     try:
         subprocess.run(shlex.split(command), input=body, timeout=TIMEOUT, check=True)
     except subprocess.CalledProcessError as error:

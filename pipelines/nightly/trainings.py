@@ -17,7 +17,6 @@ from pipelines.nightly.config import NightlyConfig
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import Storage, open_storage
 from pipelines.runtime.locations import Location
-from pipelines.runtime.progress import Say
 from pipelines.tracking.queries import Training
 from pipelines.tracking.tracker import Tracker
 
@@ -32,7 +31,6 @@ class NightlyTraining:
     storage: Storage[Path]
     tracker: Tracker
     pool: Pool
-    say: Say
     evaluator: Evaluator | None = None
     refused: str | None = None
     _measured: set[int] = field(default_factory=set)  # steps: a result does not go away while a night lasts
@@ -49,7 +47,7 @@ class NightlyTraining:
             return here
         recorded = open_storage(self.record.storage).run(self.name).folder
         if not recorded.is_dir():
-            self.say(
+            self.pool.say(
                 f"nightly: {self.name} keeps its checkpoints in {str(recorded)!r} by MLflow's records, where nothing is, and "
                 f"none are in {str(here)!r}: give the --storage that holds them"
             )
@@ -59,8 +57,8 @@ class NightlyTraining:
         """The evaluator of its checkpoints, of which this is any. Raises InputError if they cannot be evaluated as asked."""
         if self.evaluator is None:
             run = self.storage.run(self.name, self.folder)
-            subject = open_subject(self.config.evaluation(self.name), run, (checkpoint,), self.storage, self.say)
-            self.evaluator = Evaluator(subject, Records(subject, lambda: self.tracker), self.pool, self.say)
+            subject = open_subject(self.config.evaluation(self.name), run, (checkpoint,), self.storage, self.pool.say)
+            self.evaluator = Evaluator(subject, Records(subject, lambda: self.tracker), self.pool)
         return self.evaluator
 
     def unmeasured(self) -> list[tuple[int, Location]]:

@@ -38,15 +38,11 @@ def describe_dataset(dataset: ShardedDataset) -> str:
     kinds = Counter(entry["kind"] for entry in manifest["skipped"])
     counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     rows.append(("skipped", counts or "none"))
-    rows += [("", f"{_printable(entry['key'])}: {entry['reason']}") for entry in manifest["skipped"][:5]]
+    keys_and_reasons = [(entry["key"], entry["reason"]) for entry in manifest["skipped"][:5]]
+    rows += [("", f"{key if key.isprintable() else repr(key)}: {reason}") for key, reason in keys_and_reasons]
     if len(manifest["skipped"]) > 5:
         rows.append(("", f"and {len(manifest['skipped']) - 5:,} more in manifest.json"))
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
-
-
-def _printable(key: str) -> str:
-    """A key on one line."""
-    return key if key.isprintable() else repr(key)
 
 
 def _bytes(size: float) -> str:

@@ -2,7 +2,6 @@
 
 import functools
 import io
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -10,13 +9,6 @@ from PIL import Image, ImageCms
 UNUSABLE = "a profile that cannot be used"
 # What two spaces may differ by, of 255, and be one: profiles of sRGB differ in the rounding of their curves.
 SAME = 2
-
-
-class Conversion(NamedTuple):
-    """What a profile does to images of one mode. name: the profile's, empty if it leaves them as they are."""
-
-    name: str
-    transform: ImageCms.ImageCmsTransform | None = None
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
@@ -28,30 +20,31 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
     transparent = image.has_transparency_data
     is_grey = image.mode in ("1", "L", "LA", "La")
     mode = "CMYK" if image.mode == "CMYK" else "L" if is_grey else "RGB"
-    conversion = _conversion(profile, mode)
-    if is_grey and conversion.name == UNUSABLE:  # grey pixels under the profile of a colour space
-        mode, conversion = "RGB", _conversion(profile, "RGB")
-    if conversion.transform is None:
-        return image, conversion.name
-    converted = ImageCms.applyTransform(image.convert(mode), conversion.transform)
+    name, transform = _conversion(profile, mode)
+    if is_grey and name == UNUSABLE:  # grey pixels under the profile of a colour space
+        mode = "RGB"
+        name, transform = _conversion(profile, mode)
+    if transform is None:
+        return image, name
+    converted = ImageCms.applyTransform(image.convert(mode), transform)
     assert converted is not None  # None only if it is done in place
     if transparent:
         converted.putalpha(image.convert("RGBA").getchannel("A"))
-    return converted, conversion.name
+    return converted, name
 
 
 @functools.lru_cache(maxsize=64)
-def _conversion(profile: bytes, mode: str) -> Conversion:
-    """What a profile does to images of a mode: L, RGB or CMYK."""
+def _conversion(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """(the profile's name, its transform of images of a mode: L, RGB or CMYK); empty and None if it leaves them as they are."""
     try:
         space = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(space, ImageCms.createProfile("sRGB"), mode, "RGB")
         if mode != "CMYK" and _is_identity(transform, mode):
-            return Conversion("")
+            return "", None
         description = space.profile.profile_description or ""
     except Exception:  # LittleCMS's own errors, and whatever a damaged profile makes Pillow raise
-        return Conversion(UNUSABLE)
-    return Conversion(" ".join(description.split())[:100] or "a profile without a name", transform)
+        return UNUSABLE, None
+    return " ".join(description.split())[:100] or "a profile without a name", transform
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:

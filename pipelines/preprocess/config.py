@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ddpm_core.ranges import Positive, Range
+from ddpm_core.ranges import FilePath, Name, Positive, Range, up_to
 from pipelines.preprocess.transform import MAX_PIXELS, Filter
 from pipelines.runtime.options import Checked
 from pipelines.shards.format import PixelStorage
@@ -13,20 +13,20 @@ from pipelines.shards.format import PixelStorage
 class PreprocessConfig(Checked):
     """Which images to read, what to do with them, and where to write them."""
 
-    source: str
+    source: FilePath
     """LMDB folder or zip as LSUN publishes it, CIFAR-10 archive, CelebA-HQ TFRecords, Parquet with an image column, or a
     folder, zip or tar of images; a local path, or a URL such as s3://bucket/images.zip."""
-    output: str
+    output: FilePath
     """The folder of shards to write; a local path or a URL."""
-    image_size: Positive[int]
+    image_size: Annotated[int, up_to(4096)]
     """Height and width after the centre crop and the resize."""
     channels: Literal[1, 3] = 3
     """3 for RGB, 1 for grey."""
     filter: Filter = "lanczos"
     """The filter of the resize; StyleGAN's LSUN recipe has Lanczos."""
-    split: str | None = None
+    split: Name | None = None
     """The part of a source that has parts, such as CIFAR-10's test; train by default."""
-    name: str | None = None
+    name: Name | None = None
     """What the data set is called; the source's name by default."""
     storage: PixelStorage = "uint8"
     """How pixels are stored: a byte each, or the scaled float32 values themselves, for other tools."""

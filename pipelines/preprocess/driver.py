@@ -170,7 +170,12 @@ class ShardMaker:
             return {"number": task["number"], "error": "", "record": json.dumps(record)}
 
         # One block a shard: Ray Data schedules, retries and spreads blocks. Records come back as they are made.
-        tasks = [self._task(number, duplicate_of) for number in pending]
+        # Arrow has no type for items, so they travel as bytes.
+        tasks = []
+        for number in pending:
+            items = [self.items[index] for index in self.ranges[number]]
+            repeated = {item.key: duplicate_of[item.key] for item in items if item.key in duplicate_of}
+            tasks.append({"number": number, "items": pickle.dumps((items, repeated))})
         for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(make).iter_rows():
             if row["error"]:
                 raise InputError(
@@ -181,12 +186,5 @@ class ShardMaker:
             progress.advance(len(self.ranges[row["number"]]))
             self.check_skipped()
 
-    def _task(self, number: int, duplicate_of: Mapping[str, str]) -> dict[str, Any]:
-        """A row for Ray Data: Arrow has no type for items, so they travel as bytes."""
-        items = [self.items[index] for index in self.ranges[number]]
-        repeated = {item.key: duplicate_of[item.key] for item in items if item.key in duplicate_of}
-        return {"number": number, "items": pickle.dumps((items, repeated))}
-
     def _count_items(self, numbers: Sequence[int]) -> int:
-        """The number of items in some shards."""
         return sum(len(self.ranges[number]) for number in numbers)

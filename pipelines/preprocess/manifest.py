@@ -31,6 +31,9 @@ def write_manifest(
     records: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the contact sheet and, last, the manifest. records: of all shards, in order."""
+    profiles: Counter[str] = Counter()
+    for record in records:
+        profiles.update(record.get("colour_profiles", {}))  # a record of an earlier version has none
     manifest = {
         "format": FORMAT,
         "name": config.name or source.name,
@@ -46,7 +49,7 @@ def write_manifest(
         "filter": config.filter,
         **moments(records, config.image_size**2),
         "skipped": [entry for record in records for entry in record["skipped"]],
-        "colour_profiles": count_profiles(records),
+        "colour_profiles": dict(sorted(profiles.items())),  # how many images were converted to sRGB by each
         "shards": [{key: record[key] for key in ("file", "images", "content_sha256")} for record in records],
         "files": {record["file"]: {"bytes": record["bytes"], "sha256": record["sha256"]} for record in records},
     }
@@ -55,14 +58,6 @@ def write_manifest(
         temporary.write_bytes(picture)
         manifest["files"][CONTACT_SHEET] = {"bytes": len(picture), "sha256": sha256_file(temporary)}
     commit_json(output / MANIFEST, manifest)
-
-
-def count_profiles(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many images were converted to sRGB by each colour profile."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(record.get("colour_profiles", {}))  # a record of an earlier version has none
-    return dict(sorted(counts.items()))
 
 
 def moments(records: Sequence[Mapping[str, Any]], pixels_per_image: int) -> dict[str, Any]:

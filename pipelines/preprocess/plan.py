@@ -45,11 +45,7 @@ def make_plan(
     choices = {
         "format": FORMAT,
         "source_facts": facts,
-        "image_size": config.image_size,
-        "channels": config.channels,
-        "filter": config.filter,
-        "storage": config.storage,
-        "images_per_shard": config.images_per_shard,
+        **{name: getattr(config, name) for name in ("image_size", "channels", "filter", "storage", "images_per_shard")},
         # Of the policies only what changes a shard's bytes; an output may go on under a larger --max-skipped.
         "enlarge": config.too_small == "enlarge",
         "skip_duplicates": config.duplicates == "skip",

@@ -52,18 +52,32 @@ def check_no_password(path: str, *, option: str) -> None:
 
 
 def absolute(path: str, *, option: str) -> Path:
-    """A local path from the command line, absolute. Inside a submitted job a relative one would point into the uploaded
-    copy of the code, which Ray deletes: InputError. Likewise for a URL."""
+    """A local path from the command line, absolute; there need be nothing yet. Raises InputError for a URL, for what no file
+    system takes, and inside a submitted job for a relative path, which would lie in the copy of the code that Ray deletes."""
     check_no_password(path, option=option)
     if "://" in path:
         raise InputError(f"{option} is {path!r}, a URL: give a local path that every node can reach")
-    expanded = Path(path).expanduser()
+    if not path.strip() or "\0" in path:
+        raise InputError(f"{option} is {path!r}, which names nothing: give a path, or . for the current folder")
+    try:
+        expanded = Path(path).expanduser()
+        resolved = expanded.resolve()
+        with contextlib.suppress(FileNotFoundError):
+            resolved.stat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: an unknown user after ~, links in a circle
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{option} is {shortened(path)!r}, which is no path here ({reason}): give another") from error
     if not expanded.is_absolute() and in_submitted_job():
         raise InputError(
             f"{option} is {path!r}, a relative path: a submitted job runs in a temporary copy of the code, so give an "
             "absolute path that every node can reach"
         )
-    return expanded.resolve()
+    return resolved
+
+
+def shortened(text: str) -> str:
+    """A text as a part of a sentence."""
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"
 
 
 def location(path: str, *, option: str) -> Location:

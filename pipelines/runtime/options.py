@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ddpm_core.ranges import Positive, check_ranges
+from ddpm_core.ranges import FilePath, Name, Positive, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +17,11 @@ class Checked:
 class StorageOptions(Checked):
     """Where results lie, and where they are recorded."""
 
-    storage: str = "runs"
+    storage: FilePath = "runs"
     """The folder for checkpoints and results, reachable from every worker."""
     tracking_uri: str | None = None
     """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
-    experiment: str = "ddpm"
+    experiment: Name = "ddpm"
     """The MLflow experiment."""
 
 

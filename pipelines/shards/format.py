@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -71,21 +71,12 @@ def image_sha256(pixels: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
 
 
-def schema_metadata(shape: Sequence[int], storage: PixelStorage) -> dict[str, Any]:
-    """The schema's metadata `ddpm`: pixel / divide_by + then_add is the value in [-1, 1]."""
-    return {
-        "format": FORMAT,
-        "shape": list(shape),
-        "layout": "HWC",
-        "storage": storage,
-        "divide_by": SCALE,
-        "then_add": OFFSET,
-    }
-
-
 def shard_schema(shape: Sequence[int], storage: PixelStorage) -> pa.Schema:
     """The Arrow schema of a shard. shape: (height, width, channels)."""
     tensor = pa.fixed_shape_tensor(pa.float32(), list(shape))
+    # pixel / divide_by + then_add is the value in [-1, 1]
+    layout = {"layout": "HWC", "divide_by": SCALE, "then_add": OFFSET}
+    facts = {"format": FORMAT, "shape": list(shape), "storage": storage, **layout}
     return pa.schema(
         [
             # Not nullable: a nullable column has definition levels, which would lie before the pixels in the page.
@@ -93,7 +84,7 @@ def shard_schema(shape: Sequence[int], storage: PixelStorage) -> pa.Schema:
             pa.field("sha256", pa.binary(32), nullable=False),
             pa.field("image", pa.binary(int(np.prod(shape))) if storage == "uint8" else tensor, nullable=False),
         ],
-        metadata={"ddpm": json.dumps(schema_metadata(shape, storage), sort_keys=True)},
+        metadata={"ddpm": json.dumps(facts, sort_keys=True)},
     )
 
 

@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from ddpm_core.configs import Schedule
 from ddpm_core.errors import InputError
-from ddpm_core.ranges import Positive
+from ddpm_core.ranges import Positive, up_to
 from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig
 from pipelines.runtime.options import Checked
 from pipelines.sweep.points import Point, ablation_points, command_line, schedule_points, space_values
@@ -23,11 +24,11 @@ class SweepConfig(Checked, ABC):
     """The training that the points vary."""
     evaluate: EvaluateConfig
     """How each is evaluated at the end; its --run is that of each trial."""
-    seeds: Positive[int] = 1
+    seeds: Annotated[int, up_to(1000)] = 1
     """Trainings of each point, with --train.seed and the numbers after it as seeds. Two or more give a spread."""
     rungs: tuple[Positive[int], ...] = ()
     """Steps at which the points are compared, and those of the worse half stopped that are worse beyond their intervals."""
-    rung_samples: int = 1000
+    rung_samples: Positive[int] = 1000
     """Samples of each trial at a rung."""
 
     def __post_init__(self) -> None:
@@ -94,7 +95,7 @@ class SpaceSweep(SweepConfig):
     """Options with their values, OPTION=VALUE,VALUE,...: every combination is a point."""
     draw: tuple[str, ...] = ()
     """Options with a distribution, OPTION=uniform:LOW:HIGH, loguniform:LOW:HIGH or integers:LOW:HIGH."""
-    draws: Positive[int] = 8
+    draws: Annotated[int, up_to(10_000)] = 8
     """Points to draw, for each combination of the grid."""
 
     def points(self, parse: ParseOptions) -> dict[str, Point]:

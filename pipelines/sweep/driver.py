@@ -17,7 +17,6 @@ from typing import Any
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
-from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.runtime.cluster import check_fits, connect
 from pipelines.runtime.layout import local_storage
@@ -35,6 +34,10 @@ from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import TrainConfig
 from pipelines.train.driver import check_dataset, run_name
 
+# The options that decide an evaluation's numbers, beside the extractor: not workers, chunk size or storage, nor what is drawn
+# for a person.
+EVALUATION = "samples sampler sampler_steps spacing weights precision noise seed batch_size"
+
 
 def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda line: None) -> SweepResult:
     """Train and evaluate every point with every seed, or finish that, or read it if it is done.
@@ -45,9 +48,13 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     for point in points.values():
         check_dataset(point.config, dataset)
+    names = {
+        label: [run_name(config.training(point, seed, 1), dataset) for seed in seeds_of(config)]
+        for label, point in points.items()
+    }
     given = config.evaluate.extractor
     extractor_id = describe_extractor(given, dataset).sha256 if given.endswith(".pt") else given
-    identity = sweep_identity(config, trial_names(config, points, dataset), extractor_id)
+    identity = sweep_identity(config, names, extractor_id)
     name = f"sweep-{config.train.preset}-{fingerprint(identity)}"
     folder = storage.sweep(name)
     finished = read_result(folder)
@@ -71,47 +78,22 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
 
 
 def seeds_of(config: SweepConfig) -> range:
-    """The seeds of each point's trainings."""
     return range(config.train.seed, config.train.seed + config.seeds)
-
-
-def trial_names(config: SweepConfig, points: Mapping[str, Point], dataset: ShardedDataset) -> dict[str, list[str]]:
-    """The run names of each point's trainings, one a seed."""
-    return {
-        label: [run_name(config.training(point, seed, 1), dataset) for seed in seeds_of(config)]
-        for label, point in points.items()
-    }
 
 
 def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]], extractor: str) -> dict[str, Any]:
     """Everything that decides a sweep's result. names: of each point's trainings. extractor: its name, or the sha256 of its
     file, which may lie elsewhere tomorrow."""
+    evaluations = [config.evaluation(steps) for steps in (*config.rungs, config.train.steps)]
     return {
         "runs": names,
         "steps": config.train.steps,
         "rungs": config.rungs,
         # A finished sweep is known by the fingerprint of this value: other keys would be another sweep.
         "evaluate": [
-            evaluation_identity(config.evaluation(steps), extractor) for steps in (*config.rungs, config.train.steps)
+            {"extractor": extractor, **{key: getattr(each, key) for key in EVALUATION.split()}} for each in evaluations
         ],
     }
-
-
-def evaluation_identity(config: EvaluateConfig, extractor: str) -> dict[str, Any]:
-    """The options of an evaluation that decide its numbers. extractor: its name, or the sha256 of its file."""
-    # Not workers, chunk size or storage, nor what is drawn for a person.
-    keys = (
-        "samples",
-        "sampler",
-        "sampler_steps",
-        "spacing",
-        "weights",
-        "precision",
-        "noise",
-        "seed",
-        "batch_size",
-    )
-    return {"extractor": extractor, **{key: getattr(config, key) for key in keys}}
 
 
 def max_concurrent_trials(train: TrainConfig) -> int:
@@ -140,16 +122,16 @@ def run_rungs(
             of_point = [outcome for outcome in outcomes if outcome.point == label]
             if label in stopped:
                 say(f"sweep: {label} stops at step {steps:,}: {stopped[label]}")
-                ended[label] = [mark_stopped(outcome, stopped[label]) for outcome in of_point]
+                ended[label] = [  # one that diverged remains diverged
+                    outcome
+                    if outcome.status == "diverged"
+                    else replace(outcome, status="stopped", reason=stopped[label])
+                    for outcome in of_point
+                ]
             elif steps == config.train.steps:
                 ended[label] = of_point
         run.log_json(rung_path(steps), {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
     return tuple(outcome for label in points for outcome in ended[label])
-
-
-def mark_stopped(outcome: Outcome, reason: str) -> Outcome:
-    """The outcome of a trial that is stopped here; one that diverged remains diverged."""
-    return outcome if outcome.status == "diverged" else replace(outcome, status="stopped", reason=reason)
 
 
 def check_priors(points: Mapping[str, Point], second_moment: float, say: Say) -> dict[str, PriorCheck]:

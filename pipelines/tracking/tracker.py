@@ -1,5 +1,6 @@
 """An MLflow experiment: its runs, found by what they are, or made."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,8 +28,9 @@ PARAMS_A_CALL = 100  # MLflow's limit
 class Tracker:
     """An MLflow experiment that is written to; it, and an SQLite database, are made if they are not there."""
 
-    def __init__(self, uri: str, experiment: str, artifacts: Location) -> None:
-        """artifacts: the folder of the experiment's artifacts, if no server places them.
+    def __init__(self, uri: str, experiment: str, artifacts: Location, *, make: bool = True) -> None:
+        """artifacts: the folder of the experiment's artifacts, if no server places them. make: False to refuse an experiment that
+        is not there.
 
         Raises InputError for a URI with a password, a server that cannot be reached, or an SQLite database that another
         machine writes to.
@@ -36,15 +38,17 @@ class Tracker:
         uri = check_uri(uri)
         check_answers(uri)
         database = sqlite_file(uri)
+        if database is not None and not make and not database.exists():
+            raise absent(experiment, uri)
         if database is not None:
             claim(database)  # before it is made: that is the right of one machine too
             ensure_database(database)
         self.uri = uri
         self.client = with_retries(lambda: MlflowClient(tracking_uri=uri), is_transient, f"tracking server {uri!r}")
-        self.experiment_id = self._experiment(experiment, artifacts)
+        self.experiment_id = self._experiment(experiment, artifacts, make)
 
     @retried
-    def _experiment(self, name: str, artifacts: Location) -> str:
+    def _experiment(self, name: str, artifacts: Location, make: bool) -> str:
         """The id of the experiment of this name, found or made."""
         existing = self.client.get_experiment_by_name(name)
         if existing is not None and existing.lifecycle_stage == LifecycleStage.DELETED:
@@ -52,6 +56,8 @@ class Tracker:
                 f"experiment {name!r} was deleted in MLflow: give another --experiment, or restore it with `mlflow experiments "
                 f"restore --experiment-id {existing.experiment_id}`"
             )
+        if existing is None and not make:
+            raise absent(name, self.uri)
         if existing is None:
             # A server places artifacts itself; those of a database on disk go beside it, whatever the current folder.
             location = None if self.uri.startswith("http") else artifacts.as_uri()
@@ -139,6 +145,14 @@ class Tracker:
                 self.client.delete_run(run.info.run_id)
 
 
-def open_tracker(options: StorageOptions, storage: Storage[Any]) -> Tracker:
-    """The experiment that the options name."""
-    return Tracker(tracking_uri(options, storage), options.experiment, storage.artifacts(options.experiment))
+def absent(experiment: str, uri: str) -> InputError:
+    """What to say of an experiment that is not there."""
+    return InputError(
+        f"experiment {experiment!r} is not in {uri!r}: train with --experiment {shlex.quote(experiment)}, or give another "
+        "--experiment or --tracking-uri"
+    )
+
+
+def open_tracker(options: StorageOptions, storage: Storage[Any], *, make: bool = True) -> Tracker:
+    """The experiment that the options name. make: False to refuse one that is not there."""
+    return Tracker(tracking_uri(options, storage), options.experiment, storage.artifacts(options.experiment), make=make)

@@ -8,7 +8,7 @@ import tyro
 from ddpm_core.configs import DiffusionConfig, Execution, OptimConfig, UNetConfig
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS, Preset
-from ddpm_core.ranges import Count, Positive
+from ddpm_core.ranges import Count, FilePath, Positive, Seed
 from pipelines.runtime.options import StorageOptions
 
 
@@ -18,7 +18,7 @@ class TrainConfig(StorageOptions):
 
     preset: Annotated[str, tyro.conf.Suppress]
     """The recipe that the other values start from, and the first part of the run's name."""
-    shards: str
+    shards: FilePath
     """The data set: a folder that jobs/preprocess.py made, reachable from every worker."""
     unet: UNetConfig
     """The network."""
@@ -35,7 +35,7 @@ class TrainConfig(StorageOptions):
     shuffle_window: Positive[int] | None = None
     """Images among which each epoch's order is uniform, of row groups in random order; by default all. For data sets that
     are read by row groups (URLs, storage float32) and too large to be kept."""
-    seed: Count[int] = 0
+    seed: Seed = 0
     """Of weights, batches, timesteps, noise, flips and dropout."""
     workers: Positive[int] = 1
     """Data-parallel processes, one a GPU if there are GPUs; they share the batch."""

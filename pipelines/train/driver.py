@@ -16,25 +16,12 @@ import ray.train.torch
 import ray.util.queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ddpm_core import records
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import remove_leftovers
-from ddpm_core.diffusion import LEARNED
+from ddpm_core.configs import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
-from ddpm_core.records import (
-    CONFIG,
-    CONTACT_SHEET,
-    CONTACT_SHEET_LAYOUT,
-    CPU_DEVICE,
-    DATA_CARD,
-    DATA_TAG,
-    DEVICE_TAG,
-    PRESET_TAG,
-    STEPS_TAG,
-    TRAIN,
-    WORKERS_TAG,
-    flatten,
-)
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
@@ -93,11 +80,11 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     if not is_finished(done, config):  # before anything is written: a refusal leaves no run behind
         resources = check_resources(config)
     tracked = open_tracker(config, storage).run(
-        TRAIN,
+        records.TRAIN,
         run.name,
         fingerprint(config.identity(dataset.sha256)),
-        params=flatten(config),
-        tags={PRESET_TAG: config.preset, DATA_TAG: dataset.name},
+        params=records.flatten(config),
+        tags={records.PRESET_TAG: config.preset, records.DATA_TAG: dataset.name},
         parent=parent_run_id,
         data=data_input(dataset.name, dataset.sha256, dataset.card, dataset.path, "training"),
     )
@@ -141,14 +128,14 @@ class TrainingSession:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
         resolved = {**asdict(config), "dataset_sha256": self.dataset.sha256}
-        commit_json(folder / CONFIG, resolved)
-        self.tracked.log_json(CONFIG, resolved)
+        commit_json(folder / records.CONFIG, resolved)
+        self.tracked.log_json(records.CONFIG, resolved)
         log_data_card(self.tracked, self.dataset)
         self.tracked.set_tags(
             {
-                STEPS_TAG: str(config.steps),
-                WORKERS_TAG: str(config.workers),
-                DEVICE_TAG: device_name(resources, config.workers),
+                records.STEPS_TAG: str(config.steps),
+                records.WORKERS_TAG: str(config.workers),
+                records.DEVICE_TAG: device_name(resources, config.workers),
             }
         )
         synchronise(self.tracked, self.run.name, done)
@@ -167,7 +154,6 @@ class TrainingSession:
             stop.shutdown()
 
     def trainer(self, task: WorkerTask, *, use_gpu: bool) -> ray.train.torch.TorchTrainer:
-        """Ray Train's trainer of the workers."""
         config = self.config
         return ray.train.torch.TorchTrainer(
             run_worker,
@@ -218,7 +204,6 @@ class TrainingSession:
         raise KeyboardInterrupt
 
     def finished(self) -> TrainResult:
-        """All steps are made."""
         done = checkpoints_until(self.run, self.config.steps)
         self.conclude("FINISHED", done)
         return TrainResult(self.storage, self.run, self.tracked.run_id, done)
@@ -302,13 +287,13 @@ def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
 
 def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
     """What the images are, for the report."""
-    run.log_json(DATA_CARD, dataset.card)
-    run.log_json(CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
-    run.log_bytes(CONTACT_SHEET, (dataset.path / "contact_sheet.png").read_bytes())
+    run.log_json(records.DATA_CARD, dataset.card)
+    run.log_json(records.CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
+    run.log_bytes(records.CONTACT_SHEET, (dataset.path / "contact_sheet.png").read_bytes())
 
 
 def device_name(resources: Resources, workers: int) -> str:
     if not resources.gpus:
-        return f"{workers} x {CPU_DEVICE}"
+        return f"{workers} x {records.CPU_DEVICE}"
     kinds = [key.removeprefix("accelerator_type:") for key in ray.cluster_resources() if "accelerator_type:" in key]
     return f"{workers} x {' or '.join(kinds) or 'GPU'}"

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from ddpm_core import images, rng
 from ddpm_core.dropout import dropout_keys
 from ddpm_core.errors import InputError
+from ddpm_core.training import Batch
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.order import rank_slice
 from pipelines.shards.reader import CACHE_BYTES
@@ -23,16 +23,6 @@ from pipelines.train.config import TrainConfig
 DEPTH = 4  # batches ahead of the one in use, each made by a thread
 RESIDENT_BYTES = 2 << 30  # a data set up to this size, and a quarter of what is free there, lives on the CUDA device
 COPY_BYTES = 64 << 20  # of a data set at a time, on its way there
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One worker's share of a global batch."""
-
-    x_start: Tensor  # float32 [b,C,H,W] in [-1, 1]
-    t: Tensor  # int64 [b]
-    noise: Tensor  # float32 [b,C,H,W]
-    dropout_key: Tensor | None  # int32 [b,layers,2]; None if the network drops nothing
 
 
 def make_batch(config: TrainConfig, dataset: ShardedDataset, step: int, rank: int, world_size: int) -> Batch:

@@ -8,18 +8,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from ddpm_core import records
 from ddpm_core.costs import peak_flops, training_flops
-from ddpm_core.records import (
-    DATA_WAIT_SHARE,
-    GRAD_NORM,
-    IMAGES_PER_SECOND,
-    LEARNING_RATE,
-    LOSS,
-    MEMORY_GIB,
-    PARAM_NORM,
-    UTILISATION,
-    loss_quarter,
-)
 from ddpm_core.training import StepMetrics, TrainState
 from pipelines.train.config import TrainConfig
 
@@ -55,12 +45,12 @@ class Meter:
         shared = self._shared.clone()
         if self._world_size > 1:
             torch.distributed.all_reduce(shared)
-        return [{OPEN: {"steps": self._steps, "shared": shared.tolist(), GRAD_NORM: self._grad_norm.item()}}]
+        return [{OPEN: {"steps": self._steps, "shared": shared.tolist(), records.GRAD_NORM: self._grad_norm.item()}}]
 
     def resume(self, sums: Mapping[str, Any], rank: int) -> None:
         """Go on from open_sums(), which only rank 0 adds to what the workers share."""
         self._steps = sums["steps"]
-        self._grad_norm += sums[GRAD_NORM]
+        self._grad_norm += sums[records.GRAD_NORM]
         if rank == 0:
             self._shared += torch.tensor(sums["shared"], dtype=torch.float64, device=self._device)
 
@@ -75,20 +65,20 @@ class Meter:
         speed = self._timed * self._config.optim.batch_size / elapsed
         record = {
             "step": state.step,
-            LOSS: loss / self._steps,
-            GRAD_NORM: self._grad_norm.item() / self._steps,
-            PARAM_NORM: state.parameter_norm().item(),
-            LEARNING_RATE: self._config.optim.learning_rate(state.step - 1),
-            IMAGES_PER_SECOND: speed,
-            DATA_WAIT_SHARE: (seconds_waited - self._waited) / elapsed,
-            MEMORY_GIB: self._memory() / 2**30,
+            records.LOSS: loss / self._steps,
+            records.GRAD_NORM: self._grad_norm.item() / self._steps,
+            records.PARAM_NORM: state.parameter_norm().item(),
+            records.LEARNING_RATE: self._config.optim.learning_rate(state.step - 1),
+            records.IMAGES_PER_SECOND: speed,
+            records.DATA_WAIT_SHARE: (seconds_waited - self._waited) / elapsed,
+            records.MEMORY_GIB: self._memory() / 2**30,
         }
         for number, (total, count) in enumerate(zip(quarters[:4], quarters[4:], strict=True), 1):
             if count:
-                record[loss_quarter(number)] = total / count
+                record[records.loss_quarter(number)] = total / count
         if self._peak is not None:
             flops = speed * training_flops(self._config.unet) / self._world_size
-            record[UTILISATION] = flops / self._peak
+            record[records.UTILISATION] = flops / self._peak
         self._reset(seconds_waited)
         return record
 

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -38,19 +39,16 @@ class StopRequest:
 def interruptible(action: Callable[[], Result]) -> Result:
     """action()'s result, from a thread of its own: the calling thread stays free to take signals, and a library that
     would set handlers of its own there cannot."""
-    outcome: list[Result] = []
-    failure: list[BaseException] = []
+    outcome: Future[Result] = Future()
 
     def run() -> None:
         try:
-            outcome.append(action())
+            outcome.set_result(action())
         except BaseException as error:
-            failure.append(error)
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return outcome.result()

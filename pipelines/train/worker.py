@@ -110,15 +110,7 @@ class Worker:
         with loader, self.saver:
             for batch in loader:
                 metrics = train_step(
-                    state,
-                    diffusion,
-                    denoise_fn,
-                    config.optim,
-                    x_start=batch.x_start,
-                    t=batch.t,
-                    noise=batch.noise,
-                    dropout_key=batch.dropout_key,
-                    world_size=self.world_size,
+                    state, diffusion, denoise_fn, config.optim, **batch._asdict(), world_size=self.world_size
                 )
                 self.meter.add(metrics)
                 if self.after_step(loader, diffusion):

@@ -1,8 +1,7 @@
 """A pair of axes as all figures of the report have it: canvas, scales, ticks and legend."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
@@ -18,14 +17,11 @@ def make_axes(*, small: bool = False, tall: bool = False) -> tuple[Figure, Axes]
     return figure, figure.subplots()
 
 
-def tick_text(value: float) -> str:
-    """A round number as short as it can be."""
-    return number(value, 2) if 0 < abs(value) < 1e-3 else f"{value:,.10g}".replace("-", "−")
-
-
 def plain_ticks() -> ticker.FuncFormatter:
-    """Numbers at the ticks, without offset or exponent above the axis."""
-    return ticker.FuncFormatter(lambda value, _: tick_text(value))
+    """Numbers at the ticks, each as short as it can be, without offset or exponent above the axis."""
+    return ticker.FuncFormatter(
+        lambda value, _: number(value, 2) if 0 < abs(value) < 1e-3 else f"{value:,.10g}".replace("-", "−")
+    )
 
 
 def scale_y(axes: Axes, values: Sequence[float], ratio: float, *, small: bool) -> None:
@@ -46,14 +42,11 @@ def set_step_axis(axes: Axes, batch_size: int | None, *, small: bool) -> None:
     axes.xaxis.set_major_locator(ticker.MaxNLocator(3 if small else 5, integer=True))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if batch_size:
-        images = axes.secondary_xaxis("top", functions=_scaled_by(batch_size))
+        scales = (lambda steps: steps * batch_size, lambda images: images / batch_size)
+        images = axes.secondary_xaxis("top", functions=scales)
         images.set_xlabel("images seen")
         images.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
         images.xaxis.set_major_formatter(ticker.EngFormatter(sep="\N{THIN SPACE}"))
-
-
-def _scaled_by(factor: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    return lambda steps: steps * factor, lambda images: images / factor
 
 
 def set_legend(axes: Axes, names: Sequence[str]) -> None:

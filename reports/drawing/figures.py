@@ -7,7 +7,7 @@ Lines differ by dash and marker as well as by colour, so a figure can be read in
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -15,7 +15,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ddpm_core.verdicts import known_interval
+from ddpm_core.verdicts import Interval
 from reports.drawing.axes import make_axes, plain_ticks, scale_y, set_legend, set_step_axis
 from reports.drawing.svg import INK, LINE_COLOURS, drawing, to_svg
 from reports.formatting import decimals_for, fixed
@@ -31,21 +31,21 @@ _MARKED_POINTS = 40  # above this, markers and error bars would cover the line
 _DRAWN_POINTS = 400  # about one per pixel
 
 
+class LinePoint(NamedTuple):
+    """A value at a training step, left out if it is NaN or infinite. close: whether it cannot be told apart from the best."""
+
+    step: int
+    value: float
+    interval: Interval | None = None
+    close: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A measured series with an optional interval. Values may be NaN or infinite: those are left out. close: which points
-    cannot be told apart from the best."""
+    """A measured series."""
 
     label: str
-    steps: Sequence[int]
-    values: Sequence[float]
-    lows: Sequence[float | None] = ()
-    highs: Sequence[float | None] = ()
-    close: Sequence[bool] = ()
-
-    def interval(self, place: int) -> tuple[float, float] | None:
-        """The ends at one of the points, None unless both are finite numbers."""
-        return known_interval(self.lows[place], self.highs[place]) if self.lows and self.highs else None
+    points: Sequence[LinePoint]
 
 
 def by_step(
@@ -64,7 +64,7 @@ def by_step(
         figure, axes = make_axes(small=small)
         for place, line in enumerate(lines[:MAX_LINES]):
             _plot_measured(axes, line, place)
-        scale_y(axes, [value for line in lines for value in line.values], 8, small=small)
+        scale_y(axes, [point.value for line in lines for point in line.points], 8, small=small)
         if mark_lowest:
             _mark_lowest(axes, lines[:MAX_LINES], metric)
         axes.set_ylabel(metric)
@@ -137,8 +137,7 @@ class Relation:
     """One quantity against another: a line, or crosses alone if `marks`."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    points: Sequence[tuple[float, float]]
     marks: bool = False
 
 
@@ -147,7 +146,7 @@ def relation(name: str, lines: Sequence[Relation], *, x: str, y: str, alt: str) 
     with drawing():
         figure, axes = make_axes(small=True)
         for place, line in enumerate(lines[:MAX_LINES]):
-            points = [(a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+            points = [point for point in line.points if all(map(math.isfinite, point))]
             style: dict[str, Any] = (
                 {"linestyle": "", "marker": "x", "markersize": 5}
                 if line.marks
@@ -194,19 +193,19 @@ def _finite(series: Series) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def _plot_measured(axes: Axes, line: Line, place: int) -> None:
-    order = [i for i, value in enumerate(line.values) if math.isfinite(value)]
-    few = len(order) <= _MARKED_POINTS
-    close = [i for i in order if line.close and line.close[i]]
+    points = [point for point in line.points if math.isfinite(point.value)]
+    few = len(points) <= _MARKED_POINTS
+    close = [point for point in points if point.close]
     axes.plot(
-        [line.steps[i] for i in close], [line.values[i] for i in close],
+        [point.step for point in close], [point.value for point in close],
         "o", color=INK, alpha=0.16, markersize=15 if few else 7, markeredgewidth=0,
     )  # fmt: skip
     axes.plot(
-        [line.steps[i] for i in order], [line.values[i] for i in order],
+        [point.step for point in points], [point.value for point in points],
         color=LINE_COLOURS[place], linestyle=_DASHES[place], linewidth=1.5,
         marker=_MARKERS[place] if few else "", markersize=4, label=str(place),
     )  # fmt: skip
-    intervals = [(line.steps[i], *interval) for i in order if (interval := line.interval(i)) is not None]
+    intervals = [(point.step, *point.interval) for point in points if point.interval is not None]
     if intervals:
         _plot_intervals(axes, intervals, LINE_COLOURS[place], as_bars=few)
 
@@ -223,22 +222,17 @@ def _plot_intervals(axes: Axes, intervals: Sequence[tuple[int, float, float]], c
 
 def _mark_lowest(axes: Axes, lines: Sequence[Line], metric: str) -> None:
     """Ring and name the lowest point of all lines, and shade its interval over the whole width."""
-    points = [
-        (value, step, line.interval(i))
-        for line in lines
-        for i, (step, value) in enumerate(zip(line.steps, line.values, strict=True))
-        if math.isfinite(value)
-    ]
+    points = [point for line in lines for point in line.points if math.isfinite(point.value)]
     if not points:
         return
-    value, step, interval = min(points, key=lambda point: point[:2])
+    step, value, interval, _ = min(points, key=lambda point: (point.value, point.step))
     if interval is not None:
         axes.axhspan(*interval, color=INK, alpha=0.1, linewidth=0)
     # No line passes below the minimum: room there for its name.
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom * (bottom / top) ** 0.2 if axes.get_yscale() == "log" else bottom - 0.2 * (top - bottom))
     axes.plot([step], [value], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=INK, linestyle="")
-    steps = [point[1] for point in points]
+    steps = [point.step for point in points]
     late = step > (min(steps) + max(steps)) / 2
     axes.annotate(
         f"lowest {metric}: {fixed(value, decimals_for(value, *(interval or ())))} at step {step:,}", (step, value),

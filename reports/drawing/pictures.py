@@ -45,7 +45,10 @@ def square_sheet(content: bytes, layout: GridLayout | None, *, most: int | None 
     be seen are enlarged smoothly, see `enlargement`. Unchanged if the layout is unknown or is not that of the image. Raises
     UnreadablePicture."""
     image = _decode(content)
-    if layout is None or not _fits(image, layout):
+    if layout is None or min(*layout.tile, layout.columns, layout.count) < 1:
+        return content
+    height, width = layout.tile
+    if image.size != (layout.columns * width, math.ceil(layout.count / layout.columns) * height):
         return content
     count = min(layout.count, most or layout.count)
     return _encode(_sheet(image, layout.tile, layout.columns, count, math.ceil(math.sqrt(count))))
@@ -96,13 +99,6 @@ def _sheet(image: Image.Image, tile: tuple[int, int], source_columns: int, count
         cut = image.crop((x, y, x + width, y + height)).resize((wide, high), Image.Resampling.BICUBIC)
         sheet.paste(cut.convert(mode), (across * (wide + gap), down * (high + gap)))
     return sheet
-
-
-def _fits(image: Image.Image, layout: GridLayout) -> bool:
-    height, width = layout.tile
-    if min(height, width, layout.columns, layout.count) < 1:
-        return False
-    return image.size == (layout.columns * width, math.ceil(layout.count / layout.columns) * height)
 
 
 def _decode(content: bytes) -> Image.Image:

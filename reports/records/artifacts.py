@@ -1,10 +1,11 @@
 """JSON artifacts -> entities. Each function takes what the pipelines wrote, and raises one of `UNREADABLE` for anything
 else."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ddpm_core.records import BPD, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE, picture_path
 from reports.records.entities import (
@@ -19,8 +20,18 @@ from reports.records.entities import (
     ScheduleCurves,
     TrialRecord,
 )
+from reports.records.store import Store
 
+Entity = TypeVar("Entity")
 UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def read(store: Store, run_id: str, path: str, parse: Callable[[Any], Entity]) -> Entity | None:
+    """A JSON artifact as an entity, None if it is missing or cannot be read."""
+    try:
+        return parse(json.loads(store.artifact(run_id, path) or b"null"))
+    except UNREADABLE:
+        return None
 
 
 def data_card(card: Mapping[str, Any]) -> DataCard:
@@ -65,11 +76,6 @@ def schedules(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, ScheduleCurv
     return {
         str(label): ScheduleCurves(**{name: _numbers(curve[name]) for name in names}) for label, curve in curves.items()
     }
-
-
-def conclusion(summary: Mapping[str, Any]) -> str:
-    """What a sweep's SUMMARY concludes, in words."""
-    return str(summary["conclusion"])
 
 
 def likelihood(
@@ -133,12 +139,8 @@ def compression(fingerprint: str, curve: Mapping[str, Any]) -> CompressionRecord
 
 def neighbours(facts: Mapping[str, Any]) -> NeighboursFacts:
     """What the neighbours of a checkpoint's samples say, but for that of each sample."""
-    return NeighboursFacts(
-        samples=int(facts["samples"]),
-        training_images=int(facts["training_images"]),
-        threshold=float(facts["threshold"]),
-        nearest=int(facts["nearest"]),
-    )
+    counts = {name: int(facts[name]) for name in ("samples", "training_images", "nearest")}
+    return NeighboursFacts(**counts, threshold=float(facts["threshold"]))
 
 
 def chain(points: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:

@@ -12,36 +12,9 @@ from typing import Any, TypeVar
 
 from mlflow.entities import Run
 
+from ddpm_core import records as names
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
-from ddpm_core.records import (
-    ALARM_TAG,
-    CI_HIGH,
-    CI_LOW,
-    COMPRESSION,
-    COMPRESSION_CURVE,
-    CONTACT_SHEET_LAYOUT,
-    DATA_CARD,
-    EVALUATE,
-    FINGERPRINT_TAG,
-    KIND_TAG,
-    LIKELIHOOD,
-    LIKELIHOOD_PROTOCOL,
-    PARENT_TAG,
-    PROTOCOL,
-    REPORT,
-    RUN_TAG,
-    SAMPLES_LAYOUT,
-    SCHEDULES,
-    STD,
-    SUMMARY,
-    SWEEP,
-    TRAIN,
-    TRIALS,
-    Kind,
-    record_metric,
-    samples_path,
-)
 from reports.records import artifacts
 from reports.records.entities import (
     CheckpointRecord,
@@ -61,22 +34,25 @@ def read_experiment(store: Store, experiment: str, only: str | None = None) -> E
     """The records of one experiment, limited to one training or sweep if `only` is its name or MLflow id. Raises InputError
     for an experiment that does not exist, in which nothing was trained or evaluated, or which has no such run."""
     experiment_id = store.experiment_id(experiment)
-    runs = [run for run in store.runs(experiment_id) if run.data.tags.get(KIND_TAG) != REPORT]
-    trainings, measurements = _of_kinds(runs, TRAIN), _of_kinds(runs, EVALUATE, LIKELIHOOD, COMPRESSION)
+    runs = [run for run in store.runs(experiment_id) if run.data.tags.get(names.KIND_TAG) != names.REPORT]
+    trainings, measurements = (
+        _of_kinds(runs, names.TRAIN),
+        _of_kinds(runs, names.EVALUATE, names.LIKELIHOOD, names.COMPRESSION),
+    )
     foreign = _by_weights(measurements)
     if not trainings and not foreign:
         raise InputError(
             f"Experiment {experiment!r} in {public_uri(store.tracking_uri)} has no training run "
-            f"(of its {len(runs)} runs none has the tag {KIND_TAG} = {TRAIN}); "
+            f"(of its {len(runs)} runs none has the tag {names.KIND_TAG} = {names.TRAIN}); "
             "train first, or name the experiment that did."
         )
     reader = _Reader(store)
-    sweeps = [reader.sweep(run) for run in _of_kinds(runs, SWEEP)]
+    sweeps = [reader.sweep(run) for run in _of_kinds(runs, names.SWEEP)]
     if only is not None:
         trainings, foreign, sweeps = _limited(only, trainings, foreign, sweeps, experiment)
     children: dict[str, list[Run]] = {run.info.run_id: [] for run in trainings}
     for run in measurements:
-        parent = run.data.tags.get(PARENT_TAG)
+        parent = run.data.tags.get(names.PARENT_TAG)
         if parent in children:
             children[parent].append(run)
         elif parent is not None and only is None:
@@ -96,16 +72,16 @@ def read_experiment(store: Store, experiment: str, only: str | None = None) -> E
     )
 
 
-def _of_kinds(runs: Sequence[Run], *kinds: Kind) -> list[Run]:
-    return [run for run in runs if run.data.tags.get(KIND_TAG) in kinds]
+def _of_kinds(runs: Sequence[Run], *kinds: names.Kind) -> list[Run]:
+    return [run for run in runs if run.data.tags.get(names.KIND_TAG) in kinds]
 
 
 def _by_weights(measurements: Sequence[Run]) -> dict[str, list[Run]]:
     """The measurements of weights from elsewhere, which no training here made, by the weights' name."""
     foreign: dict[str, list[Run]] = {}
     for run in measurements:
-        if PARENT_TAG not in run.data.tags:
-            foreign.setdefault(run.data.tags.get(RUN_TAG, run.info.run_name), []).append(run)
+        if names.PARENT_TAG not in run.data.tags:
+            foreign.setdefault(run.data.tags.get(names.RUN_TAG, run.info.run_name), []).append(run)
     return foreign
 
 
@@ -137,7 +113,7 @@ def _updated(runs: Sequence[Run]) -> datetime | None:
 
 def latest_values(metrics: Mapping[str, float]) -> dict[str, float]:
     """A training's metrics by the names of its records; of a run that an earlier version began, the later names count."""
-    return {record_metric(name): metrics[name] for name in sorted(metrics, key=lambda name: "/" in name)}
+    return {names.record_metric(name): metrics[name] for name in sorted(metrics, key=lambda name: "/" in name)}
 
 
 class _Reader:
@@ -158,8 +134,8 @@ class _Reader:
             params=dict(run.data.params),
             tags=dict(run.data.tags),
             latest=latest_values(run.data.metrics),
-            card=self._parsed(run, DATA_CARD, artifacts.data_card),
-            sheet=self._parsed(run, CONTACT_SHEET_LAYOUT, artifacts.grid_layout),
+            card=self._parsed(run, names.DATA_CARD, artifacts.data_card),
+            sheet=self._parsed(run, names.CONTACT_SHEET_LAYOUT, artifacts.grid_layout),
         )
         return self._with_measurements(record, children)
 
@@ -171,15 +147,15 @@ class _Reader:
         return self._with_measurements(record, children)
 
     def _with_measurements(self, record: RunRecord, children: Sequence[Run]) -> RunRecord:
-        def each(kind: Kind, read: Callable[[Run], Entity | None]) -> tuple[Entity, ...]:
+        def each(kind: names.Kind, read: Callable[[Run], Entity | None]) -> tuple[Entity, ...]:
             entities = (read(child) for child in _of_kinds(children, kind))
             return tuple(entity for entity in entities if entity is not None)
 
         return replace(
             record,
-            evaluations=each(EVALUATE, self.evaluation),
-            likelihoods=each(LIKELIHOOD, self.likelihood),
-            compressions=each(COMPRESSION, self.compression),
+            evaluations=each(names.EVALUATE, self.evaluation),
+            likelihoods=each(names.LIKELIHOOD, self.likelihood),
+            compressions=each(names.COMPRESSION, self.compression),
         )
 
     def evaluation(self, run: Run) -> EvaluationRecord | None:
@@ -187,9 +163,11 @@ class _Reader:
         if protocol is None:
             return None
         distance, score = protocol.distance, protocol.score
-        low, high, std = (self._history(run, name) for name in (distance + CI_LOW, distance + CI_HIGH, score + STD))
+        low, high, std = (
+            self._history(run, name) for name in (distance + names.CI_LOW, distance + names.CI_HIGH, score + names.STD)
+        )
         distances, scores = self._history(run, distance), self._history(run, score)
-        files = set(self._store.files_beside(run.info.run_id, SAMPLES_LAYOUT))
+        files = set(self._store.files_beside(run.info.run_id, names.SAMPLES_LAYOUT))
         return EvaluationRecord(
             run_id=run.info.run_id,
             status=run.info.status,
@@ -206,21 +184,21 @@ class _Reader:
                 )
                 for step, value in zip(distances.steps, distances.values, strict=True)
             ),
-            layout=self._parsed(run, SAMPLES_LAYOUT, artifacts.grid_layout),
-            samples={step: path for step in distances.steps if (path := samples_path(step)) in files},
+            layout=self._parsed(run, names.SAMPLES_LAYOUT, artifacts.grid_layout),
+            samples={step: path for step in distances.steps if (path := names.samples_path(step)) in files},
             metrics=frozenset(run.data.metrics),
-            alarm=run.data.tags.get(ALARM_TAG, "").strip(),
+            alarm=run.data.tags.get(names.ALARM_TAG, "").strip(),
         )
 
     def likelihood(self, run: Run) -> LikelihoodRecord | None:
-        protocol = self._json(run, LIKELIHOOD_PROTOCOL)
+        protocol = self._json(run, names.LIKELIHOOD_PROTOCOL)
         if protocol is None:
-            self.remark(run, f"has no readable {LIKELIHOOD_PROTOCOL} and is left out")
+            self.remark(run, f"has no readable {names.LIKELIHOOD_PROTOCOL} and is left out")
             return None
-        files = self._store.files_beside(run.info.run_id, LIKELIHOOD_PROTOCOL)
-        contents = [self._json(run, path) for path in files if path != LIKELIHOOD_PROTOCOL]
+        files = self._store.files_beside(run.info.run_id, names.LIKELIHOOD_PROTOCOL)
+        contents = [self._json(run, path) for path in files if path != names.LIKELIHOOD_PROTOCOL]
         results = [content for content in contents if content is not None]
-        fingerprint = run.data.tags.get(FINGERPRINT_TAG, "")
+        fingerprint = run.data.tags.get(names.FINGERPRINT_TAG, "")
         try:
             return artifacts.likelihood(run.info.run_id, fingerprint, protocol, results)
         except artifacts.UNREADABLE:
@@ -228,33 +206,33 @@ class _Reader:
             return None
 
     def compression(self, run: Run) -> CompressionRecord | None:
-        fingerprint = run.data.tags.get(FINGERPRINT_TAG, "")
-        return self._parsed(run, COMPRESSION_CURVE, partial(artifacts.compression, fingerprint))
+        fingerprint = run.data.tags.get(names.FINGERPRINT_TAG, "")
+        return self._parsed(run, names.COMPRESSION_CURVE, partial(artifacts.compression, fingerprint))
 
     def sweep(self, run: Run) -> SweepRecord:
         return SweepRecord(
             run_id=run.info.run_id,
             name=run.info.run_name,
-            trials=self._parsed(run, TRIALS, artifacts.trials) or (),
-            schedules=self._parsed(run, SCHEDULES, artifacts.schedules) or {},
-            conclusion=self._parsed(run, SUMMARY, artifacts.conclusion) or "",
+            trials=self._parsed(run, names.TRIALS, artifacts.trials) or (),
+            schedules=self._parsed(run, names.SCHEDULES, artifacts.schedules) or {},
+            conclusion=self._parsed(run, names.SUMMARY, lambda summary: str(summary["conclusion"])) or "",
         )
 
     def _protocol(self, run: Run) -> Protocol | None:
         """The protocol of an evaluation, None if its numbers cannot be ranked."""
-        values = self._json(run, PROTOCOL)
+        values = self._json(run, names.PROTOCOL)
         if values is None:
-            self.remark(run, f"has no {PROTOCOL}, so its numbers cannot be ranked and are left out")
+            self.remark(run, f"has no {names.PROTOCOL}, so its numbers cannot be ranked and are left out")
             return None
         try:
             protocol = Protocol(**values)
             fingerprint = protocol.fingerprint
             protocol.describe()
         except (TypeError, ValueError):
-            self.remark(run, f"has a {PROTOCOL} that this version cannot read; its numbers are left out")
+            self.remark(run, f"has a {names.PROTOCOL} that this version cannot read; its numbers are left out")
             return None
-        if fingerprint != run.data.tags.get(FINGERPRINT_TAG, fingerprint):
-            self.remark(run, f"has a {PROTOCOL} that does not match its fingerprint; its numbers are left out")
+        if fingerprint != run.data.tags.get(names.FINGERPRINT_TAG, fingerprint):
+            self.remark(run, f"has a {names.PROTOCOL} that does not match its fingerprint; its numbers are left out")
             return None
         return protocol
 

@@ -1,10 +1,9 @@
 """Charts of one protocol: what was measured of every checkpoint against the step, and along the chain of the best one."""
 
-import json
 from collections.abc import Sequence
 
 from ddpm_core.records import KID, PRECISION, RECALL, STD, chain_path
-from ddpm_core.verdicts import Verdict
+from ddpm_core.verdicts import Verdict, known_interval
 from reports.drawing import figures
 from reports.drawing.elements import Chart
 from reports.formatting import counted, number
@@ -44,11 +43,15 @@ def _distance_chart(
     lines = [
         figures.Line(
             label=entries[0].run.name,
-            steps=[entry.checkpoint.step for entry in entries],
-            values=[entry.checkpoint.distance for entry in entries],
-            lows=[entry.checkpoint.low for entry in entries],
-            highs=[entry.checkpoint.high for entry in entries],
-            close=[ranking.verdict(entry) is Verdict.INDISTINGUISHABLE for entry in entries],
+            points=[
+                figures.LinePoint(
+                    entry.checkpoint.step,
+                    entry.checkpoint.distance,
+                    entry.checkpoint.interval,
+                    ranking.verdict(entry) is Verdict.INDISTINGUISHABLE,
+                )
+                for entry in entries
+            ],
         )
         for entries in drawn
     ]
@@ -79,18 +82,10 @@ def _score_chart(ranking: Ranking, drawn: Sequence[Sequence[Entry]], batch_size:
     name = metric_name(ranking.protocol.score)
     lines = []
     for entries in drawn:
-        points = [(e.checkpoint.step, e.checkpoint.score, e.checkpoint.score_std) for e in entries]
-        scored = [(step, score, std or 0.0) for step, score, std in points if score is not None]
-        if scored:
-            lines.append(
-                figures.Line(
-                    label=entries[0].run.name,
-                    steps=[step for step, _, _ in scored],
-                    values=[score for _, score, _ in scored],
-                    lows=[score - std for _, score, std in scored],
-                    highs=[score + std for _, score, std in scored],
-                )
-            )
+        values = [(e.checkpoint.step, e.checkpoint.score, e.checkpoint.score_std or 0.0) for e in entries]
+        points = [_with_std(step, score, std) for step, score, std in values if score is not None]
+        if points:
+            lines.append(figures.Line(label=entries[0].run.name, points=points))
     if not lines:
         return None
     svg = figures.by_step(
@@ -153,30 +148,27 @@ def _feature_line(store: Store, best: Entry, metric: str, label: str) -> figures
     if len(series.steps) < 2:
         return None
     spread = store.history(evaluation.run_id, name + STD) if name + STD in evaluation.metrics else Series()
-    points = [(value, spread.at(step)) for step, value in zip(series.steps, series.values, strict=True)]
-    return figures.Line(
-        label=label,
-        steps=series.steps,
-        values=series.values,
-        lows=[None if std is None else value - std for value, std in points],
-        highs=[None if std is None else value + std for value, std in points],
-    )
+    pairs = zip(series.steps, series.values, strict=True)
+    return figures.Line(label=label, points=[_with_std(step, value, spread.at(step)) for step, value in pairs])
+
+
+def _with_std(step: int, value: float, std: float | None) -> figures.LinePoint:
+    """A point ± its standard deviation, if that is known."""
+    interval = None if std is None else known_interval(value - std, value + std)
+    return figures.LinePoint(step, value, interval)
 
 
 def chain_chart(store: Store, entry: Entry) -> Chart | None:
     """The distance of the x_0 predicted along the chain (Fig. 10 of the paper), None if it was not measured."""
-    content = store.artifact(entry.evaluation.run_id, chain_path(entry.checkpoint.step))
-    try:
-        points = artifacts.chain(json.loads(content or b"[]"))
-    except artifacts.UNREADABLE:
-        return None
+    path = chain_path(entry.checkpoint.step)
+    points = artifacts.read(store, entry.evaluation.run_id, path, artifacts.chain) or ()
     if len(points) < 2:
         return None
     name = metric_name(entry.evaluation.protocol.distance)
     first = points[0][0]
     svg = figures.relation(
         f"chain-{entry.evaluation.run_id}",
-        [figures.Relation(label=name, x=[first - t for t, _ in points], y=[value for _, value in points])],
+        [figures.Relation(label=name, points=[(first - t, value) for t, value in points])],
         x="diffusion steps undone",
         y=name,
         alt=f"{name} of predicted images along the chain: from {number(points[0][1])} to {number(points[-1][1])}.",

@@ -31,7 +31,6 @@ class ProtocolSection:
 
 
 def protocol_section(store: Store, record: ExperimentRecord, ranking: Ranking) -> ProtocolSection:
-    """Everything that was measured under a protocol."""
     protocol = ranking.protocol
     purpose = ", measured again on fresh samples" if protocol.purpose == "report" else ""
     return ProtocolSection(
@@ -83,7 +82,6 @@ def ranking_table(store: Store, ranking: Ranking) -> Table:
 
 
 def mark_of(verdict: Verdict) -> str:
-    """The look of a row."""
     return {Verdict.BEST: "best", Verdict.INDISTINGUISHABLE: "close"}.get(verdict, "")
 
 

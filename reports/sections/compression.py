@@ -33,11 +33,7 @@ def _chart(record: CompressionRecord) -> Chart:
     curves = {"files, cut": record.coded, "theory": record.theory, **record.others}
     most = 1.05 * max(rate for rate, _ in record.coded)
     lines = [
-        figures.Relation(
-            label=name,
-            x=[rate for rate, _ in points if rate <= most],
-            y=[rmse for rate, rmse in points if rate <= most],
-        )
+        figures.Relation(label=name, points=[point for point in points if point[0] <= most])
         for name, points in curves.items()
     ]
     images = f"{counted(record.images, 'image')} of {record.data}, step {record.step:,}"

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from reports.drawing import figures
 from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table, numeric
 from reports.formatting import NOT_MEASURED, count, counted, fixed, number
-from reports.records.entities import (
-    BitsPerDim,
-    ExperimentRecord,
-    LikelihoodRecord,
-    RateDistortionCurves,
-    RunRecord,
-)
+from reports.records.entities import BitsPerDim, ExperimentRecord, LikelihoodRecord, RateDistortionCurves, RunRecord
 from reports.sections import commands
 from reports.verdicts import paper
 from reports.verdicts.comparison import cifar10_likelihood, data_of, is_of_training
@@ -39,7 +33,7 @@ def likelihood_section(record: ExperimentRecord, lead: RunRecord) -> LikelihoodS
     chosen = _with_curves(lead)
     on_cifar = data_of(lead) is paper.CIFAR10
     curves = chosen[1].curves if chosen else None
-    images = f"{_images(*chosen)}" if chosen else "the test set"
+    images = _images(*chosen) if chosen else "the test set"
     # The paper's points are of the CIFAR-10 test set: they stand beside the same measurement only.
     beside = on_cifar and (chosen is None or chosen == cifar10_likelihood(lead, of_training=False))
     options = ("--data", "CIFAR10_TEST_SHARDS") if on_cifar else ()
@@ -127,21 +121,16 @@ def _figure_5(curves: RateDistortionCurves, images: str, beside: bool) -> tuple[
     T = curves.num_timesteps
     places = sorted({round(i * (T - 1) / DRAWN_POINTS) for i in range(DRAWN_POINTS + 1)} | set(range(min(T, STEEP))))
     rows = paper.TABLE_4 if beside and T == paper.SAMPLER_STEPS else ()
-    ours = {
-        STEPS_SENT: [float(T - curves.t[place] + 1) for place in places],
-        RATE: [curves.rate[place] for place in places],
-        DISTORTION: [curves.rmse[place] for place in places],
-    }
-    papers = {
-        STEPS_SENT: [float(row.steps_sent) for row in rows],
-        RATE: [row.rate for row in rows],
-        DISTORTION: [row.rmse for row in rows],
-    }
+    axes = (STEPS_SENT, RATE, DISTORTION)
+    ours = [(T - curves.t[place] + 1, curves.rate[place], curves.rmse[place]) for place in places]
+    papers = [(row.steps_sent, row.rate, row.rmse) for row in rows]
     charts = []
-    for name, x, y in (("distortion", STEPS_SENT, DISTORTION), ("rate", STEPS_SENT, RATE), ("both", RATE, DISTORTION)):
-        lines = [figures.Relation(label="ours", x=ours[x], y=ours[y])]
-        if rows:
-            lines.append(figures.Relation(label="paper", x=papers[x], y=papers[y], marks=True))
+    for name, i, j in (("distortion", 0, 2), ("rate", 0, 1), ("both", 1, 2)):
+        x, y = axes[i], axes[j]
+        lines = [figures.Relation(label="ours", points=[(point[i], point[j]) for point in ours])]
+        if papers:
+            paper_points = [(point[i], point[j]) for point in papers]
+            lines.append(figures.Relation(label="paper", points=paper_points, marks=True))
         alt = f"{y} against {x}, {images}; the values stand in the table."
         caption = f"{y[0].upper()}{y[1:]} against {x}{'; crosses: Table 4 of the paper' if rows else ''}."
         charts.append(Chart(svg=figures.relation(f"rd-{name}", lines, x=x, y=y, alt=alt), caption=caption))

@@ -35,11 +35,7 @@ class Making:
 
 
 def making_section(
-    store: Store,
-    record: ExperimentRecord,
-    lead: RunRecord,
-    protocols: Sequence[Protocol] = (),
-    watts: float | None = None,
+    store: Store, record: ExperimentRecord, lead: RunRecord, protocols: Sequence[Protocol], watts: float | None
 ) -> Making:
     """All that the records tell about the making of the leading run. `watts` is what one of its devices draws."""
     return Making(
@@ -95,11 +91,7 @@ def configuration_table(run: RunRecord) -> Table:
     order = sorted(run.params, key=lambda name: (name not in changed, name))
     return Table(
         caption=f"Configuration of {run.name}",
-        columns=(
-            Column(title="Parameter", wraps=True),
-            Column(title="Value", wraps=True),
-            Column(title="Preset's", wraps=True),
-        ),
+        columns=tuple(Column(title=title, wraps=True) for title in ("Parameter", "Value", "Preset's")),
         rows=tuple(
             Row(cells=(name, run.params[name], preset.get(name, "–")), mark="close" if name in changed else "")
             for name in order
@@ -132,8 +124,6 @@ def origin_table(run: RunRecord) -> Table:
 
 
 def card_table(card: DataCard) -> Table:
-    """The training set."""
-
     def per_channel(values: Sequence[float]) -> str:
         return ", ".join(number(value) for value in values) or NOT_RECORDED
 

@@ -1,13 +1,12 @@
 """Whether samples are copies of training images, in a sentence: the fraction that lies nearer to one training image than
 to the rest, and the same fraction of held-out images to compare it with."""
 
-import json
 from collections.abc import Sequence
 
 from ddpm_core.records import CI_HIGH, CI_LOW, HELD_OUT, MEMORIZED, MEMORIZED_FEATURES, neighbours_path
 from reports.formatting import count, number
 from reports.records import artifacts
-from reports.records.entities import EvaluationRecord, NeighboursFacts
+from reports.records.entities import EvaluationRecord
 from reports.records.store import Series, Store
 from reports.verdicts.ranking import Ranking
 
@@ -41,7 +40,7 @@ def _sentence(store: Store, evaluation: EvaluationRecord, metric: str, space: st
     if step is None:
         return ""
     fraction, low, high, held_out = (history(metric + end).at(step) for end in ("", CI_LOW, CI_HIGH, HELD_OUT))
-    facts = _facts(store, evaluation.run_id, step)
+    facts = artifacts.read(store, evaluation.run_id, neighbours_path(step), artifacts.neighbours)
     of = f"{count(facts.samples)} samples" if facts else "the samples looked up"
     text = f"Of {of} of step {step:,}, {percent(fraction or 0.0)} stand out as copies in {space}"
     if low is not None and high is not None:
@@ -54,10 +53,3 @@ def _sentence(store: Store, evaluation: EvaluationRecord, metric: str, space: st
     if held_out is None:
         return f"{text}. No held-out images were looked up to compare this with."
     return f"{text}. Of held-out images {percent(held_out)} do."
-
-
-def _facts(store: Store, run_id: str, step: int) -> NeighboursFacts | None:
-    try:
-        return artifacts.neighbours(json.loads(store.artifact(run_id, neighbours_path(step)) or b"{}"))
-    except artifacts.UNREADABLE:
-        return None

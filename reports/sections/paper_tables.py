@@ -48,6 +48,13 @@ class MissingCells:
             self.commands.append(command)
         return f"not measured [{self.commands.index(command) + 1}]"
 
+    def table(
+        self, title: str, caption: str, columns: Sequence[Column], rows: Iterable[Row], note: str = ""
+    ) -> PaperTable:
+        """The table of these cells, beside the paper's."""
+        table = Table(caption=caption, columns=tuple(columns), rows=tuple(rows))
+        return PaperTable(title=title, table=table, missing=tuple(self.commands), note=note)
+
 
 def paper_tables(runs: Iterable[RunRecord], rankings: tuple[Ranking, ...], lead: RunRecord) -> tuple[PaperTable, ...]:
     """The tables of the paper that are of the data that the leading run was trained on; none for other data."""
@@ -57,21 +64,14 @@ def paper_tables(runs: Iterable[RunRecord], rankings: tuple[Ranking, ...], lead:
     if data is not paper.CIFAR10:
         return (_table_3(lead, rankings, data),)
     same = [run for run in runs if data_of(run) is data]
-    by_objective = _by_objective(same)
+    by_objective: dict[Objective, list[RunRecord]] = {}  # the runs of each row of Table 2
+    for run in same:
+        if (objective := objective_of(run)) is not None:
+            by_objective.setdefault(objective, []).append(run)
     tables = [_table_1(lead, same, rankings), _in_the_text(lead, rankings)]
     if len(by_objective) > 1:
         tables.insert(1, _table_2(by_objective, rankings))
     return tuple(tables)
-
-
-def _by_objective(runs: Iterable[RunRecord]) -> dict[Objective, list[RunRecord]]:
-    """The runs of each row of Table 2."""
-    groups: dict[Objective, list[RunRecord]] = {}
-    for run in runs:
-        objective = objective_of(run)
-        if objective is not None:
-            groups.setdefault(objective, []).append(run)
-    return groups
 
 
 def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ...]) -> PaperTable:
@@ -80,7 +80,7 @@ def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ..
     rows = [
         Row(
             cells=(
-                row.model + (" (conditional)" if row.group == "conditional" else ""),
+                row.model + (" (conditional)" if row.conditional else ""),
                 _plus_minus(row.inception_score, row.inception_score_std),
                 _given(row.fid),
                 _bound(row.nll, row.nll_is_bound),
@@ -94,15 +94,12 @@ def _table_1(lead: RunRecord, runs: list[RunRecord], rankings: tuple[Ranking, ..
     for objective, run in shown.items():
         alike = [other for other in runs if objective_of(other) == objective] if objective else [run]
         rows.append(_our_row(run, best_as_the_paper(alike, rankings, paper.CIFAR10), missing))
-    return PaperTable(
-        title="Table 1: CIFAR-10",
-        table=Table(
-            caption="Table 1 of the paper, and ours below it; NLL in bits/dim",
-            columns=(Column(title="Model", wraps=True), *numeric("IS", "FID", "NLL test", "NLL train")),
-            rows=tuple(rows),
-        ),
-        missing=tuple(missing.commands),
-        note=_measured_otherwise(lead, rankings, paper.CIFAR10),
+    return missing.table(
+        "Table 1: CIFAR-10",
+        "Table 1 of the paper, and ours below it; NLL in bits/dim",
+        (Column(title="Model", wraps=True), *numeric("IS", "FID", "NLL test", "NLL train")),
+        rows,
+        _measured_otherwise(lead, rankings, paper.CIFAR10),
     )
 
 
@@ -139,7 +136,10 @@ def _table_2(by_objective: dict[Objective, list[RunRecord]], rankings: tuple[Ran
         elif runs:
             score = fid = missing.cell(commands.evaluate(runs[-1]))
         else:
-            score = fid = missing.cell(_ablation_command(row), "python jobs/evaluate.py --run RUN")
+            options = [f"--diffusion.mean-type {row.mean_type}", f"--diffusion.loss-type {row.loss_type}"]
+            if row.learned_variance:
+                options += ["--diffusion.var-type learned", "--unet.out-channels 6"]
+            score = fid = missing.cell(commands.train("cifar10", *options), "python jobs/evaluate.py --run RUN")
         rows.append(
             Row(
                 cells=(
@@ -152,23 +152,13 @@ def _table_2(by_objective: dict[Objective, list[RunRecord]], rankings: tuple[Ran
                 mark="best" if best else "",
             )
         )
-    return PaperTable(
-        title="Table 2: what is predicted, and by which objective",
-        table=Table(
-            caption="Table 2 of the paper (unconditional CIFAR-10) beside this experiment",
-            columns=(Column(title="Objective"), *numeric("IS, paper", "IS, ours", "FID, paper", "FID, ours")),
-            rows=tuple(rows),
-        ),
-        missing=tuple(missing.commands),
-        note=f"{NOTHING}: the paper gives no score, for training was unstable.",
+    return missing.table(
+        "Table 2: what is predicted, and by which objective",
+        "Table 2 of the paper (unconditional CIFAR-10) beside this experiment",
+        (Column(title="Objective"), *numeric("IS, paper", "IS, ours", "FID, paper", "FID, ours")),
+        rows,
+        f"{NOTHING}: the paper gives no score, for training was unstable.",
     )
-
-
-def _ablation_command(row: paper.AblationRow) -> str:
-    options = [f"--diffusion.mean-type {row.mean_type}", f"--diffusion.loss-type {row.loss_type}"]
-    if row.learned_variance:
-        options += ["--diffusion.var-type learned", "--unet.out-channels 6"]
-    return commands.train("cifar10", *options)
 
 
 def _table_3(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reported) -> PaperTable:
@@ -195,38 +185,29 @@ def _table_3(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reporte
         else:
             cells.append(missing.cell(commands.evaluate(lead, "--reference", "SHARDS_OF_50000_IMAGES")))
     rows.append(Row(cells=(_our_name(lead, best), *cells), mark="best"))
-    return PaperTable(
-        title="Table 3: LSUN at 256 × 256",
-        table=Table(
-            caption="Table 3 of the paper (FID), and ours below it",
-            columns=(Column(title="Model"), *numeric("Bedroom", "Church", "Cat")),
-            rows=tuple(rows),
-        ),
-        missing=tuple(missing.commands),
-        note=_measured_otherwise(lead, rankings, data),
+    return missing.table(
+        "Table 3: LSUN at 256 × 256",
+        "Table 3 of the paper (FID), and ours below it",
+        (Column(title="Model"), *numeric("Bedroom", "Church", "Cat")),
+        rows,
+        _measured_otherwise(lead, rankings, data),
     )
 
 
 def _in_the_text(lead: RunRecord, rankings: tuple[Ranking, ...]) -> PaperTable:
     """What the paper says of CIFAR-10 outside its tables."""
     missing = MissingCells()
-    rows = (_test_fid(lead, rankings, missing), *_likelihood_rows(lead, missing))
-    return PaperTable(
-        title="In the text: sections 4.1 to 4.3",
-        table=Table(
-            caption="Numbers in the paper's text beside this experiment's",
-            columns=(Column(title="What", wraps=True), *numeric("Paper", "Ours")),
-            rows=tuple(Row(cells=cells) for cells in rows),
-        ),
-        missing=tuple(missing.commands),
-    )
-
-
-def _test_fid(lead: RunRecord, rankings: tuple[Ranking, ...], missing: MissingCells) -> tuple[str, str, str]:
     best = best_as_the_paper([lead], rankings, paper.CIFAR10_TEST, against="test")
     command = commands.evaluate(lead, "--test-reference", TEST_SHARDS)
     ours = distance_text(best) if best else missing.cell(command)
-    return "FID against the test set", _given(paper.CIFAR10_TEST_FID), ours
+    test_fid = ("FID against the test set", _given(paper.CIFAR10_TEST_FID), ours)
+    rows = [Row(cells=cells) for cells in (test_fid, *_likelihood_rows(lead, missing))]
+    return missing.table(
+        "In the text: sections 4.1 to 4.3",
+        "Numbers in the paper's text beside this experiment's",
+        (Column(title="What", wraps=True), *numeric("Paper", "Ours")),
+        rows,
+    )
 
 
 def _likelihood_rows(lead: RunRecord, missing: MissingCells) -> Sequence[tuple[str, str, str]]:

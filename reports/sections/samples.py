@@ -1,8 +1,8 @@
 """Sample grids: the best checkpoint's in full, and a few others in step order to see the samples sharpen; and the pictures
 of what that checkpoint does on the way."""
 
-import json
 from collections.abc import Sequence
+from functools import partial
 
 from ddpm_core.records import CONTACT_SHEET, pictures_path
 from reports.drawing.elements import Illustration
@@ -82,11 +82,11 @@ def progression(store: Store, entry: Entry) -> tuple[Illustration, ...]:
     return tuple(grids)
 
 
-def spread(steps: Sequence[int], keep: int, most: int = SMALL_GRIDS) -> list[int]:
-    """At most `most` of ascending steps: the first, the last, `keep`, and evenly between."""
-    if len(steps) <= most:
+def spread(steps: Sequence[int], keep: int) -> list[int]:
+    """At most SMALL_GRIDS of ascending steps: the first, the last, `keep`, and evenly between."""
+    if len(steps) <= SMALL_GRIDS:
         return list(steps)
-    chosen = {steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)}
+    chosen = {steps[round(place * (len(steps) - 1) / (SMALL_GRIDS - 1))] for place in range(SMALL_GRIDS)}
     if keep in steps and keep not in chosen:
         inner = sorted(chosen)[1:-1]
         chosen.remove(min(inner, key=lambda step: abs(step - keep)))
@@ -110,10 +110,7 @@ def process_pictures(store: Store, ranking: Ranking) -> tuple[int, tuple[Illustr
 
 def _pictures_of(store: Store, run_id: str, step: int) -> tuple[Illustration, ...]:
     """The pictures of a checkpoint that an evaluation has, in the order of TITLES."""
-    try:
-        grids = artifacts.picture_grids(json.loads(store.artifact(run_id, pictures_path(step)) or b"[]"), step)
-    except artifacts.UNREADABLE:
-        return ()
+    grids = artifacts.read(store, run_id, pictures_path(step), partial(artifacts.picture_grids, step=step)) or []
     order = {kind: place for place, kind in enumerate(TITLES)}
     grids.sort(key=lambda grid: order.get(grid.kind, len(order)))
     illustrations = [_illustration(store, run_id, grid) for grid in grids[:PICTURES]]

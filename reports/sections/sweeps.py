@@ -32,7 +32,6 @@ class SweepSection:
 
 
 def sweep_section(analysis: SweepAnalysis) -> SweepSection:
-    """What a sweep shows."""
     sweep = analysis.sweep
     once = len({trial.point for trial in sweep.trials}) == len(sweep.trials)
     note = "Each setting was trained once: the intervals hold no variation between training seeds."

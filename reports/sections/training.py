@@ -3,17 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ddpm_core.records import (
-    DATA_WAIT_SHARE,
-    GRAD_NORM,
-    IMAGES_PER_SECOND,
-    LEARNING_RATE,
-    LOSS,
-    MEMORY_GIB,
-    PARAM_NORM,
-    UTILISATION,
-    loss_quarter,
-)
+from ddpm_core import records as names
 from reports.drawing import figures
 from reports.drawing.elements import Chart
 from reports.formatting import counted, listed, number
@@ -23,14 +13,14 @@ from reports.verdicts.ranking import Ranking
 
 # metric, its axis, whether that may be logarithmic, and what it is
 _CURVES = (
-    (LOSS, "training loss", True, "Training loss."),
-    (GRAD_NORM, "gradient norm", True, "Norm of the gradient, before the clip."),
-    (PARAM_NORM, "parameter norm", False, "Norm of the parameters."),
-    (LEARNING_RATE, "learning rate", False, "Learning rate."),
-    (IMAGES_PER_SECOND, "images a second", False, "Images a second, all workers together."),
-    (UTILISATION, "utilisation", False, "Model FLOPs done over those that the device can do."),
-    (DATA_WAIT_SHARE, "share of time", False, "Share of worker 0's time spent waiting for data."),
-    (MEMORY_GIB, "memory (GiB)", False, "The most memory that worker 0 ever held."),
+    (names.LOSS, "training loss", True, "Training loss."),
+    (names.GRAD_NORM, "gradient norm", True, "Norm of the gradient, before the clip."),
+    (names.PARAM_NORM, "parameter norm", False, "Norm of the parameters."),
+    (names.LEARNING_RATE, "learning rate", False, "Learning rate."),
+    (names.IMAGES_PER_SECOND, "images a second", False, "Images a second, all workers together."),
+    (names.UTILISATION, "utilisation", False, "Model FLOPs done over those that the device can do."),
+    (names.DATA_WAIT_SHARE, "share of time", False, "Share of worker 0's time spent waiting for data."),
+    (names.MEMORY_GIB, "memory (GiB)", False, "The most memory that worker 0 ever held."),
 )
 _QUARTERS = ("first quarter", "second quarter", "third quarter", "last quarter")
 
@@ -54,7 +44,7 @@ def training_charts(
         svg = figures.curve(f"training-{metric}", finite, metric=axis, alt=alt, log=log, small=not first)
         caption = f"{what} {_legend(drawn, len(trained))}" if first else what
         charts.append(Chart(svg=svg, caption=caption + _not_finite(series)))
-        if metric == LOSS and (quarters := _quarters(store, drawn[0])):
+        if metric == names.LOSS and (quarters := _quarters(store, drawn[0])):
             charts.append(quarters)
     return tuple(charts)
 
@@ -62,9 +52,9 @@ def training_charts(
 def _quarters(store: Store, run: RunRecord) -> Chart | None:
     """The leading run's loss by quarter of the timesteps: small t weighs on details, large t on the whole picture."""
     series = [
-        (f"t in the {name}", store.training_history(run.run_id, loss_quarter(place)))
+        (f"t in the {name}", store.training_history(run.run_id, names.loss_quarter(place)))
         for place, name in enumerate(_QUARTERS, start=1)
-        if loss_quarter(place) in run.latest
+        if names.loss_quarter(place) in run.latest
     ]
     finite = [pair for pair in series if any(map(math.isfinite, pair[1].values))]
     if not finite:

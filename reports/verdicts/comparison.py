@@ -97,11 +97,6 @@ def compare_with_paper(entry: Entry) -> str:
     return sentence
 
 
-def is_as_the_paper(protocol: Protocol, run: RunRecord, reported: paper.Reported) -> bool:
-    """Whether an FID was measured as the paper's: nothing in which the two differ can change it."""
-    return protocol.extractor == INCEPTION and not departures(run.card, protocol, reported)
-
-
 def best_as_the_paper(
     runs: Iterable[RunRecord], rankings: tuple[Ranking, ...], reported: paper.Reported, against: str = "train"
 ) -> Entry | None:
@@ -113,7 +108,9 @@ def best_as_the_paper(
             for ranking in rankings
             if (ranking.protocol.against, ranking.protocol.purpose) == (against, purpose)
             for entry in ranking.entries
-            if entry.run.run_id in ids and is_as_the_paper(ranking.protocol, entry.run, reported)
+            if entry.run.run_id in ids
+            and ranking.protocol.extractor == INCEPTION
+            and not departures(entry.run.card, ranking.protocol, reported)
         ]
         if entries:
             best = min(entries, key=lambda entry: (entry.checkpoint.distance, entry.checkpoint.step))

@@ -1,14 +1,18 @@
-"""What the rankings come to, in sentences: the answer, how sure it is, and how it stands to the paper."""
+"""What the records come to, in sentences: the answer, how sure it is, how it stands to the paper; alarms of the nightly
+evaluation, and what went wrong."""
 
+import math
 from dataclasses import dataclass
 
-from ddpm_core.records import LOSS
+from ddpm_core.records import ALARM_TAG, LOSS
 from ddpm_core.verdicts import Verdict
 from reports.formatting import count, counted, listed, number
 from reports.records.entities import ExperimentRecord
 from reports.verdicts.comparison import compare_with_paper
 from reports.verdicts.ranking import Entry, Ranking, measured_again
 from reports.verdicts.wording import distance_text, interval_text, metric_name
+
+SHOWN = 10  # sentences on what went wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,3 +106,33 @@ def _nothing_evaluated(record: ExperimentRecord) -> Answer:
             sentence,
         ),
     )
+
+
+def alarms(record: ExperimentRecord) -> tuple[str, ...]:
+    """What the nightly evaluation warned of, of trainings and of their checkpoints."""
+    pairs = [
+        (run.name, text)
+        for run in record.runs
+        for text in (run.tags.get(ALARM_TAG, ""), *(evaluation.alarm for evaluation in run.evaluations))
+    ]
+    return tuple(f"{name}: {text}" for name, text in pairs if text)
+
+
+def attention(record: ExperimentRecord) -> tuple[str, ...]:
+    """Records that could not be used, runs that failed, losses that are not finite, evaluations that are not whole."""
+    sentences = list(record.remarks)
+    for run in record.runs:
+        if run.status in ("FAILED", "KILLED") and not run.foreign:
+            sentences.append(f"Training run {run.name} {'failed' if run.status == 'FAILED' else 'was killed'}.")
+        if not math.isfinite(run.latest.get(LOSS, 0.0)):
+            sentences.append(f"The last loss of {run.name} is not a finite number.")
+        for evaluation in run.evaluations:
+            if not evaluation.checkpoints:
+                sentences.append(f"An evaluation of {run.name} ({evaluation.run_id}) has no result.")
+            elif evaluation.status in ("FAILED", "KILLED"):
+                sentences.append(
+                    f"An evaluation of {run.name} ({evaluation.run_id}) did not end well: some are missing."
+                )
+    if len(sentences) > SHOWN:
+        sentences[SHOWN:] = [f"And {len(sentences) - SHOWN:,} more of the kind."]
+    return tuple(sentences)

@@ -49,7 +49,6 @@ class Ranking:
         return verdict_beside(best.checkpoint.interval, entry.checkpoint.interval)
 
     def count(self, verdict: Verdict) -> int:
-        """How many entries have a verdict."""
         return sum(self.verdict(entry) is verdict for entry in self.entries)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ddpm_core.checkpoint import Checkpoint, snapshot, write_checkpoint
+from ddpm_core.protocol import Protocol
 from ddpm_core.training import Execution, OptimConfig, TrainState
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.evaluate.worker import SampleSettings, sample_checkpoints
@@ -30,23 +31,30 @@ def test_workers_sample_nearly_all_of_the_time(ray_session: None, tmp_path: Path
     checkpoint = random_checkpoint(tmp_path)
     chunks = chunk_ranges(WORKERS * CHUNKS_EACH * CHUNK, CHUNK)
     settings = SampleSettings(
+        protocol=Protocol(
+            num_samples=chunks[-1].stop,
+            seed=0,
+            sampler="ddim",
+            sampler_steps=15,
+            spacing="uniform",
+            clip_denoised=True,
+            weights="ema",
+            batch_size=BATCH,
+            precision="float32",
+            extractor="pixels",
+            extractor_sha256="",
+            resize="",
+            reference="",
+            reference_sha256="",
+            reference_images=0,
+        ),
         shape=(3, 32, 32),
-        method="ddim",
-        steps=15,
-        spacing="uniform",
-        weights="ema",
-        seed=0,
-        purpose="selection",
-        batch_size=BATCH,
-        precision="float32",
         compile=False,
         images_to_keep=0,
     )
     started = time.monotonic()
     with Pool(WORKERS, 1.0, print) as pool:
-        made = sample_checkpoints(
-            [checkpoint], chunks, tmp_path / "samples", settings, "pixels", pool, lambda line: None
-        )
+        made = sample_checkpoints([checkpoint], chunks, tmp_path / "samples", settings, "pixels", pool)
         done = [len(so_far) for _, so_far, _ in made]
     wall = time.monotonic() - started
     folder = tmp_path / "samples" / checkpoint.path.name

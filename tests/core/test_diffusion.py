@@ -21,9 +21,10 @@ from support.gaussian_case import (
 )
 from torch import Tensor
 
-from ddpm_core.diffusion import GaussianDiffusion, LossType, MeanType, VarType
+from ddpm_core.configs import LossType, MeanType, Schedule, VarType
+from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.gaussian import discretized_gaussian_log_likelihood, normal_kl
-from ddpm_core.schedules import Schedule, make_betas
+from ddpm_core.schedules import make_betas
 
 LINEAR = make_betas("linear")
 TIMES = [1, 2, 10, 100, 250, 500, 750, 1000]  # the paper's t

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from support.gaussian_case import GaussianData, unchecked
 from torch import Tensor
 
-from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion, MeanType, VarType
-from ddpm_core.gaussian import Cdf
+from ddpm_core.configs import Cdf, MeanType, Schedule, VarType
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.likelihood import (
     Bound,
     BoundEstimate,
@@ -36,7 +36,7 @@ from ddpm_core.likelihood import (
     variational_bound,
 )
 from ddpm_core.rng import SampleNoise
-from ddpm_core.schedules import Schedule, make_betas
+from ddpm_core.schedules import make_betas
 
 Array = NDArray[np.float64]
 

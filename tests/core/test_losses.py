@@ -8,8 +8,9 @@ import torch
 from support.gaussian_case import GaussianData, constant, cumulative, scalars, unchecked
 from torch import Tensor
 
-from ddpm_core.diffusion import DiffusionConfig, GaussianDiffusion, LossType, MeanType, VarType
-from ddpm_core.schedules import Schedule, make_betas
+from ddpm_core.configs import LossType, MeanType, Schedule, VarType
+from ddpm_core.diffusion import DiffusionConfig, GaussianDiffusion
+from ddpm_core.schedules import make_betas
 
 LINEAR = make_betas("linear")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm_core.precision import Precision, autocast, full_float32, in_precision
+from ddpm_core.configs import Precision
+from ddpm_core.precision import autocast, full_float32, in_precision
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU = torch.device("cpu")

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from support.gaussian_case import GaussianData, cumulative, scalars, unchecked
 from torch import Tensor
 
-from ddpm_core.diffusion import GaussianDiffusion, VarType
+from ddpm_core.configs import Method, Schedule, VarType
+from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.rng import SampleNoise
-from ddpm_core.samplers import Method, sample, sample_steps, select_timesteps
-from ddpm_core.schedules import Schedule, make_betas
+from ddpm_core.samplers import sample, sample_steps, select_timesteps
+from ddpm_core.schedules import make_betas
 
 LINEAR = make_betas("linear")
 

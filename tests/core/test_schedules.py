@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from support.gaussian_case import ANCHORS, SCHEDULES_WITH_ANCHORS, cumulative, unchecked
 from torch import Tensor
 
+from ddpm_core.configs import Schedule
 from ddpm_core.diffusion import GaussianDiffusion
-from ddpm_core.schedules import Schedule, check_prior, make_betas, matching_beta_end, prior_bits_per_dim
+from ddpm_core.schedules import check_prior, make_betas, matching_beta_end, prior_bits_per_dim
 
 # A product of 1000 factors, each wrong by half an ulp, is wrong by sqrt(1000) to 1000 times 1.1e-16. beta-tilde and coef1
 # of const at T divide differences of numbers near 1 by each other, and lose two digits more.

@@ -164,7 +164,7 @@ def test_metrics_hold_no_graph() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"batch_size": 0}, "batch_size is 0: it must be positive"),
+        ({"batch_size": 0}, "batch_size is 0: give a positive number"),
         ({"lr": -1e-4}, "lr is -0.0001"),
         ({"lr": math.nan}, "lr is nan"),
         ({"grad_clip": 0.0}, "grad_clip is 0.0"),

@@ -625,7 +625,7 @@ def test_what_the_network_cannot_take_is_refused_by_name(x: Tensor, t: Tensor, s
         ({"ch": 48}, "ch is 48: it must be a multiple of 32"),
         ({"ch": 0}, "ch is 0"),
         ({"ch_mult": ()}, r"ch_mult is \(\)"),
-        ({"ch_mult": (1, 0)}, r"ch_mult is \(1, 0\)"),
+        ({"ch_mult": (1, 0)}, r"ch_mult is 0: give a number from 1 to 64"),
         ({"image_size": 30}, "image_size is 30: 4 levels halve it 3 times, so it must be a multiple of 8"),
         ({"image_size": 4}, "image_size is 4"),
         ({"num_res_blocks": 0}, "num_res_blocks is 0"),

@@ -54,7 +54,7 @@ def test_help_shows_every_option_with_what_it_means(
         ("preprocess.py --output out --image-size 8", "--source must be given"),
         ("preprocess.py --source . --output out --image-size 8 --imagesize 9", "option --imagesize is unknown"),
         ("preprocess.py --source . --output out --image-size eight", "--image-size"),
-        ("preprocess.py --source . --output out --image-size 0", "--image-size is 0: give a positive number"),
+        ("preprocess.py --source . --output out --image-size 0", "--image-size is 0: give a number from 1 to 4,096"),
         ("preprocess.py --source empty --output out --image-size 8", "empty' holds no images"),
         ("train_lsun.py", "no recipe is given: put one of church"),
         ("train_lsun.py chruch --shards out", "recipe 'chruch' is unknown: choose one of church"),

@@ -4,7 +4,6 @@ import base64
 import doctest
 import io
 import re
-from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from reports import formatting
 from reports.drawing import figures, pictures
-from reports.drawing.figures import Line, by_step, curve, smoothed, thinned
+from reports.drawing.figures import Line, LinePoint, by_step, curve, smoothed, thinned
 from reports.formatting import counted, listed, number, shortened
 from reports.records.entities import GridLayout
 from reports.records.store import Series
@@ -66,7 +65,9 @@ def test_words_around_numbers_agree_with_them() -> None:
 
 
 def test_the_same_figure_gives_the_same_text_and_another_name_other_ids() -> None:
-    line = Line(label="a", steps=[1, 2, 3], values=[3.0, 1.0, 2.0], lows=[2.0, 0.5, 1.5], highs=[4.0, 1.5, 2.5])
+    line = Line(
+        label="a", points=[LinePoint(1, 3.0, (2.0, 4.0)), LinePoint(2, 1.0, (0.5, 1.5)), LinePoint(3, 2.0, (1.5, 2.5))]
+    )
 
     def draw(name: str) -> str:
         return by_step(name, [line, line], metric="fd", alt="words", mark_lowest=True, batch_size=64)
@@ -79,20 +80,21 @@ def test_the_same_figure_gives_the_same_text_and_another_name_other_ids() -> Non
 
 
 def test_a_figure_marks_the_minimum_in_words() -> None:
-    line = Line(label="a", steps=[100, 200, 300], values=[3.0, float("nan"), 1.25])
+    line = Line(label="a", points=[LinePoint(100, 3.0), LinePoint(200, float("nan")), LinePoint(300, 1.25)])
     text = "".join(ElementTree.fromstring(by_step("n", [line], metric="fd", alt="x", mark_lowest=True)).itertext())
     assert "lowest fd: 1.250 at step 300" in text
 
 
 def test_points_that_cannot_be_told_from_the_best_are_shaded() -> None:
     """Two more marks, for two such points; the chart passes on which these are."""
-    near = Line(label="a", steps=[1, 2, 3], values=[1.0, 1.1, 9.0], close=[True, True, False])
-    plain = by_step("n", [replace(near, close=())], metric="fd", alt="x", mark_lowest=True)
+    near = Line(label="a", points=[LinePoint(1, 1.0, close=True), LinePoint(2, 1.1, close=True), LinePoint(3, 9.0)])
+    far = Line(label="a", points=[point._replace(close=False) for point in near.points])
+    plain = by_step("n", [far], metric="fd", alt="x", mark_lowest=True)
     assert by_step("n", [near], metric="fd", alt="x", mark_lowest=True).count("<use") == plain.count("<use") + 2
 
 
 def test_lines_differ_without_their_colour() -> None:
-    lines = [Line(label=str(i), steps=[1, 2], values=[i, i + 1.0]) for i in range(figures.MAX_LINES)]
+    lines = [Line(label=str(i), points=[LinePoint(1, i), LinePoint(2, i + 1.0)]) for i in range(figures.MAX_LINES)]
     drawing = by_step("grey", lines, metric="fd", alt="x")
     dashes = {
         re.search("stroke-dasharray: ([^;]+)", style)[1] if "dasharray" in style else ""  # type: ignore[index]
@@ -103,7 +105,7 @@ def test_lines_differ_without_their_colour() -> None:
 
 def test_a_figure_takes_any_name_and_no_finite_value() -> None:
     odd = ["$x$ <b>&", "_hidden", "漢字", ""]
-    lines = [Line(label=name, steps=[1, 2], values=[float("nan"), float("inf")]) for name in odd]
+    lines = [Line(label=name, points=[LinePoint(1, float("nan")), LinePoint(2, float("inf"))]) for name in odd]
     root = ElementTree.fromstring(by_step("odd", lines, metric="fd", alt="<&>", mark_lowest=True, batch_size=8))
     assert root.get("aria-label") == "<&>"
     assert {"$x$ <b>&", "_hidden", "漢字"} <= {element.text for element in root.iter("text")}

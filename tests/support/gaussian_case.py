@@ -15,8 +15,8 @@ import jaxtyping
 import torch
 from torch import Tensor
 
+from ddpm_core.configs import Schedule
 from ddpm_core.metrics import FeatureStatistics
-from ddpm_core.schedules import Schedule
 
 ANCHORS: dict[str, Any] = json.loads((Path(__file__).parent / "anchors.json").read_text())
 SCHEDULES_WITH_ANCHORS: tuple[Schedule, ...] = ("linear", "quad", "const")

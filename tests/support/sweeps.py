@@ -13,7 +13,7 @@ from pipelines.train.config import TrainConfig, config_for
 from support.training import NETWORK, OPTIM
 
 MEASURED = EvaluateConfig(
-    run="", extractor="pixels", samples=60, chunk_size=12, batch_size=12, sampler="ddim", sampler_steps=2, pictures=0
+    run="any", extractor="pixels", samples=60, chunk_size=12, batch_size=12, sampler="ddim", sampler_steps=2, pictures=0
 )
 
 

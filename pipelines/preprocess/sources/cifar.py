@@ -26,6 +26,7 @@ from pipelines.preprocess.sources.items import (
     base_name,
     byte_size,
     choose_split,
+    damage_as,
     is_storage_error,
     open_bytes,
     split_name,
@@ -71,8 +72,8 @@ class CifarSource:
     """One split. An item's size is the number of its batch and its offset the row in it.
 
     files: names and bytes of the tar, or of the batches in the folder. beside: the kinds of other files in the folder, and
-    their numbers. Listing reads the batches, which a compressed tar
-    needs anyway: a damaged one is noticed before any worker starts.
+    their numbers. Listing reads the batches, which a compressed tar needs anyway: a damaged one is noticed before any worker
+    starts.
     """
 
     path: Location
@@ -88,7 +89,6 @@ class CifarSource:
 
     @property
     def batches(self) -> tuple[str, ...]:
-        """The names of the split's files, in order."""
         return batch_files(self.split, self.layout)
 
     def items(self) -> list[Item]:
@@ -128,16 +128,12 @@ class CifarSource:
         """(name, bytes) of the named batches, in the order they lie. Raises InputError if one is missing or the tar is
         damaged."""
         missing = set(names)
-        for name, data in self._packed(missing) if self.packed else self._unpacked(names):
+        paths = [self.path / name for name in names if not self.packed and (self.path / name).is_file()]
+        for name, data in self._packed(missing) if self.packed else ((path.name, path.read_bytes()) for path in paths):
             missing.remove(name)
             yield name, data
         if missing:
             raise self._damaged(f"it has no {', '.join(sorted(missing))}")
-
-    def _unpacked(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        for name in names:
-            if (self.path / name).is_file():
-                yield name, (self.path / name).read_bytes()
 
     def _packed(self, missing: set[str]) -> Iterator[tuple[str, bytes]]:
         """Those files of the tar that are missing, from its beginning until none is."""
@@ -150,15 +146,12 @@ class CifarSource:
     @contextlib.contextmanager
     def _members(self) -> Iterator[tarfile.TarFile]:
         """The tar, to be read from its beginning. Raises InputError if it is damaged."""
-        try:
-            with open_bytes(self.path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-                yield archive
-        except InputError:
-            raise
-        except Exception as error:  # TarError, and whatever a decompressor raises for what is damaged
-            if is_storage_error(error):
-                raise
-            raise self._damaged(str(error)) from error
+        with (
+            damage_as(self._damaged),
+            open_bytes(self.path) as file,
+            tarfile.open(fileobj=file, mode="r|*") as archive,
+        ):
+            yield archive
 
     def _decode(self, name: str, data: bytes) -> np.ndarray:
         """The images of a batch's bytes, uint8 [rows,32,32,3]."""

@@ -11,7 +11,7 @@ import posixpath
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, NamedTuple
@@ -24,6 +24,7 @@ from pipelines.preprocess.sources.items import (
     Value,
     attempt,
     base_name,
+    damage_as,
     is_storage_error,
     open_bytes,
 )
@@ -96,15 +97,18 @@ class FolderSource(FileSource):
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         for first in range(0, len(items), FETCHED_TOGETHER):
-            batch = items[first : first + FETCHED_TOGETHER]
-            for item, value in zip(batch, self._fetch(batch), strict=True):
-                yield item.key, value
+            yield from self._fetch(items[first : first + FETCHED_TOGETHER])
 
-    def _fetch(self, items: Sequence[Item]) -> Iterator[Value]:
-        contents = iter(self._contents([item for item in items if item.size <= LARGEST_FILE]))
+    def _fetch(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
+        fetched: dict[Item, bytes | Exception] = {}  # from an object store
+        if not isinstance(self.path, Path):
+            wanted = [item for item in items if item.size <= LARGEST_FILE]
+            root = self.path.path.rstrip("/")
+            paths = [f"{root}/{name_of(item.key)}" for item in wanted]
+            fetched = dict(zip(wanted, self.path.fs.cat_ranges(paths, None, None) if paths else (), strict=True))
 
-        def read() -> bytes:
-            content = next(contents)
+        def read(item: Item) -> bytes:
+            content = fetched[item] if fetched else (self.path / name_of(item.key)).read_bytes()
             if isinstance(content, Exception):
                 raise content
             return content
@@ -112,28 +116,13 @@ class FolderSource(FileSource):
         for item in items:
             # A file that is gone or closed to us concerns one image; any other error concerns the disk or network.
             try:
-                yield attempt(read, item.size)
+                yield item.key, attempt(functools.partial(read, item), item.size)
             except (FileNotFoundError, PermissionError) as error:
-                yield error
-
-    def _contents(self, items: Sequence[Item]) -> Iterable[bytes | Exception]:
-        """What is in files, or the error of reading each."""
-        if not isinstance(self.path, Path):
-            root = self.path.path.rstrip("/")
-            paths = [f"{root}/{name_of(item.key)}" for item in items]
-            return list(self.path.fs.cat_ranges(paths, None, None)) if paths else []
-        return (_content(self.path / name_of(item.key)) for item in items)
+                yield item.key, error
 
     def facts(self) -> dict[str, Any]:
         items = self.items()
         return {"kind": "folder", "files": len(items), "bytes": sum(item.size for item in items)}
-
-
-def _content(path: Path) -> bytes | Exception:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        return error
 
 
 @dataclass(frozen=True)
@@ -242,16 +231,15 @@ def _cached_zip(source: ZipSource) -> zipfile.ZipFile:
 
 def open_zip(path: Location) -> zipfile.ZipFile:
     """Raises InputError if the table of contents is missing, as after a download that broke off."""
-    try:
-        return zipfile.ZipFile(path if isinstance(path, Path) else open_bytes(path))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"source {str(path)!r} marks a name as UTF-8 that is not ({error.object!r}): unpack it and give the folder"
-        ) from error
-    except Exception as error:  # BadZipFile, and whatever a damaged table makes of its numbers
-        if is_storage_error(error):
-            raise
-        raise InputError(f"source {str(path)!r} cannot be read as a zip ({error}): download it again") from error
+    with damage_as(
+        lambda reason: InputError(f"source {str(path)!r} cannot be read as a zip ({reason}): download it again")
+    ):
+        try:
+            return zipfile.ZipFile(path if isinstance(path, Path) else open_bytes(path))
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"source {str(path)!r} marks a name as UTF-8 that is not ({error.object!r}): unpack it and give the folder"
+            ) from error
 
 
 class TarSource(ArchiveSource):
@@ -260,15 +248,8 @@ class TarSource(ArchiveSource):
     kind = "tar"
 
     def _list(self) -> Listing:
-        with open_bytes(self.path) as file:
-            try:
-                return self._list_open(file)
-            except InputError:
-                raise
-            except Exception as error:  # TarError, and whatever a damaged header makes of its numbers
-                if is_storage_error(error):
-                    raise
-                raise self._damaged(str(error)) from error
+        with damage_as(self._damaged), open_bytes(self.path) as file:
+            return self._list_open(file)
 
     def _list_open(self, file: BinaryIO) -> Listing:
         members: dict[str, tarfile.TarInfo] = {}  # of two of one name the last counts, as when the tar is unpacked

@@ -1,5 +1,6 @@
 """What every source of images offers: its items in order, and the values of any of them in any process."""
 
+import contextlib
 import errno
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,18 @@ def attempt(read: Callable[[], Value], size: int = 0) -> Value:
         return error
 
 
+@contextlib.contextmanager
+def damage_as(error_of: Callable[[str], InputError]) -> Iterator[None]:
+    """Turns whatever damaged content raises in the block into the InputError that `error_of` makes of its message. A disk or
+    network that fails is raised, because trying again may help."""
+    try:
+        yield
+    except Exception as error:  # a decompressor raises whatever it comes across
+        if isinstance(error, InputError) or is_storage_error(error):
+            raise
+        raise error_of(str(error)) from error
+
+
 def is_storage_error(error: Exception) -> bool:
     """Whether a disk or network failed. Decompressors and Arrow raise OSError for damaged content too, but without errno."""
     if isinstance(error, OSError):
@@ -88,7 +101,6 @@ def base_name(path: Location) -> str:
 
 
 def byte_size(path: Location) -> int:
-    """The size of a file in bytes."""
     return int(path.stat().st_size)
 
 

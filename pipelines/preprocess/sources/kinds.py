@@ -4,6 +4,7 @@ All others are counted by kind, so that what a source holds and is not read is t
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -73,7 +74,6 @@ def other_kind(name: str) -> str:
 
 
 def begins_as_image(head: bytes) -> bool:
-    """Whether a file's first bytes are those of an image."""
     return (
         head.startswith(SIGNATURES)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
@@ -89,7 +89,4 @@ def begins_as_image(head: bytes) -> bool:
 
 def count(kinds: Iterable[str]) -> dict[str, int]:
     """How many there are of each kind, ascending by kind."""
-    counts: dict[str, int] = {}
-    for kind in kinds:
-        counts[kind] = counts.get(kind, 0) + 1
-    return dict(sorted(counts.items()))
+    return dict(sorted(Counter(kinds).items()))

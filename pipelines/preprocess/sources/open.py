@@ -187,7 +187,8 @@ def _advice(path: Location) -> str:
 
 
 def _looks_like_source(path: Location) -> bool:
-    """Whether a folder has the files of a source that is no folder of images, or a file begins as an archive does."""
+    """Whether a folder has the files of a source that is no folder of images, or a file is a zip, a tar or
+    Parquet, or is compressed."""
     if path.is_dir():
         names = [child.name for child in path.iterdir()]
         return (
@@ -195,11 +196,6 @@ def _looks_like_source(path: Location) -> bool:
             or cifar.layout_of_files(names) is not None
             or any(name.endswith((".parquet", tfrecords.SUFFIX)) for name in names)
         )
-    return _is_archive(path)
-
-
-def _is_archive(path: Location) -> bool:
-    """Whether a file is a zip, a tar or Parquet, or is compressed."""
     if not path.is_file():
         return False
     with open_bytes(path) as file:

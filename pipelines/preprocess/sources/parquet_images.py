@@ -25,7 +25,7 @@ from pipelines.preprocess.sources.items import (
     base_name,
     byte_size,
     choose_split,
-    is_storage_error,
+    damage_as,
     open_bytes,
     split_name,
 )
@@ -118,12 +118,10 @@ class ParquetSource:
 def _open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
     """Raises InputError if the footer is missing or damaged."""
     with open_bytes(path) as handle:
-        try:
+        with damage_as(
+            lambda reason: InputError(f"source {str(path)!r} cannot be read as Parquet ({reason}): download it again")
+        ):
             file = pq.ParquetFile(handle)
-        except Exception as error:  # Arrow's own, and whatever a damaged footer makes of its numbers
-            if is_storage_error(error):
-                raise
-            raise InputError(f"source {str(path)!r} cannot be read as Parquet ({error}): download it again") from error
         yield file
 
 

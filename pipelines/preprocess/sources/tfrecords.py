@@ -103,18 +103,16 @@ class TFRecordSource:
                 if not header:
                     return
                 length = int.from_bytes(header[:8], "little")
-                if not is_tfrecord(header):
-                    reason = "the checksum of its length is wrong"
-                elif start + HEADER.size + length + CHECKSUM.size > size:
-                    reason = f"it ends beyond the file's {size:,} bytes"
-                else:
-                    yield Item(f"{key_of(name.removesuffix(SUFFIX))}/{number:08d}", start + HEADER.size, length)
-                    start += HEADER.size + length + CHECKSUM.size
-                    continue
-                raise InputError(
-                    f"source {str(self.folder / name)!r} is damaged at record {number} ({reason}), and what follows cannot be "
-                    "found: download or make it again"
-                )
+                end = start + HEADER.size + length + CHECKSUM.size
+                if end > size or not is_tfrecord(header):
+                    beyond = f"it ends beyond the file's {size:,} bytes"
+                    reason = beyond if is_tfrecord(header) else "the checksum of its length is wrong"
+                    raise InputError(
+                        f"source {str(self.folder / name)!r} is damaged at record {number} ({reason}), and what follows cannot "
+                        "be found: download or make it again"
+                    )
+                yield Item(f"{key_of(name.removesuffix(SUFFIX))}/{number:08d}", start + HEADER.size, length)
+                start = end
 
     def read(self, items: Sequence[Item]) -> Iterator[tuple[str, Value]]:
         for stem, group in itertools.groupby(items, key=lambda item: item.key.rsplit("/", 1)[0]):

@@ -20,7 +20,8 @@ from ddpm_core import images, rng
 from ddpm_core.codec import Codec, Decoded, format
 from ddpm_core.codec.chain import TOLERANCE, Chain, spread_timesteps
 from ddpm_core.codec.format import Header
-from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion, MeanType, VarType
+from ddpm_core.configs import MeanType, VarType
+from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.schedules import make_betas
 from ddpm_core.unet import UNet, UNetConfig

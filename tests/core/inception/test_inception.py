@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_core.errors import InputError
-from ddpm_core.inception import InceptionV3, load_inception, tf1_resize_bilinear
+from ddpm_core.inception import InceptionV3
+from ddpm_core.inception.network import load_inception, tf1_resize_bilinear
 from ddpm_core.inception.weights import WEIGHTS_NAME, WEIGHTS_VARIABLE, find_inception_weights
 
 # The network as a table, independent of the code: a branch is a chain of (name, outputs, kernel h, kernel w,

@@ -64,7 +64,7 @@ def test_pictures_keep_their_fingerprint() -> None:
 
 def test_sweeps_keep_their_names() -> None:
     measured = EvaluateConfig(
-        run="",
+        run="any",
         samples=1000,
         chunk_size=100,
         batch_size=100,

@@ -419,7 +419,7 @@ def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: T
         asked = config(trained, tmp_path / "storage", run=str(run), seed=1)
         storage = local_storage(asked.storage)
         subject = choose_subject(asked, storage, print)
-        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, asked, storage)), pool, print)
+        evaluator = Evaluator(subject, Records(subject, partial(open_tracker, asked, storage)), pool)
         shutil.rmtree(run)
         with pytest.raises(InputError, match="has lost every checkpoint that was to be evaluated"):
             evaluator.evaluate(subject.checkpoints, "selection")

@@ -234,7 +234,6 @@ def test_neighbours_are_those_of_brute_force_over_the_training_set(
             tmp_path,
             seed=3,
             pool=pool,
-            say=lambda line: None,
         )
     held = rng.permutation(3, "held-out", 0, len(digits))[:6].sort().values.numpy()
     queries = np.concatenate([samples.numpy(), everything[held]])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from support.measured_run import measured_run, record
 
@@ -20,7 +20,7 @@ def night(tracker: Tracker, storage: Path, distances: Mapping[int, float]) -> Ch
     subject = measured_run(storage, distances)
     record(tracker, subject)
     records = Records(subject, lambda: tracker)
-    evaluator = Evaluator(subject, records, cast(Pool, None), print)  # nothing is sampled
+    evaluator = Evaluator(subject, records, Pool(None, 1.0, print))  # it starts when it is first used
     folder = subject.results(subject.protocol("train", "selection"))
     evaluations = [read_evaluation(folder / checkpoint.path.name) for checkpoint in subject.checkpoints]
     candidates = [Candidate(evaluator, evaluation) for evaluation in evaluations]

@@ -7,7 +7,7 @@ import s3fs
 
 from ddpm_core.commit import read_manifest, sha256_file
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, commit_json, committed, is_local, location
+from pipelines.runtime.locations import Location, absolute, commit_json, committed, is_local, location
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -56,3 +56,28 @@ def test_a_url_that_leads_nowhere_is_refused_with_a_sentence(
     with pytest.raises(InputError, match=sentence):
         location(url, option="--shards")
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("", "names nothing: give a path, or . for the current folder"),
+        ("  ", "names nothing"),
+        ("a\0b", "names nothing"),
+        ("a" * 300, "no path here .File name too long"),
+        ("x/" * 3000, "no path here .File name too long"),
+        ("~nosuchuser/x", "no path here .Could not determine home"),
+        ("file/below", "no path here .Not a directory"),
+        ("circle/x", "no path here .(Symlink loop|Too many levels)"),
+    ],
+)
+def test_what_no_file_system_takes_is_refused_in_a_sentence(
+    path: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    Path("circle").symlink_to("circle")
+    for make in (absolute, location):
+        with pytest.raises(InputError, match=f"^--x is .*{why}") as refused:
+            make(path, option="--x")
+        assert len(str(refused.value)) < 400

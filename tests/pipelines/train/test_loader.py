@@ -17,7 +17,7 @@ from support.synthetic_shards import random_pixels, write_dataset
 
 from ddpm_core import rng
 from ddpm_core.errors import InputError
-from ddpm_core.training import OptimConfig
+from ddpm_core.training import Batch, OptimConfig
 from ddpm_core.unet import UNetConfig
 from pipelines.runtime.locations import location
 from pipelines.shards.dataset import ShardedDataset
@@ -188,7 +188,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
     inner = loader.make_batch
 
-    def record(run: TrainConfig, dataset: ShardedDataset, step: int, rank: int, world_size: int) -> loader.Batch:
+    def record(run: TrainConfig, dataset: ShardedDataset, step: int, rank: int, world_size: int) -> Batch:
         steps.append(step)
         return inner(run, dataset, step, rank, world_size)
 
@@ -215,7 +215,7 @@ def test_batches_are_made_ahead_but_no_further_than_the_depth(dataset: ShardedDa
 def test_the_time_spent_waiting_is_measured(dataset: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = loader.make_batch
 
-    def slow(*arguments: Any) -> loader.Batch:
+    def slow(*arguments: Any) -> Batch:
         time.sleep(0.3)
         return inner(*arguments)
 
@@ -252,7 +252,7 @@ def test_close_ends_the_threads_without_waiting_for_slow_reads(
     until(lambda: not threads())
     blocked, begun = threading.Event(), threading.Semaphore(0)
 
-    def stuck(*arguments: Any) -> loader.Batch:
+    def stuck(*arguments: Any) -> Batch:
         begun.release()
         blocked.wait(timeout=10)
         raise OSError("nobody wants to know")
