@@ -29,9 +29,8 @@ format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-ui: $(VENV)/.installed  ## the MLflow UI over runs/, on http://127.0.0.1:5000
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --workers 1 \
-		--host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
+ui: $(VENV)/.installed  ## the MLflow UI over runs/, on http://127.0.0.1:5000, and where it ranks checkpoints
+	@$(BIN)/python jobs/ui.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -2,21 +2,22 @@
 
 One training is one MLflow run of the kind TRAIN. What is measured of its checkpoints lies in runs below it: one for each
 protocol, EVALUATE, LIKELIHOOD and COMPRESSION, and one for each checkpoint that an evaluation measured under a protocol,
-CHECKPOINT. A run of the kind SWEEP stands above the trainings of its trials. Paths are of artifacts; a metric's step is the
-training step of the checkpoint that it is of.
+CHECKPOINT. A run of the kind SWEEP stands above the trainings of its trials; that of the kind REPORT holds the newest report.
+Paths are of artifacts; a metric's step is the training step of the checkpoint that it is of.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, Final, Literal
 
-Kind = Literal["train", "evaluate", "checkpoint", "likelihood", "compression", "sweep"]
+Kind = Literal["train", "evaluate", "checkpoint", "likelihood", "compression", "sweep", "report"]
 TRAIN: Final = "train"
 EVALUATE: Final = "evaluate"
 CHECKPOINT: Final = "checkpoint"
 LIKELIHOOD: Final = "likelihood"
 COMPRESSION: Final = "compression"
 SWEEP: Final = "sweep"
+REPORT: Final = "report"
 
 # Tags of runs, of models (a checkpoint's weights), and of a registered model's versions.
 KIND_TAG = "ddpm.kind"  # a Kind
@@ -35,10 +36,19 @@ RUN_TAG = "ddpm.run"  # the name of the training, or of the weights from elsewhe
 STEP_TAG = "ddpm.step"
 PROTOCOL_TAG = "ddpm.protocol"  # a fingerprint
 PURPOSE_TAG = "ddpm.purpose"  # of an evaluation's noise: selection, report
+SAMPLES_TAG = "ddpm.samples"  # of a training: how many, under the protocol of its best_fid
 STANDING_TAG = "ddpm.standing"  # of a checkpoint under a protocol: a Verdict
 PATH_TAG = "ddpm.path"  # where a checkpoint lies
 SHA256_TAG = "ddpm.sha256"  # of a checkpoint's weights
+ALIAS_TAG = (
+    "ddpm.alias"  # of a registered model's version: why an alias came to it or left it, which its description says too
+)
+NOTE_TAG = "ddpm.note"  # a fingerprint of MLflow's note on a run as this project wrote it: a person may have changed it
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: the id of the run above a run
+
+# A tag of an experiment: begins those that hold views of the table of runs, as MLflow's UI writes them to share them.
+SHARED_VIEW = "mlflow.sharedViewState."
+LOCAL_UI = "http://127.0.0.1:5000"  # where `make ui` serves a database on disk
 
 # Artifacts of a training.
 CONFIG = "config.json"
@@ -56,7 +66,7 @@ SCHEDULES = "schedules.json"
 TRIALS = "trials.json"
 SUMMARY = "summary.json"
 
-# Metrics of a training.
+# Metrics of a training, as its records and checkpoints name them; what MLflow calls them says training_metric().
 LOSS = "loss"
 GRAD_NORM = "grad_norm"
 PARAM_NORM = "param_norm"
@@ -65,6 +75,9 @@ IMAGES_PER_SECOND = "images_per_second"
 UTILISATION = "model_flops_utilisation"
 DATA_WAIT_SHARE = "data_wait_share"
 MEMORY_GIB = "memory_gib"
+# Of a checkpoint's run, by which a table of runs sorts.
+STEP = "step"
+IMAGES_SEEN = "images_seen"
 # Of an evaluation; those of features pass through Protocol.metric(), which names the extractor too.
 KID = "kid"
 PRECISION = "precision"
@@ -87,6 +100,36 @@ CI_LOW, CI_HIGH = "_ci_low", "_ci_high"  # the ends of its 95 % interval
 STD = "_std"  # its standard deviation, over splits or subsets
 INFINITY = "_infinity"  # its extrapolation to infinitely many samples
 HELD_OUT = "_held_out"  # the same of images held out
+
+
+def training_metric(name: str) -> str:
+    """A training's metric as MLflow calls it: what stands before the slash is a section of its charts.
+
+    >>> training_metric(LOSS), training_metric(IMAGES_PER_SECOND)
+    ('train/loss', 'speed/images_per_second')
+    """
+    speed = name in (IMAGES_PER_SECOND, UTILISATION, DATA_WAIT_SHARE, MEMORY_GIB)
+    return f"{'speed' if speed else 'train'}/{name}"
+
+
+def record_metric(name: str) -> str:
+    """What training_metric() was made of; earlier versions gave MLflow that itself."""
+    return name.removeprefix("train/").removeprefix("speed/")
+
+
+def best_metric(distance: str) -> str:
+    """The metric of a training's run that holds the lowest distance of its checkpoints, and for STEP whose that is."""
+    return f"best_{distance}"
+
+
+def newest_metric(distance: str) -> str:
+    """The metric of a training's run that holds the distance of its newest checkpoint."""
+    return f"newest_{distance}"
+
+
+def curve_metric(distance: str, protocol: str) -> str:
+    """The metric of a training's run that holds the distance of its checkpoints under a protocol, given by its fingerprint."""
+    return f"eval/{distance}_{protocol[:6]}"
 
 
 def loss_quarter(number: int) -> str:
@@ -137,6 +180,22 @@ def likelihood_path(step: int) -> str:
 def rung_path(steps: int) -> str:
     """What a sweep's trials came to at a rung."""
     return f"rungs/{steps:08d}.json"
+
+
+def ranking_place(experiment_id: str, protocol: str) -> str:
+    """Where in MLflow's UI the table of all checkpoints under a protocol is, given by its fingerprint, which its view is
+    shared by; a link on a page of the UI itself."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={protocol}"
+
+
+def ranking_link(tracking_uri: str, experiment_id: str, protocol: str) -> str:
+    """The link to that table from elsewhere. A database on disk is looked at through `make ui`.
+
+    >>> ranking_link("https://tracking/", "1", "ab12")
+    'https://tracking/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=ab12'
+    """
+    base = tracking_uri.rstrip("/") if tracking_uri.startswith("http") else LOCAL_UI
+    return f"{base}/{ranking_place(experiment_id, protocol)}"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:

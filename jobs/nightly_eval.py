@@ -7,6 +7,7 @@ import sys
 
 import reports
 from jobs.cli import parse, run, say
+from jobs.report import keep_in_mlflow
 from pipelines import nightly
 from pipelines.nightly.config import NightlyConfig
 from pipelines.runtime.layout import local_storage
@@ -22,6 +23,7 @@ def main() -> None:
     report = storage.nights(config.experiment) / "report.html"
     try:
         reports.build_report(tracking_uri(config, storage), config.experiment, report)
+        keep_in_mlflow(report, config)
         say(f"nightly: report {report}")
     except Exception as error:  # an alarm must get out all the same
         say(f"nightly: the report could not be written ({type(error).__name__}: {error})")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import reports
+from ddpm_core.errors import one_line
 from ddpm_core.ranges import FilePath, Positive
 from jobs.cli import parse, run, say
 from pipelines.runtime.layout import local_storage
@@ -35,7 +36,20 @@ def main() -> None:
         ensure_database(database)  # which may have been moved
     output = Path(absolute(config.output, option="--output"))
     path = reports.build_report(uri, config.experiment, output, run=config.run, watts=config.watts)
+    if config.run is None:
+        keep_in_mlflow(path, config)
     say(f"report: {path}")
+
+
+def keep_in_mlflow(report: Path, config: StorageOptions) -> None:
+    """Put the report of a whole experiment into MLflow too, or say why that failed: it is written all the same."""
+    try:
+        from pipelines.tracking.tracker import open_tracker  # here: --help need not wait for MLflow
+        from pipelines.tracking.ui import log_report
+
+        log_report(open_tracker(config, local_storage(config.storage)), report)
+    except Exception as error:
+        say(f"report: not put into MLflow ({one_line(error)})")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def compose(
         facts=_facts(record, rankings, lead, best),
         grid=samples.best_grid(store, best) if best else None,
         attention=attention(record),
-        protocols=tuple(protocol_section(store, ranking) for ranking in rankings),
+        protocols=tuple(protocol_section(store, record, ranking) for ranking in rankings),
         training=training_charts(store, record, lead, rankings),
         progression=samples.progression(store, best) if best else (),
         pictures=pictures,

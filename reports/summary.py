@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_core.records import IMAGES_SEEN
 from ddpm_core.verdicts import Verdict
 from reports.formatting import decimals_for, fixed
 from reports.records.entities import BitsPerDim, ExperimentRecord, LikelihoodRecord, RunRecord
@@ -83,7 +84,7 @@ def _measured(entry: Entry) -> Facts:
         "run_id": entry.run.run_id,
         "evaluation_run_id": entry.evaluation.run_id,
         "step": point.step,
-        "images_seen": entry.images_seen,
+        IMAGES_SEEN: entry.images_seen,
         "value": _finite(point.distance),
         "low": _finite(point.low),
         "high": _finite(point.high),

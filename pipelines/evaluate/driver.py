@@ -148,7 +148,7 @@ class Evaluator:
                 for checkpoint, evaluation in zip(remaining, measured, strict=True):
                     samples = subject.samples(purpose) / checkpoint.path.name
                     self.records.log_evaluation(runs[role], checkpoint, evaluation, samples)
-                self.records.rank(protocols[role], remaining, measured)
+                self.records.rank(runs[role], protocols[role], remaining, measured)
         if not todo:
             counted = "1 checkpoint" if len(remaining) == 1 else f"{len(remaining)} checkpoints"
             self.say(f"evaluate: {subject.run.name} is done, {counted} under protocol {protocols['train'].fingerprint}")

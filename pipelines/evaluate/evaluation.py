@@ -42,6 +42,14 @@ class Evaluation:
         return intervals_overlap(self.interval, other.interval) or False
 
 
+def describe_distance(evaluation: Evaluation) -> str:
+    """The distance with its interval, without its name."""
+    interval = evaluation.interval
+    return f"{evaluation.distance:.4g}" + (
+        f" (95 % interval {interval[0]:.4g} to {interval[1]:.4g})" if interval else ""
+    )
+
+
 def describe_values(values: dict[str, float], protocol: Protocol) -> str:
     """The distance with its interval, and the others, in words."""
     name = protocol.distance

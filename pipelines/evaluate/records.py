@@ -1,5 +1,6 @@
 """What an evaluation leaves in MLflow: a run for each protocol, numbers on it and on the checkpoints' models, pictures."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from ddpm_core.records import (
     DATA_TAG,
     DISTANCE_TAG,
     EVALUATE,
+    IMAGES_SEEN,
     KID,
     PRECISION,
     PROTOCOL,
@@ -23,18 +25,25 @@ from ddpm_core.records import (
     RECALL,
     RUN_TAG,
     SAMPLES_LAYOUT,
+    SAMPLES_TAG,
+    STEP,
     TRAIN,
+    best_metric,
     chain_path,
+    curve_metric,
     flatten,
+    newest_metric,
+    ranking_place,
     samples_path,
 )
-from pipelines.evaluate.evaluation import Evaluation, read_evaluation
+from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
 from pipelines.evaluate.measure import first_images
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
-from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.runs_table import share_ranking, update_standings
+from pipelines.tracking.origin import DataInput, data_input
+from pipelines.tracking.run import TrackedRun, note_tags
 from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.ui import image, report_link, share_ranking, update_standings
 
 
 class Records:
@@ -51,6 +60,11 @@ class Records:
     def owner(self) -> TrackedRun | None:
         """The training's MLflow run, which owns the checkpoints' models."""
         return self.tracker.find(TRAIN, self.subject.run.name)
+
+    def reference(self, role: Role) -> DataInput:
+        """What the samples are measured against, as an input of MLflow's runs."""
+        dataset = self.subject.references[role]
+        return data_input(dataset.name, dataset.sha256, dataset.card, dataset.path, "evaluation")
 
     def run_name(self, protocol: Protocol) -> str:
         """The name of the MLflow run that holds a protocol's numbers."""
@@ -76,6 +90,7 @@ class Records:
                     DATA_TAG: self.subject.references[role].name,
                 },
                 parent=self.owner.run_id if self.owner else None,
+                data=self.reference(role),
             )
             runs[role].log_json(PROTOCOL, asdict(protocol))
         try:
@@ -107,16 +122,22 @@ class Records:
         if self.log(run, checkpoint, evaluation.protocol, evaluation.values):
             log_samples(run, evaluation, samples, self.subject.chunks)
 
-    def rank(self, protocol: Protocol, checkpoints: Sequence[Checkpoint], evaluations: Sequence[Evaluation]) -> None:
+    def rank(
+        self,
+        run: TrackedRun,
+        protocol: Protocol,
+        checkpoints: Sequence[Checkpoint],
+        evaluations: Sequence[Evaluation],
+    ) -> None:
         """Give each checkpoint a run of its own under the protocol, by which MLflow's table of runs ranks checkpoints, and
-        the training's run the curve, the best and the newest of them."""
+        the training's run the curve, the best and the newest of them. run: the protocol's."""
         for checkpoint, evaluation in zip(checkpoints, evaluations, strict=True):
-            self._log_checkpoint(checkpoint, evaluation)
+            self._log_checkpoint(run, checkpoint, evaluation)
         update_standings(self.tracker, protocol.fingerprint, protocol.distance)
         if self.owner is not None:
-            self._log_on_training(self.owner, protocol)
+            self._log_on_training(self.owner, run, protocol)
 
-    def _log_checkpoint(self, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
+    def _log_checkpoint(self, of_protocol: TrackedRun, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
         protocol, training, step = evaluation.protocol, self.subject.run.name, checkpoint.step
         run = self.tracker.run(
             CHECKPOINT,
@@ -128,30 +149,58 @@ class Records:
                 PURPOSE_TAG: protocol.purpose,
                 RUN_TAG: training,
                 DATA_TAG: protocol.reference,
+                **note_tags(samples_image(of_protocol, step)),
             },
             parent=self.owner.run_id if self.owner else None,
+            data=self.reference(protocol.against),
         )
         batch_size = checkpoint.config.get("optim", {}).get("batch_size")
-        images_seen = {} if batch_size is None else {"images_seen": float(step * batch_size)}
-        run.log_values({"step": float(step), **images_seen, **evaluation.values}, step)
+        images_seen = {} if batch_size is None else {IMAGES_SEEN: float(step * batch_size)}
+        run.log_values({STEP: float(step), **images_seen, **evaluation.values}, step)
         run.finish()
 
-    def _log_on_training(self, training: TrackedRun, protocol: Protocol) -> None:
-        """All results under the protocol that are there, of checkpoints that are deleted too. Metrics of the training's run
-        hold the protocol in their names: one run has numbers of several."""
+    def _log_on_training(self, training: TrackedRun, of_protocol: TrackedRun, protocol: Protocol) -> None:
+        """The curve of all results under the protocol that are there, of checkpoints that are deleted too; the best and the
+        newest of them, if no protocol of more samples gave those."""
         results = self.subject.results(protocol)
         evaluations = [read_evaluation(path.parent) for path in results.glob(f"step-*/{MANIFEST}")]
         by_step = sorted(evaluations, key=lambda evaluation: evaluation.step)
-        curve = f"{protocol.distance}_{protocol.fingerprint[:6]}"
+        curve = curve_metric(protocol.distance, protocol.fingerprint)  # one run has the curves of several protocols
         logged = training.logged_steps(curve)
         training.log_records(
-            {"step": evaluation.step, curve: evaluation.distance}
+            {STEP: evaluation.step, curve: evaluation.distance}
             for evaluation in by_step
             if evaluation.step not in logged
         )
-        best, newest = min(by_step, key=lambda evaluation: (evaluation.distance, evaluation.step)), by_step[-1]
-        values = {f"best_{curve}": best.distance, f"best_step_{curve}": best.step, f"newest_{curve}": newest.distance}
-        training.log_values({name: float(value) for name, value in values.items()}, newest.step)
+        of_best = int(training.tags().get(SAMPLES_TAG, 0))
+        # The best is measured again, alone, for its report: that says nothing of the others.
+        enough = protocol.num_samples > of_best or (protocol.num_samples == of_best and protocol.purpose == "selection")
+        if not enough or protocol.against != "train":
+            return
+        values = {newest_metric(protocol.distance): by_step[-1].distance}
+        finite = [evaluation for evaluation in by_step if math.isfinite(evaluation.distance)]
+        if finite:
+            best = min(finite, key=lambda evaluation: (evaluation.distance, evaluation.step))
+            training.set_note(self._note(of_protocol, best, by_step))
+            values |= {best_metric(protocol.distance): best.distance, best_metric(STEP): float(best.step)}
+        # MLflow shows the value of the highest step, which another protocol may have come to before: so all are of step 0.
+        training.log_values(values, 0)
+        training.set_tags({PROTOCOL_TAG: protocol.fingerprint, SAMPLES_TAG: str(protocol.num_samples)})
+
+    def _note(self, of_protocol: TrackedRun, best: Evaluation, evaluations: Sequence[Evaluation]) -> str:
+        """What MLflow shows above a training: the best of its checkpoints, its samples, and where to read on."""
+        protocol = best.protocol
+        close = [f"{other.step:,}" for other in evaluations if other != best and other.indistinguishable_from(best)]
+        place = ranking_place(self.tracker.experiment_id, protocol.fingerprint)
+        parts = [
+            f"**Step {best.step:,} is the best of {len(evaluations)}: {describe_values(best.values, protocol)}.**",
+            f"Not to be told apart from it by their intervals: step {', '.join(close)}." if close else "",
+            f"[All checkpoints by {protocol.distance}]({place})",
+            report_link(self.tracker),  # before the picture: MLflow folds a long note
+            samples_image(of_protocol, best.step),
+            f"Protocol {protocol.fingerprint}: {protocol.describe()}.",
+        ]
+        return "\n\n".join(part for part in parts if part)
 
     def link(self, protocol: Protocol) -> str:
         """To the table of all checkpoints under the protocol in MLflow's UI, the lowest distance first."""
@@ -172,6 +221,11 @@ class Records:
         owner = self.owner or self.find(protocol)
         assert owner is not None  # it was evaluated
         return owner.run_id, owner.model_of(self.subject.run.name, checkpoint, protocol.weights)
+
+
+def samples_image(of_protocol: TrackedRun, step: int) -> str:
+    """The grid of a checkpoint's first samples, for a note."""
+    return image(of_protocol.run_id, samples_path(step), f"The first samples of step {step:,}")
 
 
 def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: Sequence[range]) -> None:

@@ -21,12 +21,13 @@ from ddpm_core.verdicts import intervals_overlap
 from pipelines.checkpoints.retention import MARK, mark_best, unmark
 from pipelines.checkpoints.store import made_at
 from pipelines.evaluate.driver import Evaluator
-from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
+from pipelines.evaluate.evaluation import Evaluation, describe_distance, describe_values, read_evaluation
 from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location, location
 from pipelines.runtime.progress import Say
+from pipelines.tracking.origin import code_version
 from pipelines.tracking.registry import Registry
-from pipelines.tracking.tracker import Tracker, code_version
+from pipelines.tracking.tracker import Tracker
 
 NOT_IN_NAMES = re.compile(r"[/:']")  # MLflow takes none of them in a model's name or in a search for it
 
@@ -110,13 +111,13 @@ def update_alias(
     alias = f"best-{protocol.distance.replace('_', '-')}"
     present = registry.tags(alias)
     before = f"step {int(present[STEP_TAG]):,} of {present[RUN_TAG]}" if present else ""
-    chosen = choose(finite, present, storage)
+    chosen, why = choose(finite, present, storage)
     if chosen is None:
         say(f"nightly: models:/{model}@{alias} stays at {before}, which is not among what was looked at")
         return None
     mark = f"alias-{protocol.fingerprint}{MARK}"
     mark_best(chosen.folder, chosen.evaluation.step, mark)  # before the alias moves: what it points at is always kept
-    set_alias(registry, alias, chosen)
+    set_alias(registry, alias, chosen, why)
     for folder in {each.run: each.folder for each in candidates if each.run != chosen.run}.values():
         unmark(folder, mark)
     stayed = chosen.identity.items() <= present.items()
@@ -124,30 +125,36 @@ def update_alias(
     return Champion(model, alias, chosen.evaluator, checkpoint, chosen.evaluation, None if stayed else before)
 
 
-def choose(candidates: Sequence[Candidate], present: Mapping[str, str], storage: Storage[Path]) -> Candidate | None:
-    """What the alias of the best is to point at, None if it stays at a checkpoint that is not among the candidates. present: the
-    tags of the version it points at, none if it is new."""
+def choose(
+    candidates: Sequence[Candidate], present: Mapping[str, str], storage: Storage[Path]
+) -> tuple[Candidate | None, str]:
+    """(what the alias of the best is to point at, None if it stays at a checkpoint that is not among the candidates; why it
+    moves, empty if it stays). present: the tags of the version it points at, none if it is new."""
     best = min(candidates, key=lambda each: (each.evaluation.distance, each.evaluation.step))
     if not present:
-        return best
+        return best, "it has the lowest distance of the first that were measured under this protocol"
     for holder in candidates:
         if holder.identity.items() <= present.items():
-            moves = replaces(best.evaluation, holder.evaluation, same_run=best.run == holder.run)
-            return best if moves else holder
+            why = replaces(best.evaluation, holder.evaluation, same_run=best.run == holder.run)
+            return (best, why) if why else (holder, "")
     if is_deleted(present[PATH_TAG]):
-        return best
+        return best, "the checkpoint before it was deleted"
     holds = result_of(storage, present, best.evaluation.protocol)  # of a training that was not looked at
     if holds is None or holds.distance <= best.evaluation.distance:
-        return None
-    return best if replaces(best.evaluation, holds, same_run=False) else None
+        return None, ""
+    why = replaces(best.evaluation, holds, same_run=False)
+    return (best, why) if why else (None, "")
 
 
-def replaces(new: Evaluation, old: Evaluation, same_run: bool) -> bool:
-    """Whether the alias moves from one checkpoint to another of a lower or equal distance."""
+def replaces(new: Evaluation, old: Evaluation, same_run: bool) -> str:
+    """Why the alias moves from one checkpoint to another of a lower or equal distance, empty if it does not."""
+    numbers = f"{describe_distance(new)} against {describe_distance(old)}"
     if same_run and new.step < old.step:
-        return True
+        return f"it is an earlier step of the same training and no worse: {numbers}"
     overlap = intervals_overlap(new.interval, old.interval)
-    return new.distance < old.distance if overlap is None else not overlap
+    if overlap is None:
+        return f"its distance is lower: {numbers}" if new.distance < old.distance else ""
+    return "" if overlap else f"its interval lies below: {numbers}"
 
 
 def is_deleted(path: str) -> bool:
@@ -168,8 +175,9 @@ def result_of(storage: Storage[Path], version: Mapping[str, str], protocol: Prot
         return None
 
 
-def set_alias(registry: Registry, alias: str, candidate: Candidate) -> None:
-    """Have an alias point at a checkpoint's model, with what it stands for as tags."""
+def set_alias(registry: Registry, alias: str, candidate: Candidate, why: str = "") -> None:
+    """Have an alias point at a checkpoint's model, with what it stands for as tags. why: as its version and the one that it
+    leaves say, if it moves and that is worth saying."""
     protocol = candidate.evaluation.protocol
     run_id, model_id = candidate.evaluator.records.model(open_checkpoint(candidate.path), protocol)
     tags = {
@@ -179,4 +187,5 @@ def set_alias(registry: Registry, alias: str, candidate: Candidate) -> None:
         PATH_TAG: str(candidate.path),
         CODE_VERSION_TAG: code_version(),
     }
-    registry.set_alias(alias, model_id, run_id, tags)
+    what = f"step {candidate.evaluation.step:,} of {candidate.run}"
+    registry.set_alias(alias, model_id, run_id, tags, (what, why) if why else None)

@@ -8,6 +8,7 @@ VARIABLES = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one for every small file; jobs print lines of their own
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's 7 take minutes; pipelines.tracking.retry tries again instead
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # MLflow's 120 s are long for somebody who waits for the end of a training
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run that ends, each checkpoint's among them
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # INFO announces every table that a new database gets
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train's 2 s are how long a dead worker goes unseen
     "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune prints tables that no verbosity silences

@@ -6,6 +6,7 @@ as float32 in [-1, 1], or as the uint8 pixels that stand for them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,14 @@ class ShardedDataset:
     def sha256(self) -> str:
         """The sha256 of all keys and pixels, whatever the files' encoding."""
         return str(self.manifest["sha256"])
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What the images are, for MLflow and reports; paths and keys stay in the manifest."""
+        keys = ("name", "images", "shape", "mean", "std", "second_moment", "sha256", "filter")
+        source = Path(self.manifest.get("source", "")).name
+        skipped = len(self.manifest.get("skipped", ()))
+        return {**{key: self.manifest.get(key) for key in keys}, "source": source, "skipped": skipped}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,19 +1,30 @@
 """A sweep's records in MLflow, which the report reads: its parameters, schedules, trials and conclusion."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ddpm_core.commit import MANIFEST, write_json
-from ddpm_core.records import DATA_TAG, PRIOR_BPD, SCHEDULES, SUMMARY, SWEEP, TRIALS, flatten
+from ddpm_core.records import (
+    DATA_TAG,
+    FINGERPRINT_TAG,
+    PRIOR_BPD,
+    SCHEDULES,
+    SUMMARY,
+    SWEEP,
+    TRIALS,
+    flatten,
+    ranking_link,
+)
 from ddpm_core.schedules import PriorCheck
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, summary
 from pipelines.sweep.result import SweepResult
+from pipelines.tracking.origin import data_input
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
 
@@ -41,6 +52,7 @@ def open_run(
             **flatten(config.evaluation(config.train.steps), "evaluate."),
         },
         tags={DATA_TAG: dataset.name},
+        data=data_input(dataset.name, dataset.sha256, dataset.card, dataset.path, "training"),
     )
 
 
@@ -61,6 +73,15 @@ def log_schedules(run: TrackedRun, points: Mapping[str, Point]) -> None:
             "log_snr": log_snr.tolist(),
         }
     run.log_json(SCHEDULES, curves)
+
+
+def link_to_ranking(run: TrackedRun, outcomes: Sequence[Outcome]) -> str:
+    """The link to the table that ranks the trials' last checkpoints in MLflow's UI, empty if no trial finished."""
+    evaluated = [outcome.evaluation_run_id for outcome in outcomes if outcome.status == "finished"]
+    if not evaluated or evaluated[-1] is None:
+        return ""
+    protocol = TrackedRun(run.client, run.experiment_id, evaluated[-1]).tags()[FINGERPRINT_TAG]
+    return ranking_link(run.client.tracking_uri, run.experiment_id, protocol)
 
 
 def record_result(
@@ -90,6 +111,6 @@ def record_result(
     run.log_json(TRIALS, rows)
     run.log_json(SUMMARY, {**facts, "paper": paper})
     run.finish()
-    result = SweepResult(name, run.run_id, metric, outcomes, facts["conclusion"])
+    result = SweepResult(name, run.run_id, metric, outcomes, facts["conclusion"], link_to_ranking(run, outcomes))
     write_json(folder / MANIFEST, asdict(result))
     return result

@@ -11,13 +11,15 @@ from pipelines.sweep.ranking import Outcome, measurements
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep. run_id: of its MLflow run. metric: what the points are compared by. outcomes: by point and seed."""
+    """A finished sweep. run_id: of its MLflow run. metric: what the points are compared by. outcomes: by point and seed.
+    link: to the ranking of the trials' checkpoints in MLflow's UI, empty if none finished or an earlier version ended it."""
 
     name: str
     run_id: str
     metric: str
     outcomes: tuple[Outcome, ...]
     conclusion: str
+    link: str = ""
 
     @property
     def ranking(self) -> list[Standing]:
@@ -35,6 +37,7 @@ class SweepResult:
             for outcome in self.outcomes
             if outcome.status != "finished"
         ]
+        lines += [f"the trials by {self.metric}, in MLflow: {self.link}"] if self.link else []
         return [*lines, self.conclusion]
 
 

@@ -1,6 +1,7 @@
 """Trials: a trial is a point of a sweep with one seed, trained and evaluated under Ray Tune up to a step."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,9 +51,11 @@ class Trials:
         """Have Ray Tune run trials to a step, each of which writes the file of its outcome. Raises what a trial raised."""
         config, points, parent = self.config, self.points, self.parent_run_id
         files = {key: self.outcome_file(steps, *key) for key in missing}
+        command = list(sys.argv)
 
         def trial(values: dict[str, Any]) -> None:
             prepare()  # in a process of Ray's, and before MLflow is imported
+            sys.argv[:] = command  # the source of its runs in MLflow
             from pipelines.sweep.trial import run_trial
 
             label, seed = values["trial"]

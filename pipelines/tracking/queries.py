@@ -1,11 +1,21 @@
 """What MLflow knows of trainings and models, by what a person calls them. Nothing is written here."""
 
+import json
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from ddpm_core.records import KIND_TAG, PARENT_TAG, PATH_TAG, STARTED_TAG, STEPS_TAG, TRAIN
+from ddpm_core.records import (
+    KIND_TAG,
+    PARENT_TAG,
+    PATH_TAG,
+    SHARED_VIEW,
+    STARTED_TAG,
+    STEPS_TAG,
+    TRAIN,
+    ranking_link,
+)
 from pipelines.tracking.database import ensure_database
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.uri import check_answers, check_uri, sqlite_file
@@ -52,6 +62,33 @@ def registered_model(client: MlflowClient, address: str) -> str:
     number = name.rsplit("/", 1)
     version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(*number)
     return str(version.source).removeprefix("models:/")
+
+
+@dataclass(frozen=True)
+class RankingView:
+    """A table of checkpoints under one protocol in MLflow's UI. metric: that it is sorted by."""
+
+    experiment: str
+    metric: str
+    link: str
+
+
+def rankings(uri: str) -> list[RankingView] | None:
+    """All such tables, those of the newest experiment first; None if the database does not exist."""
+    client = existing_client(uri)
+    if client is None:
+        return None
+    views = []
+    for experiment in client.search_experiments(order_by=["last_update_time DESC"]):
+        for tag, view in experiment.tags.items():
+            if tag.startswith(SHARED_VIEW):
+                try:
+                    metric = json.loads(view)["orderByKey"].removeprefix("metrics.").strip("`")
+                except (ValueError, KeyError):  # a view that a person shared
+                    continue
+                link = ranking_link(uri, experiment.experiment_id, tag.removeprefix(SHARED_VIEW))
+                views.append(RankingView(experiment.name, metric, link))
+    return views
 
 
 @dataclass(frozen=True)

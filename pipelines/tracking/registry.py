@@ -16,6 +16,7 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
+from ddpm_core.records import ALIAS_TAG
 from pipelines.tracking.client import retried
 
 VERSIONS_TAG = "mlflow.modelVersions"
@@ -33,16 +34,20 @@ class Registry:
     @retried
     def tags(self, alias: str) -> dict[str, str]:
         """The tags of the version that an alias points at, none if there is no such alias."""
-        try:
-            return dict(self.client.get_model_version_by_alias(self.name, alias).tags)
-        except MlflowException as error:
-            if error.error_code not in ABSENT:
-                raise
-            return {}
+        version = self._pointed_at(alias)
+        return {} if version is None else dict(version.tags)
 
     @retried
-    def set_alias(self, alias: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> None:
-        """Have an alias point at a LoggedModel of a run; the tags go to its version."""
+    def set_alias(
+        self,
+        alias: str,
+        model_id: str,
+        run_id: str,
+        tags: Mapping[str, str],
+        move: tuple[str, str] | None = None,
+    ) -> None:
+        """Have an alias point at a LoggedModel of a run; the tags go to its version. move: what the model is and why the alias
+        moves to it, which its version says then, and the version that the alias leaves."""
         try:
             self.client.create_registered_model(self.name)
         except MlflowException as error:
@@ -52,7 +57,28 @@ class Registry:
         self._link(model_id, version)
         for key, value in tags.items():
             self.client.set_model_version_tag(self.name, version.version, key, value)
+        if move is not None:  # before the alias moves: a kill between has the same move made again
+            what, why = move
+            left = self._pointed_at(alias)
+            if left is not None and str(left.version) != str(version.version):
+                self._describe(left, f"{alias} left this version for version {version.version}, {what}, since {why}")
+            self._describe(version, f"{alias} points at this version, {what}, since {why}")
         self.client.set_registered_model_alias(self.name, alias, version.version)
+
+    def _pointed_at(self, alias: str) -> Any:
+        """The version that an alias points at, None if there is no such alias."""
+        try:
+            return self.client.get_model_version_by_alias(self.name, alias)
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
+            return None
+
+    def _describe(self, version: Any, text: str) -> None:
+        """Say something of a version by a tag, and by its description unless a person wrote that."""
+        if (version.description or "") in ("", version.tags.get(ALIAS_TAG)):
+            self.client.update_model_version(self.name, version.version, text)
+        self.client.set_model_version_tag(self.name, version.version, ALIAS_TAG, text)
 
     def _version(self, model_id: str, run_id: str) -> Any:
         """The version that stands for a LoggedModel, made if there is none."""

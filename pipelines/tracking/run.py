@@ -1,30 +1,52 @@
 """An MLflow run: its metrics, tags, files, and the models of its checkpoints. Every call can be made again: nothing is made
 twice."""
 
+import contextlib
 import json
+import logging
+import platform
 import re
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Metric, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Weights
-from ddpm_core.records import PATH_TAG, SHA256_TAG
+from ddpm_core.errors import one_line
+from ddpm_core.protocol import fingerprint
+from ddpm_core.records import NOTE_TAG, PATH_TAG, SHA256_TAG
 from pipelines.tracking.client import retried
 
+EXTERNAL_TAG = "mlflow.model.isExternal"  # MLflow's own: whether a model has no files
+MACHINE_INTERVAL, MACHINE_SAMPLES = (
+    10.0,
+    3,
+)  # seconds between looks at the machine, and how many are logged as their mean
+MACHINE_PAUSE = 60.0  # seconds before MLflow's monitor is started again
 METRICS_A_CALL = 1000  # MLflow's limit
 NOT_IN_NAMES = re.compile(r"[/:.%\"']")  # of what MLflow calls a logged model
+
+logger = logging.getLogger(__name__)
 
 
 def now() -> int:
     """The time in ms, as MLflow counts it."""
     return int(time.time() * 1000)
+
+
+def note_tags(text: str) -> dict[str, str]:
+    """The tags that are MLflow's note on a run, in Markdown."""
+    return {MLFLOW_RUN_NOTE: text, NOTE_TAG: fingerprint(text)}
 
 
 @dataclass(frozen=True)
@@ -36,9 +58,22 @@ class TrackedRun:
     run_id: str
 
     @retried
+    def tags(self) -> dict[str, str]:
+        """The tags of the run."""
+        return dict(self.client.get_run(self.run_id).data.tags)
+
+    @retried
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, in place of those of the same names."""
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    @retried
+    def set_note(self, text: str) -> None:
+        """Set MLflow's note on the run, in Markdown, unless a person has changed it."""
+        tags = self.tags()
+        note = tags.get(MLFLOW_RUN_NOTE, "")
+        if note in ("", text) or fingerprint(note) == tags.get(NOTE_TAG):
+            self.set_tags(note_tags(text))
 
     @retried
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
@@ -46,6 +81,38 @@ class TrackedRun:
         self.client.set_terminated(self.run_id, status)
 
     # Metrics.
+
+    @contextlib.contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Have MLflow log what this machine's CPUs, memory, disk, network and GPUs do while the block lasts, in a thread whose
+        troubles are nobody else's. MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false, MLflow's own switch, turns it off."""
+        ended = threading.Event()
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set() or MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            threading.Thread(target=self._watch_machine, args=(ended,), name="system metrics", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _watch_machine(self, ended: threading.Event) -> None:
+        """Run MLflow's monitor, and another one if it ends, as it does when the server is away."""
+        while not ended.is_set():
+            try:
+                from mlflow.system_metrics import system_metrics_monitor  # here: it takes a second
+
+                logging.getLogger(system_metrics_monitor.__name__).setLevel(logging.ERROR)
+                monitor = system_metrics_monitor.SystemMetricsMonitor(
+                    self.run_id,
+                    sampling_interval=MACHINE_INTERVAL,
+                    samples_before_logging=MACHINE_SAMPLES,
+                    resume_logging=True,
+                    tracking_uri=self.client.tracking_uri,
+                )
+                monitor._shutdown_event = ended
+                monitor.monitor()
+            except Exception as error:
+                logger.debug("system metrics: %s", one_line(error))
+            ended.wait(MACHINE_PAUSE)
 
     @retried
     def logged_steps(self, key: str) -> set[int]:
@@ -161,16 +228,24 @@ class TrackedRun:
 
     def model_of(self, name: str, checkpoint: Checkpoint, weights: Weights = "ema") -> str:
         """The id of the LoggedModel of a checkpoint of the training `name`, made if there is none."""
-        sha256 = checkpoint.weights_sha256(weights)
         return self.checkpoint_model(
-            f"{name}-step-{checkpoint.step}", checkpoint.step, checkpoint.path, sha256, weights
+            f"{name}-step-{checkpoint.step}",
+            checkpoint.step,
+            checkpoint.path,
+            checkpoint.weights_sha256(weights),
+            weights,
+            model_file(checkpoint, weights),
         )
 
     @retried
-    def checkpoint_model(self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema") -> str:
-        """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are."""
+    def checkpoint_model(
+        self, name: str, step: int, path: object, sha256: str, weights: Weights = "ema", file: str | None = None
+    ) -> str:
+        """The id of the LoggedModel that stands for a checkpoint's weights, which stay where they are. file: by which MLflow
+        loads it; without one it cannot."""
         name = NOT_IN_NAMES.sub("-", name if weights == "ema" else f"{name}-raw")
-        models, place = self._models(name), {PATH_TAG: str(path), SHA256_TAG: sha256}
+        tags = {PATH_TAG: str(path), SHA256_TAG: sha256, EXTERNAL_TAG: str(file is None).lower()}
+        models = self._models(name)
         if not models:
             self.client.create_logged_model(
                 self.experiment_id,
@@ -178,17 +253,26 @@ class TrackedRun:
                 source_run_id=self.run_id,
                 model_type="ddpm",
                 params={"step": str(step), "weights": weights},
-                tags={**place, "mlflow.model.isExternal": "true"},
+                tags=tags,
             )
             models = self._models(name)
         model, *others = models
-        if not place.items() <= model.tags.items():  # the checkpoint was made anew, or moved
-            self.client.set_logged_model_tags(model.model_id, place)
-        if model.status != LoggedModelStatus.READY:
+        ready = model.status == LoggedModelStatus.READY
+        current = tags.items() <= model.tags.items()  # else it was made anew, moved, or recorded by an earlier version
+        if file is not None and not (ready and current):
+            self._log_model_file(model.model_id, file)
+        if not current:
+            self.client.set_logged_model_tags(model.model_id, tags)
+        if not ready:
             self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         for other in others:  # made by another process in the same moment, or by a call whose answer was lost
             self.client.delete_logged_model(other.model_id)
         return str(model.model_id)
+
+    def _log_model_file(self, model_id: str, content: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "MLmodel").write_text(content, encoding="utf-8")
+            self.client.log_model_artifacts(model_id, folder)
 
     def _models(self, name: str) -> list[LoggedModel]:
         """The run's models of a name, the first one first."""
@@ -196,3 +280,36 @@ class TrackedRun:
             [self.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{self.run_id}'"
         )
         return sorted(models, key=lambda model: (model.creation_timestamp, model.model_id))
+
+
+def model_file(checkpoint: Checkpoint, weights: Weights) -> str:
+    """The file MLmodel of a checkpoint: MLflow's description of a model (YAML, of which JSON is a part) that
+    pipelines/checkpoints/pyfunc.py loads, with its signature, and where the weights lie in their storage."""
+    unet, diffusion = checkpoint.config.get("unet", {}), checkpoint.config.get("diffusion", {})
+    size, channels = unet.get("image_size", -1), unet.get("in_channels", -1)
+    run = checkpoint.path.parent
+    image = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, size, size, channels]}}
+    params = {"seed": 0, "steps": diffusion.get("num_timesteps", 1000)}
+    description = {
+        "flavors": {
+            "python_function": {
+                "loader_module": "pipelines.checkpoints.pyfunc",
+                "python_version": platform.python_version(),
+                "config": {
+                    "storage": str(run.parent.parent),
+                    "checkpoint": f"{run.parent.name}/{run.name}/{checkpoint.path.name}",
+                    "weights": weights,
+                    "sha256": checkpoint.weights_sha256(weights),
+                },
+            }
+        },
+        "mlflow_version": mlflow.__version__,
+        "signature": {
+            "inputs": json.dumps([{"type": "long", "required": True}]),
+            "outputs": json.dumps([image]),
+            "params": json.dumps(
+                [{"name": name, "type": "long", "default": value, "shape": None} for name, value in params.items()]
+            ),
+        },
+    }
+    return json.dumps(description, indent=1)

@@ -3,7 +3,6 @@
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mlflow import MlflowClient
@@ -11,26 +10,19 @@ from mlflow.entities import LifecycleStage, Param, Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError
-from ddpm_core.records import CODE_VERSION_TAG, FINGERPRINT_TAG, KIND_TAG, PARENT_TAG, STARTED_TAG, Kind
+from ddpm_core.records import FINGERPRINT_TAG, KIND_TAG, PARENT_TAG, STARTED_TAG, Kind
 from pipelines.runtime.layout import Storage
 from pipelines.runtime.locations import Location
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.client import is_transient, retried
 from pipelines.tracking.database import ensure_database
+from pipelines.tracking.origin import DataInput, source_tags
 from pipelines.tracking.retry import with_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.sqlite_lease import claim
 from pipelines.tracking.uri import check_answers, check_uri, sqlite_file, tracking_uri
 
 PARAMS_A_CALL = 100  # MLflow's limit
-
-
-def code_version() -> str:
-    """This project's version."""
-    try:
-        return version("ddpm-ray")
-    except PackageNotFoundError:  # run from an uploaded working directory
-        return "not installed"
 
 
 class Tracker:
@@ -105,9 +97,10 @@ class Tracker:
         params: Mapping[str, str],
         tags: Mapping[str, str],
         parent: str | None = None,
+        data: DataInput | None = None,
     ) -> TrackedRun:
         """The run of this kind and name, whose fingerprint the name holds: found and set running again, or made. parent: the
-        id of the run that it belongs to."""
+        id of the run that it belongs to. data: what it reads."""
         runs = self._runs(kind, name)
         if runs:
             self.client.update_run(runs[0].info.run_id, status="RUNNING")
@@ -117,6 +110,8 @@ class Tracker:
             runs = self._runs(kind, name)
         first, *others = runs
         self._log_missing(first, params)
+        if data is not None and not first.inputs.dataset_inputs:
+            self.client.log_inputs(first.info.run_id, [data])
         if first.data.params:
             self._delete_empty(others)
         return TrackedRun(self.client, self.experiment_id, first.info.run_id)
@@ -131,7 +126,7 @@ class Tracker:
             KIND_TAG: kind,
             FINGERPRINT_TAG: fingerprint,
             STARTED_TAG: str(time.time()),
-            CODE_VERSION_TAG: code_version(),
+            **source_tags(),
         }
         if parent is not None:
             identity[PARENT_TAG] = parent

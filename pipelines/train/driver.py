@@ -28,12 +28,13 @@ from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.tracking.origin import data_input
 from pipelines.tracking.outbox import Unsent
 from pipelines.tracking.retry import without_retries
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import TrainConfig
-from pipelines.train.follower import Follower, synchronise, unsent_entries
+from pipelines.train.follower import Follower, logged_steps, synchronise, unsent_entries
 from pipelines.train.loader import check_shuffle
 from pipelines.train.stop import StopRequest, interruptible
 from pipelines.train.worker import WorkerTask, run_worker
@@ -85,6 +86,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
         params=records.flatten(config),
         tags={records.PRESET_TAG: config.preset, records.DATA_TAG: dataset.name},
         parent=parent_run_id,
+        data=data_input(dataset.name, dataset.sha256, dataset.card, dataset.path, "training"),
     )
     training = TrainingSession(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
     if resources is None:
@@ -173,10 +175,11 @@ class TrainingSession:
         self, trainer: ray.train.torch.TorchTrainer, outbox: ray.util.queue.Queue, stop: ray.util.queue.Queue
     ) -> Follower:
         """Train to an end, whichever it is, with the records passed on. Raises what ended the workers."""
-        logged = self.tracked.logged_steps("loss")
+        logged = logged_steps(self.tracked)
         self.unsent.start()
         try:
             with (
+                self.tracked.system_metrics(),
                 StopRequest() as request,
                 Follower(self.run.name, self.config, outbox, stop, request, self.unsent, logged, self.say) as follower,
             ):
@@ -283,11 +286,8 @@ def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
 
 
 def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
-    """What the images are, for the report; paths stay in the data set's own manifest."""
-    keys = ("name", "images", "shape", "mean", "std", "second_moment", "sha256", "filter")
-    source = Path(dataset.manifest["source"]).name
-    card = {key: dataset.manifest[key] for key in keys}
-    run.log_json(records.DATA_CARD, {**card, "source": source, "skipped": len(dataset.manifest["skipped"])})
+    """What the images are, for the report."""
+    run.log_json(records.DATA_CARD, dataset.card)
     run.log_json(records.CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
     run.log_bytes(records.CONTACT_SHEET, (dataset.path / "contact_sheet.png").read_bytes())
 

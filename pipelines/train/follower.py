@@ -5,7 +5,7 @@ import hashlib
 import queue as queues
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ from ddpm_core.records import (
     IMAGES_PER_SECOND,
     LEARNING_RATE,
     LOSS,
+    STEP,
     UTILISATION,
+    training_metric,
     training_samples_path,
 )
 from pipelines.runtime.locations import Location, forget_listings
@@ -52,8 +54,7 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
     def send(entry: Entry) -> None:
         match entry["call"]:
             case "records":
-                records = [record for record in entry["records"] if record["step"] not in logged]
-                run.log_records(records, entry["timestamp"])
+                log_missing(run, entry["records"], logged, entry["timestamp"])
             case "bytes":
                 run.log_bytes(entry["name"], base64.b64decode(entry["data"]))
             case "json":
@@ -68,18 +69,35 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
 
     unsent = Unsent(unsent_folder(folder), send, say)
     if unsent:
-        logged |= run.logged_steps(LOSS)
+        logged |= logged_steps(run)
         unsent.flush()
         logged.clear()
     return unsent
 
 
+def logged_steps(run: TrackedRun) -> set[int]:
+    """The steps whose records MLflow has."""
+    return run.logged_steps(training_metric(LOSS))
+
+
+def log_missing(
+    run: TrackedRun, records: Iterable[Mapping[str, float]], logged: set[int], timestamp: int | None = None
+) -> None:
+    """Log the records of steps that are not `logged`, by MLflow's names."""
+    run.log_records(
+        (
+            {key if key == STEP else training_metric(key): value for key, value in record.items()}
+            for record in records
+            if record[STEP] not in logged
+        ),
+        timestamp,
+    )
+
+
 def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -> None:
     """Give MLflow what the checkpoints know and it does not: a killed driver's records, a model for each checkpoint."""
-    logged = run.logged_steps(LOSS)
     if checkpoints:
-        history = [record for record in checkpoints[-1].history if "step" in record]
-        run.log_records(record for record in history if record["step"] not in logged)
+        log_missing(run, [record for record in checkpoints[-1].history if STEP in record], logged_steps(run))
     for checkpoint in checkpoints:
         run.model_of(name, checkpoint)
 

@@ -4,7 +4,7 @@ Training curves and pictures are not among them: they are read when they are dra
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +34,7 @@ def read_experiment(store: Store, experiment: str, only: str | None = None) -> E
     """The records of one experiment, limited to one training or sweep if `only` is its name or MLflow id. Raises InputError
     for an experiment that does not exist, in which nothing was trained or evaluated, or which has no such run."""
     experiment_id = store.experiment_id(experiment)
-    runs = store.runs(experiment_id)
+    runs = [run for run in store.runs(experiment_id) if run.data.tags.get(names.KIND_TAG) != names.REPORT]
     trainings, measurements = (
         _of_kinds(runs, names.TRAIN),
         _of_kinds(runs, names.EVALUATE, names.LIKELIHOOD, names.COMPRESSION),
@@ -111,6 +111,11 @@ def _updated(runs: Sequence[Run]) -> datetime | None:
     return datetime.fromtimestamp(max(times) / 1000, tz=UTC) if times else None
 
 
+def latest_values(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A training's metrics by the names of its records; of a run that an earlier version began, the later names count."""
+    return {names.record_metric(name): metrics[name] for name in sorted(metrics, key=lambda name: "/" in name)}
+
+
 class _Reader:
     """Reads runs one by one and remembers what it could not use."""
 
@@ -128,7 +133,7 @@ class _Reader:
             status=run.info.status,
             params=dict(run.data.params),
             tags=dict(run.data.tags),
-            latest=dict(run.data.metrics),
+            latest=latest_values(run.data.metrics),
             card=self._parsed(run, names.DATA_CARD, artifacts.data_card),
             sheet=self._parsed(run, names.CONTACT_SHEET_LAYOUT, artifacts.grid_layout),
         )

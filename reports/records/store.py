@@ -20,6 +20,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError, one_line
+from ddpm_core.records import SHARED_VIEW, training_metric
 
 RUNS_A_CALL = 1000
 
@@ -68,6 +69,11 @@ class Store:
             f"which holds {names}; name one of those."
         )
 
+    def has_ranking(self, experiment_id: str, protocol: str) -> bool:
+        """Whether MLflow's UI has a table of the checkpoints under a protocol; experiments of earlier versions have none."""
+        of_id = (experiment for experiment in self._experiments if experiment.experiment_id == experiment_id)
+        return any(SHARED_VIEW + protocol in experiment.tags for experiment in of_id)
+
     def runs(self, experiment_id: str) -> list[Run]:
         """Every run that was not deleted, the oldest first, with its latest metrics, params and tags."""
         runs: list[Run] = []
@@ -92,6 +98,11 @@ class Store:
             values = tuple(_restored(newest[step].value) for step in steps)
             self._histories[run_id, metric] = Series(steps=steps, values=values)
         return self._histories[run_id, metric]
+
+    def training_history(self, run_id: str, metric: str) -> Series:
+        """A training's metric by step, as its records name it; one that an earlier version logged has no other name."""
+        series = self.history(run_id, training_metric(metric))
+        return series if series.steps else self.history(run_id, metric)
 
     def files_beside(self, run_id: str, path: str) -> list[str]:
         """The paths of the files in the folder of an artifact, itself among them; empty if there is no such folder."""

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.records import INFINITY, KID, PRECISION, RECALL
+from ddpm_core.records import INFINITY, KID, PRECISION, RECALL, ranking_link
 from ddpm_core.verdicts import Verdict
 from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table
 from reports.formatting import NOT_RECORDED, count, decimals_for, fixed, shortened
-from reports.records.store import Store
+from reports.records.entities import ExperimentRecord
+from reports.records.store import Store, public_uri
 from reports.sections.checkpoint_charts import further_charts, ranking_charts
 from reports.verdicts.ranking import Entry, Ranking
 from reports.verdicts.wording import decimals_of, interval_text, metric_name, score_text
@@ -19,16 +20,17 @@ _FURTHER = {INFINITY: "{} at n → ∞", KID: "KID", PRECISION: "Precision", REC
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolSection:
-    """One protocol's results: nothing in it was measured under another."""
+    """One protocol's results: nothing in it was measured under another. link: to them in MLflow's UI, empty if it has none."""
 
     title: str
     description: str
     charts: tuple[Chart, ...]
     further: tuple[Chart, ...]
     table: Table
+    link: str
 
 
-def protocol_section(store: Store, ranking: Ranking) -> ProtocolSection:
+def protocol_section(store: Store, record: ExperimentRecord, ranking: Ranking) -> ProtocolSection:
     protocol = ranking.protocol
     purpose = ", measured again on fresh samples" if protocol.purpose == "report" else ""
     return ProtocolSection(
@@ -37,6 +39,9 @@ def protocol_section(store: Store, ranking: Ranking) -> ProtocolSection:
         charts=ranking_charts(ranking),
         further=further_charts(store, ranking),
         table=ranking_table(store, ranking),
+        link=ranking_link(public_uri(record.tracking_uri), record.experiment_id, protocol.fingerprint)
+        if store.has_ranking(record.experiment_id, protocol.fingerprint)
+        else "",
     )
 
 

@@ -35,7 +35,7 @@ def training_hours(store: Store, run: RunRecord) -> float | None:
     batch, workers = run.batch_size, run.tags.get(WORKERS_TAG, "")
     if batch is None or not workers.isdecimal() or IMAGES_PER_SECOND not in run.latest:
         return None
-    speed = store.history(run.run_id, IMAGES_PER_SECOND)
+    speed = store.training_history(run.run_id, IMAGES_PER_SECOND)
     points = [
         (step, value) for step, value in zip(speed.steps, speed.values, strict=True) if value > 0 and value < math.inf
     ]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.records import CODE_VERSION_TAG, CONFIG, DEVICE_TAG, FINGERPRINT_TAG, PRESET_TAG, WORKERS_TAG
+from ddpm_core.records import CODE_VERSION_TAG, CONFIG, DEVICE_TAG, FINGERPRINT_TAG, LOCAL_UI, PRESET_TAG, WORKERS_TAG
 from reports.drawing.elements import Column, Illustration, Row, Table, long_table
 from reports.formatting import NOT_RECORDED, count, counted, number
 from reports.records.entities import DataCard, ExperimentRecord, RunRecord
@@ -175,7 +175,7 @@ def commands(record: ExperimentRecord, lead: RunRecord) -> tuple[tuple[str, str]
     """Command lines and addresses, each with what it is for."""
     uri, run_id = public_uri(record.tracking_uri), lead.run_id
     served = urlsplit(uri).scheme in ("http", "https")
-    address = uri.rstrip("/") if served else "http://127.0.0.1:5000"
+    address = uri.rstrip("/") if served else LOCAL_UI
     mlflow = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow"
     again = reproduce(lead)
     return (

@@ -35,7 +35,7 @@ def training_charts(
     drawn = list(trained.values())[: figures.MAX_LINES]
     charts: list[Chart] = []
     for metric, axis, log, what in _CURVES:
-        series = [(run.name, store.history(run.run_id, metric)) for run in drawn if metric in run.latest]
+        series = [(run.name, store.training_history(run.run_id, metric)) for run in drawn if metric in run.latest]
         finite = [pair for pair in series if any(map(math.isfinite, pair[1].values))]
         if not finite:
             continue
@@ -52,7 +52,7 @@ def training_charts(
 def _quarters(store: Store, run: RunRecord) -> Chart | None:
     """The leading run's loss by quarter of the timesteps: small t weighs on details, large t on the whole picture."""
     series = [
-        (f"t in the {name}", store.history(run.run_id, names.loss_quarter(place)))
+        (f"t in the {name}", store.training_history(run.run_id, names.loss_quarter(place)))
         for place, name in enumerate(_QUARTERS, start=1)
         if names.loss_quarter(place) in run.latest
     ]

@@ -245,7 +245,7 @@ def mlflow_runs(storage: Path) -> list[tuple[str, str, list[tuple[int, float]]]]
     assert experiment is not None
     runs = []
     for run in client.search_runs([experiment.experiment_id]):
-        histories = [client.get_metric_history(run.info.run_id, key) for key in ("loss", "fd_pixels")]
+        histories = [client.get_metric_history(run.info.run_id, key) for key in ("train/loss", "fd_pixels")]
         values = sorted((metric.step, metric.value) for history in histories for metric in history)
         runs.append((str(run.info.run_name), str(run.info.status), values))
     return sorted(runs)

@@ -18,6 +18,7 @@ JOBS = [
     "compress.py",
     "export.py",
     "report.py",
+    "ui.py",
     "demo.py",
 ]
 
@@ -39,6 +40,7 @@ def test_help_shows_every_option_with_what_it_means(
         "compress.py": ["encode --run RUN --images", "decode --run RUN --files", "curve --run RUN --data"],
         "export.py": ["RUN", "--format {diffusers}", "--weights {ema,raw}"],
         "report.py": ["--output", "--experiment"],
+        "ui.py": ["--storage", "--open"],
         "demo.py": ["--storage"],
     }
     for text in wanted[job]:

@@ -235,7 +235,7 @@ def test_one_checkpoint_is_not_called_a_minimum() -> None:
 def test_values_that_are_not_finite_are_shown_and_never_ranked() -> None:
     writer = writer_of("diverging")
     train = writer.train("tiny-diverging")
-    writer.metrics(train, {"loss": {310: float("nan")}})
+    writer.metrics(train, {"train/loss": {310: float("nan")}})
     writer.evaluate(train, DIGITS, {100: float("inf"), 200: 6.0, 300: float("nan")})
     page = page_of("diverging")
     assert page.root.all("h1")[0].text == "Step 200 has fd_digits 6.00"

@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from support.report_experiments import DIGITS, digits, tracking_uri, writer_of
+from support.report_experiments import DIGITS, digits, page_of, tracking_uri, writer_of
 
 from ddpm_core.errors import InputError
 from reports.build import build_report
@@ -66,6 +66,52 @@ def test_an_experiment_without_a_training_run_gives_no_report(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"has no training run \(of its 1 runs none has the tag ddpm.kind = train\)"):
         build_report(tracking_uri(), "prepared", tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_by_the_names_of_earlier_versions_are_read_alike() -> None:
+    pages = {}
+    for name, sections in (("sections", True), ("flat", False)):
+        writer = writer_of(f"named-{name}")
+        writer.evaluate(writer.train("tiny-named", sections=sections), DIGITS, {100: 5.0, 200: 4.0})
+        pages[name] = page_of(f"named-{name}")
+    flat, sectioned = pages["flat"], pages["sections"]
+    assert flat.section("Training").text == sectioned.section("Training").text
+    assert flat.tables("Cost of") == sectioned.tables("Cost of")
+    assert flat.tables("Cost of")[0][0][1] == "0.0133"
+    charts = [len(page.section("Training").all("svg")) for page in pages.values()]
+    assert charts[0] == charts[1] > 5
+
+
+def test_a_training_that_a_later_version_went_on_with_is_read_by_the_later_names() -> None:
+    writer = writer_of("gone-on")
+    run = writer.train("tiny-gone-on", sections=False)
+    writer.metrics(run, {"train/loss": {10: 7.0, 400: 0.25}})
+    store = Store(tracking_uri())
+    (record,) = read_experiment(store, "gone-on").runs
+    assert record.latest["loss"] == 0.25
+    assert store.training_history(run, "loss") == Series(steps=(10, 400), values=(7.0, 0.25))
+    assert store.training_history(run, "lr").steps[-1] == 300
+
+
+def test_the_run_that_holds_the_report_changes_no_report() -> None:
+    writer = writer_of("reported")
+    writer.evaluate(writer.train("tiny-reported"), DIGITS, {100: 5.0, 200: 4.0})
+    before = page_of("reported").source
+    writer.run("report", "report")
+    page_of.cache_clear()
+    assert page_of("reported").source == before
+
+
+def test_a_protocols_table_in_mlflow_is_linked_if_there_is_one() -> None:
+    writer = writer_of("ranked")
+    writer.evaluate(writer.train("tiny-ranked"), DIGITS, {100: 5.0, 200: 4.0})
+    place = f"http://127.0.0.1:5000/#/experiments/{writer.experiment_id}/runs?"
+    links = [element.attributes.get("href", "") for element in page_of("ranked").root.all("a")]
+    assert not any(link.startswith(place) for link in links)
+    writer.share_view(DIGITS.fingerprint)
+    page_of.cache_clear()
+    links = [element.attributes.get("href", "") for element in page_of("ranked").root.all("a")]
+    assert f"{place}workflowType=machine_learning&viewStateShareKey={DIGITS.fingerprint}" in links
 
 
 def test_a_repeated_step_counts_as_it_was_written_last() -> None:

@@ -54,7 +54,7 @@ def test_a_summary_of_missing_and_broken_numbers_is_valid_json(values: dict[int,
     name = f"summary-{len(values)}"
     writer = writer_of(name)
     train = writer.train("tiny-summary")
-    writer.metrics(train, {"loss": {310: float("nan")}})
+    writer.metrics(train, {"train/loss": {310: float("nan")}})
     if values:
         writer.evaluate(train, DIGITS, values, half_width=None)
     writer.likelihood(train, {100: float("nan")})

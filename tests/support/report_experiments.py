@@ -94,6 +94,10 @@ class Writer:
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
 
+    def share_view(self, protocol: str) -> None:
+        """The table of the checkpoints under a protocol in MLflow's UI."""
+        self._client.set_experiment_tag(self.experiment_id, f"mlflow.sharedViewState.{protocol}", "{}")
+
     def copies(self, run_ids: Sequence[str], amount: int) -> None:
         """So many copies of runs of this experiment with their metrics and artifacts, parents and children kept together:
         in SQL, as MLflow would take minutes."""
@@ -128,8 +132,14 @@ class Writer:
         self._client.log_dict(run_id, value, path)
 
     def train(
-        self, name: str, params: Mapping[str, Any] | None = None, card: Any = CARD, status: str = "FINISHED"
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        card: Any = CARD,
+        status: str = "FINISHED",
+        sections: bool = True,
     ) -> str:
+        """sections: whether metrics have names with a section, or the names of earlier versions."""
         tags = {
             "ddpm.preset": "tiny",
             "ddpm.device": "2 x CPU",
@@ -141,17 +151,18 @@ class Writer:
         for key, value in params.items():
             self._client.log_param(run_id, key, value)
         steps = range(10, 310, 10)
+        train, speed = ("train/", "speed/") if sections else ("", "")
         self.metrics(
             run_id,
             {
-                "loss": {step: 1 / step for step in steps},
-                "grad_norm": {step: 2 / step for step in steps},
-                "lr": dict.fromkeys(steps, 0.0002),
-                "images_per_second": {step: 800.0 + step % 7 for step in steps},
-                "param_norm": {step: 10 + step / 100 for step in steps},
-                "data_wait_share": dict.fromkeys(steps, 0.01),
-                "memory_gib": dict.fromkeys(steps, 0.5),
-                **{f"loss_q{quarter}": {step: quarter / step for step in steps} for quarter in (1, 2, 3, 4)},
+                f"{train}loss": {step: 1 / step for step in steps},
+                f"{train}grad_norm": {step: 2 / step for step in steps},
+                f"{train}lr": dict.fromkeys(steps, 0.0002),
+                f"{speed}images_per_second": {step: 800.0 + step % 7 for step in steps},
+                f"{train}param_norm": {step: 10 + step / 100 for step in steps},
+                f"{speed}data_wait_share": dict.fromkeys(steps, 0.01),
+                f"{speed}memory_gib": dict.fromkeys(steps, 0.5),
+                **{f"{train}loss_q{quarter}": {step: quarter / step for step in steps} for quarter in (1, 2, 3, 4)},
             },
         )
         self.json(run_id, "data/card.json", card)

@@ -98,6 +98,9 @@ def test_a_sweeps_records_hold_its_trials_schedules_and_conclusion(
     swept: tuple[Path, ScheduleSweep, SweepResult],
 ) -> None:
     storage, _, result = swept
+    tags = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_run(str(result.outcomes[0].evaluation_run_id)).data.tags
+    assert result.link.endswith(f"/runs?workflowType=machine_learning&viewStateShareKey={tags['ddpm.fingerprint']}")
+    assert result.link in "\n".join(result.describe())
     rows = artifact(storage, result, "trials.json")
     assert [(row["label"], row["status"]) for row in rows] == [
         ("linear", "finished"),
@@ -116,7 +119,7 @@ def test_a_sweeps_records_hold_its_trials_schedules_and_conclusion(
     assert facts["conclusion"] == result.conclusion
     # The result stands in the training run too, beside the parameters that parallel coordinates draw.
     run = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_run(result.outcomes[0].run_id)
-    assert run.data.metrics["fd_pixels"] == result.outcomes[0].distance
+    assert run.data.metrics["fd_pixels"] == run.data.metrics["best_fd_pixels"] == result.outcomes[0].distance
     assert run.data.params["diffusion.schedule"] == "linear"
     assert run.data.tags["mlflow.parentRunId"] == result.run_id
 

@@ -160,7 +160,7 @@ def test_a_training_goes_on_and_stops_when_asked_while_the_server_is_away(
     server.start()
     unsent_entries(run, tmp_path, lines.append)  # the same command again
     assert not unsent_folder(tmp_path).exists()
-    history = run.client.get_metric_history(run.run_id, "loss")
+    history = run.client.get_metric_history(run.run_id, "train/loss")
     assert sorted((metric.step, metric.value) for metric in history) == [(step, 1 / step) for step in range(1, 41)]
     (model,) = run.client.search_logged_models([run.experiment_id])
     assert model.tags["ddpm.path"] == str(checkpoint.path)
@@ -185,7 +185,7 @@ def test_what_waits_is_sent_as_soon_as_the_server_is_back(servers: tuple[Server,
         "tracking: MLflow does not answer ",
         "tracking: MLflow answers again",
     ]
-    assert run.logged_steps("loss") == {1}
+    assert run.logged_steps("train/loss") == {1}
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_a_training_ends_without_its_server_and_a_night_finds_its_entries(
     client = MlflowClient(server.uri)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert sorted(metric.step for metric in client.get_metric_history(result.run_id, "loss")) == [1, 2, 3, 4]
+    assert sorted(metric.step for metric in client.get_metric_history(result.run_id, "train/loss")) == [1, 2, 3, 4]
     assert len(all_models(client, run.info.experiment_id)) == 2
 
     tonight = NightlyConfig(

@@ -41,7 +41,7 @@ def undisturbed(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory
 
 
 def logged(result: TrainResult, storage: Path) -> list[tuple[int, float]]:
-    history = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_metric_history(result.run_id, "loss")
+    history = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_metric_history(result.run_id, "train/loss")
     return sorted((metric.step, metric.value) for metric in history)
 
 

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.tracking.runs_table import standings_of
+from pipelines.tracking.ui import standings_of
 
 
 def run(distance: float, width: float | None = None, step: int = 1) -> dict[str, float]:
