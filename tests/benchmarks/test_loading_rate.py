@@ -77,7 +77,7 @@ def test_shuffled_images_come_faster_than_ten_accelerators_use_them(
     # Five noisy bits of eight, so that zstd has something to do.
     dataset = write_dataset(tmp_path / "set", random_pixels(count, shape) & 0x1F, [per_shard] * (count // per_shard))
     paths = zstd_copy(dataset, tmp_path)
-    config: TrainConfig = config_for(preset, shards="", steps=10**9)
+    config: TrainConfig = config_for(preset, shards="unused", steps=10**9)
     size = config.optim.batch_size
     steps = min(count, 8192) // size
 

@@ -454,7 +454,7 @@ def test_a_run_that_was_trained_anew_is_evaluated_anew(
 ) -> None:
     storage, run = tmp_path / "storage", tmp_path / trained.run.name
     shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
-    state = initial_state(config_for("tiny", shards="", unet=trained.last.unet_config(), optim=OPTIM, seed=1))
+    state = initial_state(config_for("tiny", shards="unused", unet=trained.last.unet_config(), optim=OPTIM, seed=1))
     state.load_state_dict({**state.state_dict(), "step": 6})
     write_checkpoint(run, snapshot(state), trained.last.config)
     other = evaluate(config(trained, storage, run=str(run / "step-00000006")))

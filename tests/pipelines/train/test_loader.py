@@ -136,7 +136,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
 
 def config(**changes: Any) -> TrainConfig:
     network = UNetConfig(image_size=8, in_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
-    values = {"shards": "", "unet": network, "optim": OptimConfig(batch_size=14), "horizontal_flip": True, "steps": 9}
+    values = {
+        "shards": "unused",
+        "unet": network,
+        "optim": OptimConfig(batch_size=14),
+        "horizontal_flip": True,
+        "steps": 9,
+    }
     return config_for("tiny", **{**values, **changes})
 
 
