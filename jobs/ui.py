@@ -41,7 +41,7 @@ def main() -> None:
     if links is None:
         raise InputError(f"tracking database {uri!r} does not exist: train first, or give the --storage of a training")
     for ranking in links:
-        say(f"ui: {ranking.experiment}, checkpoints by {ranking.metric}: {ranking.link}")
+        say(f"ui: {ranking.experiment}, checkpoints by {ranking.metric} ({ranking.protocol}): {ranking.link}")
     if uri.startswith("http"):
         return
     place = ["--host", "127.0.0.1", "--port", LOCAL_UI.rpartition(":")[2], "--backend-store-uri", uri]

@@ -1,6 +1,8 @@
 """What MLflow knows of trainings and models, by what a person calls them. Nothing is written here."""
 
 import json
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -10,6 +12,7 @@ from ddpm_core.records import (
     KIND_TAG,
     PARENT_TAG,
     PATH_TAG,
+    PROTOCOL_TAG,
     SHARED_VIEW,
     STARTED_TAG,
     STEPS_TAG,
@@ -66,29 +69,42 @@ def registered_model(client: MlflowClient, address: str) -> str:
 
 @dataclass(frozen=True)
 class RankingView:
-    """A table of checkpoints under one protocol in MLflow's UI. metric: that it is sorted by."""
+    """A table of checkpoints under one protocol in MLflow's UI. metric: that it is sorted by. protocol: in words. begun: when its
+    newest checkpoint was measured, in ms."""
 
     experiment: str
     metric: str
+    protocol: str
+    begun: int
     link: str
 
 
 def rankings(uri: str) -> list[RankingView] | None:
-    """All such tables, those of the newest experiment first; None if the database does not exist."""
+    """All such tables, the newest first; None if the database does not exist."""
     client = existing_client(uri)
     if client is None:
         return None
     views = []
-    for experiment in client.search_experiments(order_by=["last_update_time DESC"]):
+    for experiment in client.search_experiments():
         for tag, view in experiment.tags.items():
             if tag.startswith(SHARED_VIEW):
                 try:
                     metric = json.loads(view)["orderByKey"].removeprefix("metrics.").strip("`")
                 except (ValueError, KeyError):  # a view that a person shared
                     continue
-                link = ranking_link(uri, experiment.experiment_id, tag.removeprefix(SHARED_VIEW))
-                views.append(RankingView(experiment.name, metric, link))
-    return views
+                number, protocol = experiment.experiment_id, tag.removeprefix(SHARED_VIEW)
+                newest = client.search_runs([number], f"tags.`{PROTOCOL_TAG}` = '{protocol}'", max_results=1)
+                if newest:
+                    link = ranking_link(uri, number, protocol)
+                    words = protocol_in_words(newest[0].data.params)
+                    views.append(RankingView(experiment.name, metric, words, newest[0].info.start_time, link))
+    return sorted(views, key=lambda view: -view.begun)
+
+
+def protocol_in_words(params: Mapping[str, str]) -> str:
+    """What tells the protocols of one experiment apart, by the parameters of a run."""
+    kind = "{num_samples} samples, {sampler} with {sampler_steps} steps, {weights} weights, seed {seed} for {purpose}"
+    return kind.format_map(defaultdict(lambda: "?", params))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ JOBS = [
     "report.py",
     "ui.py",
     "demo.py",
+    "nightly_eval.py",
+    "ui.py",
 ]
 
 
@@ -42,6 +44,7 @@ def test_help_shows_every_option_with_what_it_means(
         "report.py": ["--output", "--experiment"],
         "ui.py": ["--storage", "--open"],
         "demo.py": ["--storage"],
+        "nightly_eval.py": ["--hours", "--samples", "10000", "--alarm-command"],
     }
     for text in wanted[job]:
         assert text in out
@@ -86,6 +89,8 @@ def test_help_shows_every_option_with_what_it_means(
         ("export.py", "what it is about, --output must be given"),
         ("export.py nobody --output out", "run 'nobody' is not known"),
         ("report.py --output r.html --experiment none", "runs/mlflow.db does not exist"),
+        ("nightly_eval.py", "experiment 'ddpm' is not in"),
+        ("ui.py", "runs/mlflow.db' does not exist: train first"),
     ],
 )
 def test_a_wrong_command_ends_with_2_and_one_sentence_and_leaves_nothing(

@@ -19,6 +19,7 @@ from ddpm_core.ranges import LARGEST, Range, Text
 from jobs.demo import DemoConfig
 from jobs.report import ReportConfig
 from jobs.training import TrainCommand
+from jobs.ui import UIConfig
 from pipelines.checkpoints.config import ExportConfig
 from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
 from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Any] = {
     "nightly_eval.py": NightlyConfig,
     "report.py --output report.html": ReportConfig,
     "demo.py": DemoConfig,
+    "ui.py": UIConfig,
 }
 UNCHECKED = {"tracking-uri", "grid", "draw"}  # texts that are parsed, each with sentences of its own
 

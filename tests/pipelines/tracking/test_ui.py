@@ -1,11 +1,16 @@
 """How checkpoints stand to the best of them, by the metrics of their runs."""
 
 import math
+import time
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.tracking.ui import standings_of
+from ddpm_core.records import CHECKPOINT, PROTOCOL_TAG, SHARED_VIEW
+from pipelines.tracking.queries import rankings
+from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.ui import share_ranking, standings_of
 
 
 def run(distance: float, width: float | None = None, step: int = 1) -> dict[str, float]:
@@ -38,3 +43,22 @@ def test_there_is_one_best_and_nothing_lies_below_it(pairs: list[tuple[float, fl
     for key, standing in standings.items():
         if standing == "higher":
             assert metrics[key]["fid_ci_low"] > metrics[best]["fid_ci_high"]
+
+
+def test_every_ranking_is_listed_with_what_tells_it_from_the_others(tmp_path: Path) -> None:
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "church", tmp_path / "artifacts")
+    for protocol, samples in (("aaaaaaaaaaaa", "500"), ("bbbbbbbbbbbb", "50000")):
+        params = {"num_samples": samples, "sampler": "ddim", "sampler_steps": "50", "weights": "ema", "seed": "0"}
+        tags = {PROTOCOL_TAG: protocol}
+        tracker.run(CHECKPOINT, f"step 1 ({protocol})", protocol, params={**params, "purpose": "selection"}, tags=tags)
+        share_ranking(tracker, protocol, "fid", ["is"])
+        time.sleep(0.01)  # MLflow counts in ms
+    tracker.client.set_experiment_tag(tracker.experiment_id, f"{SHARED_VIEW}mine", "{}")  # a person's
+    views = rankings(tracker.uri)
+    assert views is not None
+    assert [(view.experiment, view.metric, view.protocol) for view in views] == [
+        ("church", "fid", "50000 samples, ddim with 50 steps, ema weights, seed 0 for selection"),
+        ("church", "fid", "500 samples, ddim with 50 steps, ema weights, seed 0 for selection"),
+    ]
+    assert views[0].link.endswith("bbbbbbbbbbbb")
+    assert rankings(f"sqlite:///{tmp_path}/none.db") is None
