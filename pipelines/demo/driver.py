@@ -4,7 +4,6 @@ Handwritten digits (scikit-learn's copy of the UCI set) stand in for LSUN: they 
 What is finished is not done again; when everything is, nothing is started.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -14,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.commit import sha256_file, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
@@ -36,6 +38,15 @@ PROTOCOL = {
     "--sampler-steps": "20",
 }
 NEAREST = "200"  # samples whose nearest training images are looked up
+
+
+class Finished(TypedDict):
+    """What finished.json holds. files: the sha256 of each file that the demo made, by its path from there."""
+
+    identity: str
+    report: str
+    best: str
+    files: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -111,9 +122,9 @@ def demo(storage: Path, say: Say) -> DemoResult:
 def read_finished(path: Path, identity: str) -> DemoResult | None:
     """The result of an earlier demo, if all that it made is still there, byte for byte."""
     try:
-        facts = json.loads(path.read_text())
+        facts = typed.read_json(path, Finished, what="record of the demo", advice="run make demo again")
         whole = all(sha256_file(path.parent / name) == sha256 for name, sha256 in facts["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):  # damaged: what is there is looked through again
         return None
     return DemoResult(path.parent / facts["report"], facts["best"]) if whole and facts["identity"] == identity else None
 

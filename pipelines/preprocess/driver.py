@@ -92,7 +92,9 @@ class ShardMaker:
         self.ranges = chunk_ranges(len(items), config.images_per_shard)
         forget_listings(output)
         with ThreadPoolExecutor(16) as pool:  # for an object store, each of whose answers takes long
-            self.records = list(pool.map(lambda number: finished_record(output, number), range(len(self.ranges))))
+            self.records = list(
+                pool.map(lambda number: finished_record(output, number, config.channels), range(len(self.ranges)))
+            )
 
     @property
     def finished(self) -> list[dict[str, Any]]:

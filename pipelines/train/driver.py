@@ -289,7 +289,11 @@ def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
     """What the images are, for the report."""
     run.log_json(records.DATA_CARD, dataset.card)
     run.log_json(records.CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
-    run.log_bytes(records.CONTACT_SHEET, (dataset.path / "contact_sheet.png").read_bytes())
+    sheet = dataset.path / Path(records.CONTACT_SHEET).name
+    try:
+        run.log_bytes(records.CONTACT_SHEET, sheet.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"data set {str(dataset.path)!r} lacks its file {sheet.name!r}: make it again") from None
 
 
 def device_name(resources: Resources, workers: int) -> str:
