@@ -148,12 +148,15 @@ def export_checkpoint(config: ExportConfig) -> Path:
     storage = local_storage(config.storage)
     _, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
     output = absolute(config.output, option="--output")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output is {str(output)!r}, a file: give the path of a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file():
         raise InputError(f"--output is {str(output)!r}, a folder with other files in it: give a new or empty one")
     scheduler = scheduler_config(checkpoint.diffusion_config())
     parts = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    network, weights = checkpoint.unet_config(), checkpoint.network(config.weights).state_dict()
     with committed_folder(output, {"weights_sha256": checkpoint.weights_sha256(config.weights)}) as folder:
-        to_diffusers(folder / "unet", checkpoint.unet_config(), checkpoint.weights(config.weights))
+        to_diffusers(folder / "unet", network, weights)
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / INDEX, {"_class_name": "DDPMPipeline", **parts})
     return output

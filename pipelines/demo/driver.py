@@ -22,6 +22,7 @@ from ddpm_core.protocol import fingerprint
 from pipelines.demo.digits import train_extractor, write_lmdb
 from pipelines.demo.local_ray import ray_cluster
 from pipelines.runtime.console import EVENTS, EventReader
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.progress import Say, duration
 from pipelines.shards.dataset import ShardedDataset
 
@@ -66,9 +67,15 @@ def demo(storage: Path, say: Say) -> DemoResult:
     if result is not None:
         say("Everything is there: nothing to do.")
         return result
+    with sole_writer(home, "the demo in", say):
+        return run_stages(storage, home, identity, say)
+
+
+def run_stages(storage: Path, home: Path, identity: str, say: Say) -> DemoResult:
+    """demo(), as the only one who writes to its folder. identity: of what it shall make."""
     started = time.monotonic()
     source, shards, extractor = home / "digits_train_lmdb", home / "digits", home / "digits.pt"
-    report = home / "report.html"
+    finished, report = home / "finished.json", home / "report.html"
     say("[1/7] images: 1,797 handwritten digits as an LSUN-layout LMDB of WebP files")
     if not (source / "data.mdb").is_file():
         write_lmdb(source)

@@ -26,6 +26,7 @@ from pipelines.preprocess.sources.open import describe_others, list_items, open_
 from pipelines.preprocess.worker import finished_record, make_shard, shard_file
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import connect
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import STORAGE_ERRORS, Location, commit_json, forget_listings, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
@@ -56,6 +57,20 @@ def preprocess(config: PreprocessConfig, say: Say = lambda line: None) -> Sharde
         check_same(earlier, make_plan(config, facts), output)
         if (output / MANIFEST).is_file():
             return ShardedDataset.open(output)
+    with sole_writer(output, "output", say):
+        return make_dataset(config, source_path, output, earlier_plan(output), facts, say)
+
+
+def make_dataset(
+    config: PreprocessConfig,
+    source_path: Location,
+    output: Location,
+    earlier: Mapping[str, Any] | None,
+    facts: Mapping[str, Any] | None,
+    say: Say,
+) -> ShardedDataset:
+    """Make the data set, or finish it, as the only one who writes to its folder. earlier: the plan that it was begun with. facts:
+    the source's, if they are known."""
     scratch = output / "unpacked" if isinstance(output, Path) else None
     source = open_source(source_path, split=config.split, scratch=scratch, say=say)
     items = list_items(source, source_path, config.max_pixels)

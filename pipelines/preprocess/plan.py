@@ -13,6 +13,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Item
 from pipelines.preprocess.sources.names import key_of
 from pipelines.preprocess.transform import MAX_PIXELS
+from pipelines.runtime.lease import FILES
 from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT
 
@@ -36,7 +37,7 @@ def earlier_plan(output: Location) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         if output.is_file():
             raise InputError(f"output {str(output)!r} is a file: give the path of a folder") from None
-        if output.exists() and any(path.name != "unpacked" for path in output.iterdir()):
+        if output.exists() and any(path.name not in {"unpacked", *FILES} for path in output.iterdir()):
             raise InputError(
                 f"output {str(output)!r} is a folder with other files in it: give a new or empty one"
             ) from None

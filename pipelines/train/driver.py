@@ -25,6 +25,7 @@ from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
@@ -65,8 +66,9 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     """Train, or resume, or find it done.
 
     Raises InputError for shards, storage or a tracking server that cannot be reached, shards that do not fit the network,
-    more workers than the cluster has, or a disk that filled up; DivergedError if loss, gradient or weights stop being
-    finite, with the last good checkpoint kept; KeyboardInterrupt after a request to stop, with the newest step saved.
+    more workers than the cluster has, a run that another command trains, or a disk that filled up; DivergedError if loss,
+    gradient or weights stop being finite, with the last good checkpoint kept; KeyboardInterrupt after a request to stop,
+    with the newest step saved.
     """
     storage = open_storage(config.storage)
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
@@ -74,6 +76,19 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     # As a reader elsewhere finds them: a relative path means something in this process's folder alone.
     config = replace(config, storage=str(storage.root), shards=str(dataset.path))
     run = storage.run(run_name(config, dataset))
+    with sole_writer(run.folder, "run", say):
+        return train_alone(config, dataset, storage, run, say, parent_run_id)
+
+
+def train_alone(
+    config: TrainConfig,
+    dataset: ShardedDataset,
+    storage: Storage[Location],
+    run: Run[Location],
+    say: Say,
+    parent_run_id: str | None,
+) -> TrainResult:
+    """train(), as the only one who writes to the run's folder."""
     set_aside_damaged(run.folder, config.steps, say)
     done = checkpoints_until(run, config.steps)
     resources = None
