@@ -291,6 +291,10 @@ def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
             f"shards {str(dataset.path)!r} hold images {'x'.join(map(str, dataset.shape))}, but preset {config.preset!r} wants "
             f"{'x'.join(map(str, wanted))}: preprocess with --image-size {wanted[0]} --channels {wanted[2]}"
         )
+    if not contact_sheet_of(dataset).is_file():
+        raise InputError(
+            f"shards {str(dataset.path)!r} lack their file {contact_sheet_of(dataset).name!r}: copy it too, or make them again"
+        )
     check_shuffle(config, dataset)
     channels = config.unet.in_channels * (2 if config.diffusion.var_type in LEARNED else 1)
     if (config.unet.out_channels or config.unet.in_channels) != channels:
@@ -304,11 +308,11 @@ def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
     """What the images are, for the report."""
     run.log_json(records.DATA_CARD, dataset.card)
     run.log_json(records.CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
-    sheet = dataset.path / Path(records.CONTACT_SHEET).name
-    try:
-        run.log_bytes(records.CONTACT_SHEET, sheet.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"data set {str(dataset.path)!r} lacks its file {sheet.name!r}: make it again") from None
+    run.log_bytes(records.CONTACT_SHEET, contact_sheet_of(dataset).read_bytes())
+
+
+def contact_sheet_of(dataset: ShardedDataset) -> Location:
+    return dataset.path / Path(records.CONTACT_SHEET).name
 
 
 def device_name(resources: Resources, workers: int) -> str:

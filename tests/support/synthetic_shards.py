@@ -54,5 +54,7 @@ def write_dataset(
         "shards": shards,
         "files": files,
     }
+    with committed(folder / "contact_sheet.png") as temporary:
+        temporary.write_bytes(b"")
     commit_json(folder / "manifest.json", manifest)
     return ShardedDataset.open(folder)
