@@ -14,7 +14,8 @@ from ddpm_core.configs import DiffusionConfig, UNetConfig
 from ddpm_core.training import OptimConfig, TrainState
 from ddpm_core.unet import UNet
 
-# {storage}: a new one, {at} and {out} the options that name it. {shards}: images of the network's size. {other}: of another. {run}: a checkpoint's folder.
+# {storage}: a new one; {at} and {out}: the options that name it. {shards}: images of the network's size. {other}: of another.
+# {run}: a checkpoint's folder.
 REFUSED = {
     "train without shards": "train_lsun.py tiny --shards {nowhere} {at}",
     "train on images of another size": "train_lsun.py tiny --shards {other} {at}",
