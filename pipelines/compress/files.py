@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import committed_file
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 from ddpm_core.images import encode_png
 from pipelines.compress.config import DecodeConfig, EncodeConfig
 from pipelines.compress.model import load_model
@@ -118,10 +118,11 @@ def _read_pixels(path: Path, checkpoint: Checkpoint) -> Tensor:
     try:
         with Image.open(path) as image:
             (width, height), mode = image.size, image.mode
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a damaged PNG
-        raise InputError(f"image {str(path)!r} cannot be read ({error}): give an image file") from error
-    if (width, height) != (side, side) or mode != network_mode:
+            fits = (width, height) == (side, side) and mode == network_mode
+            pixels = np.asarray(image) if fits else None  # a small file can hold an image that fills the memory
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise InputError(f"image {str(path)!r} cannot be read ({one_line(error)}): give an image file") from error
+    if pixels is None:
         raise InputError(
             f"image {str(path)!r} is {width}x{height} of mode {mode}, but this network codes {side}x{side} of mode "
             f"{network_mode}: convert it, or take another network"

@@ -1,5 +1,9 @@
-"""A command that is refused leaves nothing: no folder, no database, no run in MLflow."""
+"""A command that is refused leaves nothing: no folder, no database, no run in MLflow; and says so in any encoding."""
 
+import io
+import struct
+import sys
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,18 +42,24 @@ REFUSED = {
     "compare what is no evaluation": "evaluate.py compare {nowhere} {run}",
     "night without trainings": "nightly_eval.py {at}",
     "encode what is no image": "compress.py encode --run {run} --images {run}/manifest.json {out}",
+    "encode an image that fills the memory": "compress.py encode --run {run} --images {bomb} {out}",
     "encode nothing": "compress.py encode --run {run} --images {nowhere} {out}",
     "decode what is no coded file": "compress.py decode --run {run} --files {run}/manifest.json {out}",
     "curve of too many images": "compress.py curve --run {run} --data {shards} --images 5000 {out}",
     "export nobody": "export.py nobody {out}",
     "report of nothing": "report.py --output {storage}/report.html {at}",
+    "preprocess an image that fills the memory": "preprocess.py --source {bomb} --output {storage} --image-size 8",
+    "preprocess from where nobody answers": (
+        "preprocess.py --source http://127.0.0.1:1/x.zip --output {storage} --image-size 8"
+    ),
+    "preprocess from a host that is none": "preprocess.py --source http://a..b/x.zip --output {storage} --image-size 8",
     "preprocess nothing": "preprocess.py --source {nowhere} --output {storage} --image-size 8",
 }
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("places")
+    folder = tmp_path_factory.mktemp("Plätze-漢")
     shards = write_dataset(folder / "shards", random_pixels(64, (8, 8, 1)), [64])
     other = write_dataset(folder / "other", random_pixels(4, (16, 16, 3)), [4])
     network = UNetConfig(image_size=8, in_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
@@ -57,27 +67,60 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     state = TrainState(UNet(network), OptimConfig())
     config = {"unet": asdict(network), "diffusion": asdict(DiffusionConfig()), "shards": str(shards.path)}
     run = write_checkpoint(folder / "train" / "run", snapshot(state), config).path
-    return {"shards": str(shards.path), "other": str(other.path), "run": str(run), "nowhere": str(folder / "nowhere")}
+    (folder / "bomb.png").write_bytes(png_bomb(100_000))
+    named = {
+        "shards": shards.path,
+        "other": other.path,
+        "run": run,
+        "nowhere": folder / "nowhere",
+        "bomb": folder / "bomb.png",
+    }
+    return {name: str(path) for name, path in named.items()}
+
+
+def png_bomb(side: int) -> bytes:
+    """A PNG of some hundred bytes that says it holds an image of many gigabytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    image = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + image
+
+
+class AsciiStream(io.TextIOWrapper):
+    """A standard stream of a terminal that knows ASCII alone."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="ascii", write_through=True)
+
+    def text(self) -> str:
+        return self.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_refused_command_leaves_nothing(
+def test_a_refused_command_says_one_sentence_and_leaves_nothing(
     tmp_path: Path,
     places: dict[str, str],
     what: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def start(*arguments: object, **options: object) -> None:
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.chdir(tmp_path)
-    storage = tmp_path / "storage"
+    storage, out_stream, err_stream = tmp_path / "Störage", AsciiStream(), AsciiStream()
     at, out = f"--storage {storage}", f"--output {storage} --storage {storage}"
     words = REFUSED[what].format(**places, storage=storage, at=at, out=out).split()
     before = sorted(Path(places["shards"]).parent.rglob("*"))
+    monkeypatch.setattr(sys, "stdout", out_stream)
+    monkeypatch.setattr(sys, "stderr", err_stream)
     assert run_job(monkeypatch, *words) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    sentence = err_stream.text()
+    assert sentence.startswith("error: ")
+    assert sentence.count("\n") == 1
+    assert "Traceback" not in out_stream.text()
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == []
     assert sorted(Path(places["shards"]).parent.rglob("*")) == before
