@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
@@ -22,6 +23,7 @@ class SweepManifest(TypedDict):
     metric: str
     outcomes: list[typed.JsonObject]
     conclusion: str
+    link: NotRequired[str]  # not in those of earlier versions
 
 
 @dataclass(frozen=True)
@@ -67,4 +69,6 @@ def read_result(folder: Path) -> SweepResult | None:
         outcomes = tuple(typed.build(Outcome, outcome) for outcome in facts["outcomes"])
     except ValueError as error:
         raise InputError(f"{WHAT} {str(path)!r} is damaged (in outcomes, {error}): {advice}") from error
-    return SweepResult(facts["name"], facts["run_id"], facts["metric"], outcomes, facts["conclusion"])
+    return SweepResult(
+        facts["name"], facts["run_id"], facts["metric"], outcomes, facts["conclusion"], facts.get("link", "")
+    )
