@@ -181,7 +181,8 @@ def read_measured(folder: Path) -> object:
 
 def make_sweep(folder: Path) -> Path:
     return written(
-        folder / "manifest.json", asdict(SweepResult("sweep", "run", "fd_pixels", (OUTCOME,), "linear is best", "http://x"))
+        folder / "manifest.json",
+        asdict(SweepResult("sweep", "run", "fd_pixels", (OUTCOME,), "linear is best", "http://x")),
     )
 
 

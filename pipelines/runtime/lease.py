@@ -34,10 +34,11 @@ class Holder(TypedDict):
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Location, what: str, say: Say = lambda line: None) -> Iterator[None]:
+def sole_writer(folder: Location, what: str, say: Say = lambda line: None, *, wait: float = 0.0) -> Iterator[None]:
     """Within the block no other command writes to a folder, which is made if it is not there, and removed if it stays empty.
 
-    Raises InputError, which names the holder and since when, if another command writes to it. what: the folder in words.
+    Raises InputError, which names the holder and since when, if another command writes to it. what: the folder in words. wait:
+    seconds for a holder that is about to end.
     """
     if not isinstance(folder, Path):
         yield
@@ -46,7 +47,7 @@ def sole_writer(folder: Location, what: str, say: Say = lambda line: None) -> It
     folder.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLease(folder / LOCK, lease_duration=LEASE)
     try:
-        acquire(lock, folder, what, say)
+        acquire(lock, folder, what, say, wait)
         try:
             since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
             write_json(folder / HOLDER, {"machine": platform.node(), "process": os.getpid(), "since": since})
@@ -61,11 +62,11 @@ def sole_writer(folder: Location, what: str, say: Say = lambda line: None) -> It
                 path.rmdir()
 
 
-def acquire(lock: SoftFileLease, folder: Path, what: str, say: Say) -> None:
+def acquire(lock: SoftFileLease, folder: Path, what: str, say: Say, wait: float) -> None:
     """Take the lease, from a holder on another machine only after that has given no sign of life for LEASE. Raises InputError if
     its holder lives."""
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         holder = holder_of(folder)
         if holder is None or holder["machine"] != platform.node() or not is_alive(holder["process"]):

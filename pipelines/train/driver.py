@@ -40,6 +40,7 @@ from pipelines.train.loader import check_shuffle
 from pipelines.train.stop import StopRequest, interruptible
 from pipelines.train.worker import WorkerTask, run_worker
 
+TRIAL_ENDS = 60.0  # seconds that a trial whose sweep was killed may take to end
 LAST_WAIT, BRIEF_WAIT = 60.0, 10.0  # seconds for an MLflow that does not answer, when a training is done or was stopped
 
 
@@ -76,7 +77,8 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     # As a reader elsewhere finds them: a relative path means something in this process's folder alone.
     config = replace(config, storage=str(storage.root), shards=str(dataset.path))
     run = storage.run(run_name(config, dataset))
-    with sole_writer(run.folder, "run", say):
+    # A trial of Tune's outlives the killed driver of its sweep by a moment.
+    with sole_writer(run.folder, "run", say, wait=0.0 if parent_run_id is None else TRIAL_ENDS):
         return train_alone(config, dataset, storage, run, say, parent_run_id)
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_a_lease_of_a_machine_that_is_gone_is_free_after_a_while(
     assert lines == [
         f"waiting for up to 1 s: process {first.pid} on elsewhere wrote to {str(tmp_path)!r}, and may be gone"
     ]
+
+
+def test_a_holder_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    first = hold(tmp_path)
+    threading.Timer(0.5, first.kill).start()
+    threading.Thread(target=first.wait).start()  # so that it is gone, and not only dead
+    with sole_writer(tmp_path, "output", wait=30.0):
+        assert str(os.getpid()) in (tmp_path / HOLDER).read_text()
 
 
 def test_a_folder_that_stays_empty_is_not_left_behind(tmp_path: Path) -> None:
