@@ -14,26 +14,50 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypeVar, cast
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from ddpm_core.commit import MANIFEST, ReadablePath, committed_folder, read_manifest
+from ddpm_core import typed
+from ddpm_core.commit import (
+    MANIFEST,
+    FileFacts,
+    Manifest,
+    ReadablePath,
+    check_manifest,
+    committed_folder,
+    read_manifest,
+)
 from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
+from ddpm_core.ranges import Count
 from ddpm_core.records import checkpoint_name as checkpoint_name
 from ddpm_core.training import TrainState
+from ddpm_core.unet import UNet
 
 WHAT = "checkpoint"
 HISTORY = "history.jsonl"
 NAME = re.compile(r"step-(\d{8,})")
+Part = TypeVar("Part")
+
+
+class CheckpointManifest(Manifest):
+    step: Count[int]
+    config: dict[str, Any]
+
+
+class LogRecord(TypedDict):
+    """A line of the history: the values that were logged at a step, or what a step under way has measured so far."""
+
+    step: NotRequired[Count[int]]
 
 
 @dataclass(frozen=True)
@@ -43,21 +67,40 @@ class Checkpoint:
     path: ReadablePath
     step: int
     config: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, FileFacts]
 
     def unet_config(self) -> UNetConfig:
-        """The network that the weights fit."""
-        values = self.config["unet"].items()  # JSON has lists for tuples
-        config: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
-        return UNetConfig(**config)
+        """The network that the weights fit. Raises InputError if the manifest does not say."""
+        return self._part_of_config("unet", UNetConfig)
 
     def diffusion_config(self) -> DiffusionConfig:
-        """The process that the network was trained for."""
-        return DiffusionConfig(**self.config["diffusion"])
+        """The process that the network was trained for. Raises InputError if the manifest does not say."""
+        return self._part_of_config("diffusion", DiffusionConfig)
+
+    def _part_of_config(self, key: str, kind: Callable[..., Part]) -> Part:
+        try:
+            return typed.build(kind, self.config.get(key))
+        except ValueError as error:
+            raise InputError(
+                f"{WHAT} {str(self.path)!r} has a {MANIFEST} with a damaged {key!r} in its config ({error}): take another"
+            ) from error
 
     def weights(self, kind: Weights = "ema") -> dict[str, Tensor]:
         """The network's weights, on the CPU. Raises InputError if the file is damaged or gone."""
-        return safetensors.torch.load(self._read(_weights_file(kind)))
+        try:
+            return safetensors.torch.load(self._read(_weights_file(kind)))
+        except SafetensorError as error:
+            raise self._damaged(_weights_file(kind), error) from error
+
+    def network(self, kind: Weights = "ema") -> UNet:
+        """The network with its weights, on the CPU. Raises InputError if a file is damaged or gone, or the weights are another
+        network's."""
+        network, weights = UNet(self.unet_config()), self.weights(kind)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:  # other names or shapes
+            raise self._damaged(_weights_file(kind), "it does not fit the network of its manifest") from error
+        return network
 
     def weights_sha256(self, kind: Weights) -> str:
         """The sha256 of the weights' file, as the manifest states it: what protocols and chunks are keyed by."""
@@ -66,22 +109,39 @@ class Checkpoint:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The log records of the run so far, in order, read anew. Raises InputError if the file is damaged or gone."""
-        return [json.loads(line) for line in self._read(HISTORY).splitlines()]
+        try:
+            records = [typed.parse_json(line, LogRecord) for line in self._read(HISTORY).splitlines()]
+        except InputError:
+            raise
+        except ValueError as error:
+            raise self._damaged(HISTORY, error) from error
+        return cast(list[dict[str, Any]], records)
 
     def restore(self, state: TrainState) -> None:
         """Put model, EMA, optimizer and step back into `state`. Raises InputError if a file is damaged or gone;
         `state` stays as it was then."""
         model, ema = self.weights("raw"), self.weights("ema")
+        content = io.BytesIO(self._read("optimizer.pt"))
         try:
-            optimizer = torch.load(io.BytesIO(self._read("optimizer.pt")), weights_only=True, map_location="cpu")
+            optimizer = torch.load(content, weights_only=True, map_location="cpu")
         except pickle.UnpicklingError as error:
             raise InputError(
                 f"{WHAT} {str(self.path)!r} has an optimizer.pt that holds more than tensors and numbers, which could run "
                 "code when it is loaded: take a checkpoint that this program wrote"
             ) from error
-        state.load_state_dict({"model": model, "ema": ema, "optimizer": optimizer, "step": self.step})
+        except Exception as error:  # torch's reader raises whatever the bytes lead it to
+            raise self._damaged("optimizer.pt", f"{type(error).__name__}: {one_line(error)}") from error
+        try:
+            state.load_state_dict({"model": model, "ema": ema, "optimizer": optimizer, "step": self.step})
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:  # other names or shapes than the state's
+            raise InputError(
+                f"{WHAT} {str(self.path)!r} holds the state of another network or optimizer: take another"
+            ) from error
 
-    def _facts(self, name: str) -> Mapping[str, Any]:
+    def _damaged(self, name: str, reason: object) -> InputError:
+        return InputError(f"{WHAT} {str(self.path)!r} has a damaged file {name!r} ({reason}): take another")
+
+    def _facts(self, name: str) -> FileFacts:
         if name not in self.files:
             raise InputError(f"{WHAT} {str(self.path)!r} holds no {name}: it is the folder of something else")
         return self.files[name]
@@ -177,13 +237,7 @@ def _save_tensors(value: Any, path: Path) -> None:
 
 def open_checkpoint(path: ReadablePath) -> Checkpoint:
     """The checkpoint at `path`. Raises InputError if there is no finished one."""
-    manifest = read_manifest(path, what=WHAT)
-    missing = {"step", "config", "files"} - manifest.keys()
-    if missing:
-        raise InputError(
-            f"{WHAT} {str(path)!r} has a manifest without {', '.join(sorted(missing))}: it is the folder of something "
-            "else; give one named step-..."
-        )
+    manifest = check_manifest(path, read_manifest(path, what=WHAT), CheckpointManifest, what=WHAT)
     return Checkpoint(path, manifest["step"], manifest["config"], manifest["files"])
 
 

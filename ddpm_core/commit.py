@@ -13,11 +13,28 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
-from ddpm_core.errors import InputError
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
+from ddpm_core.errors import InputError, one_line
 
 MANIFEST = "manifest.json"
+Value = TypeVar("Value")
+
+
+class FileFacts(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: typed.FileSize
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What every manifest of several files says; each kind adds to it. files: by their path in the folder."""
+
+    files: dict[str, FileFacts]
 
 
 @runtime_checkable
@@ -131,7 +148,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 def read_manifest(folder: ReadablePath, *, what: str) -> dict[str, Any]:
     """The manifest of a committed folder. Raises InputError if there is none or it is not a JSON object."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        data = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         if not folder.is_dir():
             raise InputError(f"{what} {str(folder)!r} does not exist: give the path of a finished one") from error
@@ -139,18 +156,41 @@ def read_manifest(folder: ReadablePath, *, what: str) -> dict[str, Any]:
             f"{what} {str(folder)!r} has no {MANIFEST}, so it is not one or was never finished: "
             "run the command that makes it again, it goes on where it stopped"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # every file system raises its own
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(
-            f"{what} {str(folder)!r} has a damaged {MANIFEST} ({error}): delete the folder and make it again"
+            f"{what} {str(folder)!r} has a {MANIFEST} that cannot be read ({reason}): allow it, or make it again"
         ) from error
-    if not isinstance(manifest, dict):
-        raise InputError(f"{what} {str(folder)!r} has a {MANIFEST} that is not an object: make it again")
-    return manifest
+    try:
+        return cast(dict[str, Any], typed.parse_json(data, typed.JsonObject))
+    except ValueError as error:
+        raise damaged_manifest(folder, error, what) from error
+
+
+def check_manifest(folder: ReadablePath, manifest: Mapping[str, Any], model: type[Value], *, what: str) -> Value:
+    """The manifest of a folder as the TypedDict that describes it. Raises InputError if it is that of something else."""
+    lacking = sorted(cast(Any, model).__required_keys__ - manifest.keys())
+    if lacking:
+        raise InputError(
+            f"{what} {str(folder)!r} has a manifest without {', '.join(lacking)}: it is the folder of something else, or "
+            "damaged; give another, or make it again"
+        )
+    try:
+        return typed.check(manifest, model)
+    except ValueError as error:
+        raise damaged_manifest(folder, error, what) from error
+
+
+def damaged_manifest(folder: ReadablePath, reason: object, what: str) -> InputError:
+    """The error that says what is wrong with the manifest of a folder."""
+    return InputError(
+        f"{what} {str(folder)!r} has a damaged {MANIFEST} ({reason}): delete the folder and make it again"
+    )
 
 
 def verify_files(folder: ReadablePath, manifest: Mapping[str, Any], *, what: str) -> None:
     """Check every file of a manifest by size and sha256. Raises an InputError that names the first that differs."""
-    for name, facts in manifest["files"].items():
+    for name, facts in check_manifest(folder, dict(manifest), Manifest, what=what)["files"].items():
         path = folder / name
         if not path.is_file():
             raise InputError(f"{what} {str(folder)!r} lacks its file {name!r}: make it again")

@@ -9,19 +9,19 @@ the embedding, where ours are float64.
 Not in the files: the diffusion process, and (in the published ones) dropout, which only training needs.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ddpm_core import typed
 from ddpm_core.commit import committed_file, write_json
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 from ddpm_core.unet import Block, Downsample, UNet, UNetConfig, Upsample
 
 CONFIG = "config.json"
@@ -141,30 +141,29 @@ def _read_config(folder: Path) -> UNetConfig:
             f"{str(folder)!r} has no {CONFIG}{inner}: give the folder of a diffusers UNet2DModel, with {CONFIG} and "
             f"{WEIGHTS}"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is damaged ({error}): fetch it again") from error
-    if not isinstance(values, dict) or values.get("_class_name") != "UNet2DModel":
-        kind = values.get("_class_name") if isinstance(values, dict) else type(values).__name__
-        raise InputError(f"{str(path)!r} is the configuration of {kind!r}: one of 'UNet2DModel' is wanted")
+    model = typed.JsonObject
+    values = cast(dict[str, Any], typed.read_json(path, model, what="configuration", advice="fetch it again"))
+    if values.get("_class_name") != "UNet2DModel":
+        raise InputError(
+            f"{str(path)!r} is the configuration of {typed.shown(values.get('_class_name'))}: one of 'UNet2DModel' is wanted"
+        )
     if unknown := sorted(name for name in values.keys() - _FIXED.keys() - _READ if not name.startswith("_")):
         raise InputError(
-            f"{str(path)!r} has {unknown[0]} = {values[unknown[0]]!r}, which the paper's network does not have: take one with "
-            "the layout of google/ddpm-cifar10-32"
+            f"{str(path)!r} has {unknown[0][:80]} = {typed.shown(values[unknown[0]])}, which the paper's network does not "
+            "have: take one with the layout of google/ddpm-cifar10-32"
         )
     for name, (default, wanted) in _FIXED.items():
         value = values.get(name, default)
         if value not in wanted:
             raise InputError(
-                f"{str(path)!r} has {name} = {value!r}: the paper's network has {wanted[0]!r}, and another value makes "
-                "another function of the same weights"
+                f"{str(path)!r} has {name} = {typed.shown(value)}: the paper's network has {wanted[0]!r}, and another value "
+                "makes another function of the same weights"
             )
     try:
         return _unet_config(values)
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(
-            f"{str(path)!r} does not describe a network of the paper's form ({type(error).__name__}: {error}): "
+            f"{str(path)!r} does not describe a network of the paper's form ({type(error).__name__}: {one_line(error)}): "
             "take one with the layout of google/ddpm-cifar10-32"
         ) from error
 
@@ -186,16 +185,17 @@ def _unet_config(values: Mapping[str, Any]) -> UNetConfig:
     if list(values["up_block_types"]) != up:
         raise ValueError(f"up_block_types are {values['up_block_types']}: the mirror image of the way down, {up}")
     out = values.get("out_channels", 3)
-    return UNetConfig(
-        image_size=size,
-        in_channels=channels,
-        out_channels=None if out == channels else out,
-        ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=values.get("layers_per_block", 2),
-        attn_resolutions=tuple(size // 2**level for level, kind in enumerate(down) if kind == "AttnDownBlock2D"),
-        dropout=values.get("dropout", 0.0),
-    )
+    config = {
+        "image_size": size,
+        "in_channels": channels,
+        "out_channels": None if out == channels else out,
+        "ch": ch,
+        "ch_mult": [width // ch for width in widths],
+        "num_res_blocks": values.get("layers_per_block", 2),
+        "attn_resolutions": [size // 2**level for level, kind in enumerate(down) if kind == "AttnDownBlock2D"],
+        "dropout": values.get("dropout", 0.0),
+    }
+    return typed.build(UNetConfig, config)
 
 
 def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:

@@ -39,6 +39,18 @@ class Range:
         high = value < self.high if self.below else value <= self.high
         return None if low and high and (isinstance(value, int) or math.isfinite(value)) else self.wanted
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """How ddpm_core.typed checks it in a file."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: int | float) -> int | float:
+        wanted = self.refusal(value)
+        if wanted is not None:
+            raise ValueError(wanted)
+        return value
+
 
 Positive = Annotated[Number, Range("a positive number", low=0, above=True)]
 Count = Annotated[Number, Range("a number, 0 or more", low=0)]

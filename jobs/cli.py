@@ -36,7 +36,7 @@ Config = TypeVar("Config")
 OF_DISKS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or give another place"),
-    **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "give another place"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "give another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk"),
 }
 WHAT = "what it is about"  # a word without an option
@@ -124,10 +124,15 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def disk_error(error: BaseException) -> str | None:
-    """A sentence on a disk or file that refuses to be read or written, None for an error of another kind."""
+    """A sentence on a disk, file or server that refuses to be read or written, None for an error of another kind."""
+    from pipelines.runtime.locations import NETWORK_ERRORS  # takes a moment, which --help does not have to wait for
+
     cause = getattr(error, "cause", None)  # of what a worker of Ray's raised
     if isinstance(cause, BaseException):
         return disk_error(cause)
+    if isinstance(error, NETWORK_ERRORS):
+        kind = type(error).__name__
+        return f"a server cannot be reached ({kind}: {one_line(error)}): look at the network, then give the same command again"
     if not isinstance(error, OSError) or error.errno not in OF_DISKS:
         # Libraries that write files themselves, such as safetensors and SQLite, have errors of their own.
         full = any(words in str(error) for words in (os.strerror(errno.ENOSPC), "database or disk is full"))

@@ -31,7 +31,13 @@ def render(kind: Kind, command: Sequence[str]) -> str:
         keep_trailing_newline=True,
         finalize=finalize,
     )
-    environment.filters |= {"cron": cron_word, "unit": unit_word, "expand": unexpanded, "shell": shlex.join}
+    environment.filters |= {
+        "cron": cron_word,
+        "unit": unit_word,
+        "unit_path": unit_path,
+        "expand": unexpanded,
+        "shell": shlex.join,
+    }
     values = kind.values(command)
     if "every" in values:
         values |= {"kubernetes_schedule": kubernetes_schedule(values["every"]), "calendar": calendar(values["every"])}
@@ -57,6 +63,12 @@ def unit_word(word: object, *, expanded: bool = True) -> str:
     """A word of a systemd unit, where % begins a specifier; on a command line, which is `expanded`, $ begins a variable."""
     text = str(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{text.replace("$", "$$") if expanded else text}"'
+
+
+def unit_path(path: object) -> str:
+    """A path in WorkingDirectory=, which is not quoted: a space at its end would be cut, and a backslash join the next line."""
+    text = str(path).replace("%", "%%")
+    return f"{text}/" if text.endswith((" ", "\\")) else text
 
 
 def unexpanded(text: str) -> str:

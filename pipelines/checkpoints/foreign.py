@@ -1,16 +1,16 @@
 """Weights from and for other programs, in the layout of Hugging Face diffusers."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ddpm_core import typed
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint, write_checkpoint
 from ddpm_core.commit import MANIFEST, committed_folder, write_json
 from ddpm_core.diffusion import DiffusionConfig
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 from ddpm_core.interop import from_diffusers, to_diffusers
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.config import ExportConfig
@@ -92,20 +92,16 @@ def import_weights(
 
 def scheduler_of(folder: Path) -> DiffusionConfig:
     """The process that weights in the diffusers layout were trained for. Raises InputError if it has no counterpart here."""
-    path = next((folder / place for place in SCHEDULER if (folder / place).is_file()), None)
+    path = next((folder / place for place in SCHEDULER if (folder / place).exists()), None)
     if path is None:
         return DiffusionConfig()
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it is no object of JSON")
-    except (OSError, ValueError) as error:
-        raise InputError(f"scheduler {str(path)!r} is damaged ({error}): fetch it again") from error
+    values = cast(dict[str, Any], typed.read_json(path, typed.JsonObject, what="scheduler", advice="fetch it again"))
     try:
         return process_of(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(
-            f"scheduler {str(path)!r} has {error}, which has no counterpart here: remove the file to take the paper's process"
+            f"scheduler {str(path)!r} has {one_line(error)}, which has no counterpart here: remove the file to take the "
+            "paper's process"
         ) from error
 
 
@@ -118,18 +114,18 @@ def process_of(scheduler: Mapping[str, Any]) -> DiffusionConfig:
     for key, value in scheduler.items():
         known = key in HONOURED or key in SAMPLING or key.startswith("_")  # such as _diffusers_version
         if not known and value not in FIXED.get(key, ()):
-            raise ValueError(f"{key} = {value!r}")
+            raise ValueError(f"{key} = {typed.shown(value)}")
 
     def choice(key: str, default: str, names: Mapping[str, str]) -> Any:
         value = scheduler.get(key, default)
         if not isinstance(value, str) or value not in names:
-            raise ValueError(f"{key} = {value!r}")
+            raise ValueError(f"{key} = {typed.shown(value)}")
         return names[value]
 
     def number(key: str, default: float) -> float:
         value = scheduler.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{key} = {value!r}")
+            raise ValueError(f"{key} = {typed.shown(value)}")
         return value
 
     timesteps = number("num_train_timesteps", 1000)
@@ -152,12 +148,15 @@ def export_checkpoint(config: ExportConfig) -> Path:
     storage = local_storage(config.storage)
     _, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
     output = absolute(config.output, option="--output")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output is {str(output)!r}, a file: give the path of a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file():
         raise InputError(f"--output is {str(output)!r}, a folder with other files in it: give a new or empty one")
     scheduler = scheduler_config(checkpoint.diffusion_config())
     parts = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    network, weights = checkpoint.unet_config(), checkpoint.network(config.weights).state_dict()
     with committed_folder(output, {"weights_sha256": checkpoint.weights_sha256(config.weights)}) as folder:
-        to_diffusers(folder / "unet", checkpoint.unet_config(), checkpoint.weights(config.weights))
+        to_diffusers(folder / "unet", network, weights)
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         write_json(folder / INDEX, {"_class_name": "DDPMPipeline", **parts})
     return output

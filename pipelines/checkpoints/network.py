@@ -6,7 +6,6 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Precision, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.precision import in_precision
-from ddpm_core.unet import UNet
 
 
 class NetworkHolder:
@@ -25,9 +24,7 @@ class NetworkHolder:
         """(process, network in eval mode). Raises InputError if the weights are damaged or gone."""
         if self._held is None or self._held[0] != checkpoint.path:
             self._held = None  # before the next is loaded: there may not be room for two
-            network = UNet(checkpoint.unet_config())
-            network.load_state_dict(checkpoint.weights(self.weights))
-            network.to(self.device).eval()
+            network = checkpoint.network(self.weights).to(self.device).eval()
             if self.compile:
                 network.compile(fullgraph=True)
             process = checkpoint.diffusion_config().build().to(self.device)

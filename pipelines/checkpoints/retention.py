@@ -1,16 +1,25 @@
 """Which of a run's checkpoints stay: the newest, those at regular steps, and those that bear a mark."""
 
 import contextlib
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.errors import InputError
+from ddpm_core.ranges import Count
 from pipelines.checkpoints.store import delete_checkpoint, discard_torn, saved_steps, store_errors
 from pipelines.runtime.locations import Location, commit_json, forget_listings
 
 BEST = "best.json"  # in a run's folder: {"step": N}
 MARK = ".mark.json"  # ends the names of other marks: those of nightly evaluations, one file a reason and protocol
+
+
+class Mark(TypedDict):
+    """What a mark holds."""
+
+    step: Count[int]
 
 
 def mark_best(folder: Location, step: int, mark: str = BEST) -> None:
@@ -42,14 +51,9 @@ def marked_steps(folder: Location) -> set[int]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name != BEST and not path.name.endswith(MARK):
             continue
-        try:
-            steps.add(int(json.loads(path.read_text(encoding="utf-8"))["step"]))
-        except FileNotFoundError:
-            continue
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"the mark {str(path)!r} is damaged ({error}): delete it and evaluate the run again"
-            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            mark = typed.read_json(path, Mark, what="the mark", advice="delete it and evaluate the run again")
+            steps.add(mark["step"])
     return steps
 
 

@@ -13,6 +13,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.training import TrainState
 from pipelines.checkpoints.retention import prune
 from pipelines.checkpoints.store import Record, commit_snapshot, saved_steps, staging_prefix
+from pipelines.runtime.lease import is_alive
 from pipelines.runtime.locations import Location
 
 
@@ -32,8 +33,11 @@ class Saver:
         if isinstance(folder, Path):
             remove_leftovers(folder)
         else:
-            for left in Path(tempfile.gettempdir()).glob(f"{staging_prefix(folder)}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            prefix = staging_prefix(folder)
+            for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+                process = left.name.removeprefix(prefix).partition("-")[0]
+                if not (process.isdecimal() and is_alive(int(process))):  # what another saver is writing stays
+                    shutil.rmtree(left, ignore_errors=True)
         self.last_good = max(saved_steps(folder), default=None)
 
     def __enter__(self) -> "Saver":

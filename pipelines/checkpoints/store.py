@@ -7,6 +7,7 @@ deleted first. Either way a manifest under a final name means that the whole is 
 import contextlib
 import errno
 import hashlib
+import os
 import shutil
 import tempfile
 import uuid
@@ -86,7 +87,7 @@ def commit_snapshot(
             raise FileNotFoundError(errno.ENOENT, "the run's folder is gone", str(folder))
         write_checkpoint(folder, saved, config, history)
         return
-    with tempfile.TemporaryDirectory(prefix=staging_prefix(folder)) as temporary, store_errors():
+    with tempfile.TemporaryDirectory(prefix=f"{staging_prefix(folder)}{os.getpid()}-") as temporary, store_errors():
         local = write_checkpoint(Path(temporary), saved, config, history)
         target = folder / local.path.name
         _take_manifest_away(target)  # of an earlier one of this step, before its files are replaced

@@ -24,6 +24,7 @@ from pipelines.compress.baselines import bits_per_dim, lossless_rates, lossy_poi
 from pipelines.compress.config import CurveConfig
 from pipelines.compress.model import LoadedModel, load_model
 from pipelines.runtime.layout import local_storage
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import absolute, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
@@ -43,6 +44,17 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
     if config.images > len(dataset):
         raise InputError(f"--images is {config.images}, but data set {dataset.name!r} has {len(dataset)}: give fewer")
     output = absolute(config.output, option="--output")
+    with sole_writer(output, "output", say):
+        curve = make_curve(config, model, dataset, say)
+        write_json(output / "curve.json", curve)
+        with committed_file(output / "curve.svg") as temporary:
+            draw_curve(curve).savefig(temporary, format="svg", metadata={"Date": None})
+    _log_curve(config, model.run.name, curve)
+    return curve
+
+
+def make_curve(config: CurveConfig, model: LoadedModel, dataset: ShardedDataset, say: Say) -> dict[str, Any]:
+    """What measure_curve returns."""
     process = model.checkpoint.diffusion_config().build().to(model.codec.device)
     # A strided chain is a model of its own, with a looser bound.
     chain = process.strided(spread_timesteps(process, config.theory_steps or process.num_timesteps))
@@ -55,10 +67,6 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
         "lossy": curve["account"]["lossy"] / curve["theory"]["lossy"] - 1.0,
         "total": curve["lossless"]["coded"] / curve["theory"]["total"] - 1.0,
     }
-    write_json(output / "curve.json", curve)
-    with committed_file(output / "curve.svg") as temporary:
-        draw_curve(curve).savefig(temporary, format="svg", metadata={"Date": None})
-    _log_curve(config, model.run.name, curve)
     return curve
 
 

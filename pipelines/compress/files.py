@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import committed_file
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 from ddpm_core.images import encode_png
 from pipelines.compress.config import DecodeConfig, EncodeConfig
 from pipelines.compress.model import load_model
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import absolute
 from pipelines.runtime.progress import Progress, Say
 
@@ -48,13 +49,14 @@ def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> CodingRe
     output, started, size = absolute(config.output, option="--output"), time.monotonic(), 0
     targets = [output / f"{path.stem}{SUFFIX}" for path in paths]
     progress = Progress("encode", len(paths), "images", say)
-    for start in range(0, len(paths), config.batch_size):
-        batch = slice(start, start + config.batch_size)
-        coded = model.codec.encode(torch.stack(pixels[batch]), steps=config.steps, seed=config.seed)
-        for target, file in zip(targets[batch], coded, strict=True):
-            _write(target, file.data)
-            size += len(file.data)
-        progress.advance(len(coded))
+    with sole_writer(output, "output", say):
+        for start in range(0, len(paths), config.batch_size):
+            batch = slice(start, start + config.batch_size)
+            coded = model.codec.encode(torch.stack(pixels[batch]), steps=config.steps, seed=config.seed)
+            for target, file in zip(targets[batch], coded, strict=True):
+                _write(target, file.data)
+                size += len(file.data)
+            progress.advance(len(coded))
     return CodingResult(tuple(targets), size, sum(image.numel() for image in pixels), time.monotonic() - started)
 
 
@@ -65,17 +67,18 @@ def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> CodingRe
     output, started, size, values = absolute(config.output, option="--output"), time.monotonic(), 0, 0
     targets = [output / f"{path.stem}.png" for path in paths]
     progress = Progress("decode", len(paths), "images", say)
-    for start in range(0, len(paths), config.batch_size):
-        batch = slice(start, start + config.batch_size)
-        # The names are what errors call the files.
-        files, names = [path.read_bytes() for path in paths[batch]], [f"file {str(path)!r}" for path in paths[batch]]
-        decoded = codec.decode(files, names, whole=not config.partial)
-        for target, data, image in zip(targets[batch], files, decoded, strict=True):
-            _write(target, encode_png(image.pixels))
-            for frame in image.frames if config.frames else ():
-                _write(target.with_name(f"{target.stem}-{frame.nbytes}.png"), encode_png(frame.pixels))
-            size, values = size + len(data), values + image.pixels.numel()
-        progress.advance(len(decoded))
+    with sole_writer(output, "output", say):
+        for start in range(0, len(paths), config.batch_size):
+            batch = slice(start, start + config.batch_size)
+            files = [path.read_bytes() for path in paths[batch]]
+            names = [f"file {str(path)!r}" for path in paths[batch]]  # what errors call them
+            decoded = codec.decode(files, names, whole=not config.partial)
+            for target, data, image in zip(targets[batch], files, decoded, strict=True):
+                _write(target, encode_png(image.pixels))
+                for frame in image.frames if config.frames else ():
+                    _write(target.with_name(f"{target.stem}-{frame.nbytes}.png"), encode_png(frame.pixels))
+                size, values = size + len(data), values + image.pixels.numel()
+            progress.advance(len(decoded))
     return CodingResult(tuple(targets), size, values, time.monotonic() - started)
 
 
@@ -115,10 +118,11 @@ def _read_pixels(path: Path, checkpoint: Checkpoint) -> Tensor:
     try:
         with Image.open(path) as image:
             (width, height), mode = image.size, image.mode
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a damaged PNG
-        raise InputError(f"image {str(path)!r} cannot be read ({error}): give an image file") from error
-    if (width, height) != (side, side) or mode != network_mode:
+            fits = (width, height) == (side, side) and mode == network_mode
+            pixels = np.asarray(image) if fits else None  # a small file can hold an image that fills the memory
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise InputError(f"image {str(path)!r} cannot be read ({one_line(error)}): give an image file") from error
+    if pixels is None:
         raise InputError(
             f"image {str(path)!r} is {width}x{height} of mode {mode}, but this network codes {side}x{side} of mode "
             f"{network_mode}: convert it, or take another network"

@@ -31,8 +31,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     storage = local_storage(config.storage)
     run, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
     unet, process = checkpoint.unet_config(), checkpoint.diffusion_config()
-    network = UNet(unet)
-    network.load_state_dict(checkpoint.weights(config.weights))
+    network = checkpoint.network(config.weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device, torch.float64).eval()  # sender and receiver must predict alike: float64 differs by about 1e-13
     configs = [json.dumps(asdict(part), sort_keys=True) for part in (unet, process)]

@@ -4,7 +4,6 @@ Handwritten digits (scikit-learn's copy of the UCI set) stand in for LSUN: they 
 What is finished is not done again; when everything is, nothing is started.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -14,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.commit import sha256_file, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from pipelines.demo.digits import train_extractor, write_lmdb
 from pipelines.demo.local_ray import ray_cluster
 from pipelines.runtime.console import EVENTS, EventReader
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.progress import Say, duration
 from pipelines.shards.dataset import ShardedDataset
 
@@ -36,6 +39,15 @@ PROTOCOL = {
     "--sampler-steps": "20",
 }
 NEAREST = "200"  # samples whose nearest training images are looked up
+
+
+class Finished(TypedDict):
+    """What finished.json holds. files: the sha256 of each file that the demo made, by its path from there."""
+
+    identity: str
+    report: str
+    best: str
+    files: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,9 +67,15 @@ def demo(storage: Path, say: Say) -> DemoResult:
     if result is not None:
         say("Everything is there: nothing to do.")
         return result
+    with sole_writer(home, "the demo in", say):
+        return run_stages(storage, home, identity, say)
+
+
+def run_stages(storage: Path, home: Path, identity: str, say: Say) -> DemoResult:
+    """demo(), as the only one who writes to its folder. identity: of what it shall make."""
     started = time.monotonic()
     source, shards, extractor = home / "digits_train_lmdb", home / "digits", home / "digits.pt"
-    report = home / "report.html"
+    finished, report = home / "finished.json", home / "report.html"
     say("[1/7] images: 1,797 handwritten digits as an LSUN-layout LMDB of WebP files")
     if not (source / "data.mdb").is_file():
         write_lmdb(source)
@@ -111,9 +129,9 @@ def demo(storage: Path, say: Say) -> DemoResult:
 def read_finished(path: Path, identity: str) -> DemoResult | None:
     """The result of an earlier demo, if all that it made is still there, byte for byte."""
     try:
-        facts = json.loads(path.read_text())
+        facts = typed.read_json(path, Finished, what="record of the demo", advice="run make demo again")
         whole = all(sha256_file(path.parent / name) == sha256 for name, sha256 in facts["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):  # damaged: what is there is looked through again
         return None
     return DemoResult(path.parent / facts["report"], facts["best"]) if whole and facts["identity"] == identity else None
 

@@ -4,10 +4,12 @@ With the 2015-12-05 network and CIFAR-10 they are published numbers; with any ne
 0. The distance between random halves stands beside them, for a person to look at.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.commit import write_json
 from ddpm_core.errors import InputError
 from ddpm_core.metrics.frechet import frechet_distance
@@ -24,6 +26,12 @@ from pipelines.shards.dataset import ShardedDataset
 CIFAR10 = {"fid": 3.15, "is": 11.24}
 LAST_DIGIT = 0.01
 ZERO = 1e-3  # of a distance of equal moments: eigenvalues of a singular covariance are good to 1e-8 of the largest
+
+
+class CalibrationOutcome(TypedDict):
+    """What is read of an extractor's calibration."""
+
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,14 @@ def outcome_path(storage: Storage[Path], extractor: Extractor) -> Path:
 
 
 def check_calibrated(extractor: Extractor, storage: Storage[Path]) -> None:
-    """Raises InputError if this extractor was calibrated with this storage, and failed."""
+    """Raises InputError if this extractor was calibrated with this storage, and failed or left a damaged file."""
     path = outcome_path(storage, extractor)
-    if path.is_file() and not json.loads(path.read_text())["passed"]:
+    try:
+        advice = "delete it, or run jobs/evaluate.py calibrate again"
+        passed = typed.read_json(path, CalibrationOutcome, what="calibration", advice=advice)["passed"]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not passed:
         raise InputError(
             f"extractor {extractor.name} failed its calibration ({str(path)!r}): run jobs/evaluate.py calibrate again until "
             "it passes, or take another"

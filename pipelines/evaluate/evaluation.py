@@ -1,16 +1,36 @@
 """A finished evaluation, read from its folder and set beside another."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
+from ddpm_core.ranges import Count
 from ddpm_core.records import CI_HIGH, CI_LOW, KID, PRECISION, RECALL
 from ddpm_core.verdicts import Interval, intervals_overlap, known_interval
 from pipelines.evaluate.config import MIN_CHUNKS
+
+
+class ChainValues(TypedDict):
+    """What is known of the x_0 predicted at a timestep of the chain, beside its Frechet distance."""
+
+    t: Count[int]
+    distance: float
+
+
+class EvaluationManifest(TypedDict):
+    """What an evaluation's manifest.json holds."""
+
+    step: Count[int]
+    protocol: typed.JsonObject
+    values: dict[str, float]
+    weights_sha256: str
+    progress: list[ChainValues]
 
 
 @dataclass(frozen=True)
@@ -88,11 +108,24 @@ def compare(one: Evaluation, other: Evaluation, *, across_protocols: bool = Fals
 def read_evaluation(folder: Path) -> Evaluation:
     """Raises InputError if there is no finished evaluation of this version."""
     try:
-        facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        progress = tuple(facts["progress"])
-        return Evaluation(facts["step"], Protocol(**facts["protocol"]), facts["values"], folder, progress)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = read_facts(folder)
+        protocol = typed.build(Protocol, facts["protocol"])
+        ends = [protocol.distance + end for end in (CI_LOW, CI_HIGH)]
+        wanted = {protocol.distance, *(ends if any(end in facts["values"] for end in ends) else ())}
+        if lacking := sorted(wanted - facts["values"].keys()):
+            raise ValueError(f"values lacks {typed.shown(lacking[0])}")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{str(folder)!r} holds no finished evaluation ({error}): give a folder evaluate/RUN/PROTOCOL/step-... of the "
-            "storage, or evaluate again"
+            "storage, or delete it and evaluate again"
         ) from error
+    return Evaluation(
+        facts["step"], protocol, facts["values"], folder, tuple(cast(list[dict[str, float]], facts["progress"]))
+    )
+
+
+def read_facts(folder: Path) -> EvaluationManifest:
+    """The manifest of a finished evaluation. Raises InputError if it is damaged, FileNotFoundError if there is none."""
+    return typed.read_json(
+        folder / MANIFEST, EvaluationManifest, what="evaluation", advice="delete it and evaluate again"
+    )

@@ -183,7 +183,7 @@ def find_neighbours(
         NeighbourWorker,
         [queries, extractor, dataset],
         units,
-        is_current=lambda unit, tensors, facts: all(facts[name] == value for name, value in wanted.items()),
+        is_current=lambda unit, tensors, facts: all(facts.get(name) == value for name, value in wanted.items()),
         stage="evaluate",
         counted="training images",
         note=lambda unit: "nearest neighbours",

@@ -222,7 +222,7 @@ def draw_pictures(
         Painter,
         [protocol, dataset],
         units,
-        is_current=lambda unit, tensors, facts: facts["weights_sha256"] == weights,
+        is_current=lambda unit, tensors, facts: facts.get("weights_sha256") == weights,
         stage="evaluate",
         counted="parts of pictures",
         note=lambda unit: f"step {checkpoint.step:,}, {unit.kind}",

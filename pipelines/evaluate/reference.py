@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import ray.data
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from ddpm_core import typed
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 from ddpm_core.features import FeatureExtractor, load_extractor
 from ddpm_core.metrics import FeatureStatistics, InceptionScore
+from ddpm_core.metrics.mergeable import check_features
 from ddpm_core.precision import full_float32
 from ddpm_core.rng import permutation
+from pipelines.runtime.chunks import content_sha256
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.layout import shards_of
 from pipelines.runtime.locations import Location, absolute, committed, location
@@ -162,10 +166,14 @@ def reference_statistics(dataset: ShardedDataset, extractor: Extractor, cpus: fl
     """The statistics of all images of a data set, read from beside its shards or made and put there. Units are merged in
     their order, so that the sums do not depend on the workers."""
     path = reference_path(dataset, extractor)
+    if path.exists():
+        try:
+            return read_reference(path, dataset, extractor)
+        except InputError as error:
+            if path.is_dir():
+                raise
+            say(f"reference: {error}")
     merged = Sums(len(dataset), extractor)
-    if path.is_file():
-        merged.merge(load(path.read_bytes()))
-        return merged.reference()
     gpus = 1 if connect().gpus else 0
     units = units_of(dataset)
     progress = Progress("reference", len(dataset), "images", say)
@@ -186,9 +194,31 @@ def reference_statistics(dataset: ShardedDataset, extractor: Extractor, cpus: fl
             merged.merge(early.pop(turn))
             turn += 1
         progress.advance(len(units[number]))
+    state = {name: tensor.contiguous() for name, tensor in merged.state().items()}
     with committed(path) as temporary:
-        save_file(merged.state(), temporary)
+        save_file(state, temporary, metadata={"sha256": content_sha256(state)})
     return merged.reference()
+
+
+def read_reference(path: Location, dataset: ShardedDataset, extractor: Extractor) -> Reference:
+    """The statistics in a file. Raises InputError if it is damaged, or of other images or another extractor."""
+    sums = Sums(len(dataset), extractor)
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder, where reference statistics are wanted: delete it")
+    try:
+        data = path.read_bytes()
+        state = load(data)
+        stated = typed.tensors_metadata(data).get("sha256")  # not in files of earlier versions
+        if stated is not None and stated != content_sha256(state):
+            raise ValueError("its content has another sha256")
+        sums.merge(state)
+        reference = sums.reference()
+        check_features(reference.features, extractor.dim)
+        if int(reference.statistics.n) != len(dataset) or len(reference.features) != min(len(dataset), NEIGHBOURS):
+            raise ValueError(f"it is of other images than the {len(dataset):,} of the data set")
+    except (SafetensorError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        raise InputError(f"file {str(path)!r} is damaged ({one_line(error)}): it is made again") from error
+    return reference
 
 
 def units_of(dataset: ShardedDataset) -> list[range]:

@@ -1,13 +1,11 @@
 """What is evaluated, what it is compared with, and under which protocols."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import MANIFEST
 from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
@@ -15,6 +13,7 @@ from pipelines.checkpoints.foreign import import_weights
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.evaluate.calibration import check_calibrated
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.evaluation import read_facts
 from pipelines.evaluate.measure import GRID
 from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps
@@ -144,9 +143,9 @@ def open_subject(
 def is_finished(folder: Path, checkpoint: Checkpoint, protocol: Protocol, timesteps: Sequence[int]) -> bool:
     """Whether a finished evaluation of these very weights is there, with the points of the chain that are asked for."""
     try:
-        facts = json.loads((folder / MANIFEST).read_text())
+        facts = read_facts(folder)
         measured = [point["t"] for point in facts["progress"]]
         same = facts["weights_sha256"] == checkpoint.weights_sha256(protocol.weights)
         return bool(same and (not timesteps or measured == list(timesteps)))
-    except (OSError, ValueError, KeyError):
+    except (OSError, InputError):  # damaged: it is measured again
         return False

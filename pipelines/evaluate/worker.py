@@ -130,9 +130,9 @@ def sample_checkpoints(
     def is_current(unit: SampleChunk, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
         kept = len(range(unit.indices.start, min(unit.indices.stop, settings.images_to_keep)))
         # A run that was deleted and trained again has other weights.
-        of_weights = facts["weights_sha256"] == weights[unit.checkpoint.step]
+        of_weights = facts.get("weights_sha256") == weights[unit.checkpoint.step]
         chain = not settings.progress or (CHAIN in tensors and facts.get(CHAIN) == list(settings.progress))
-        return of_weights and len(tensors["images"]) >= kept and chain
+        return of_weights and isinstance(facts.get("seconds"), int | float) and len(tensors["images"]) >= kept and chain
 
     done: dict[int, list[range]] = {c.step: [] for c in checkpoints}
     skipped: set[int] = set()

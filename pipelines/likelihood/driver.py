@@ -129,7 +129,7 @@ def make_chunks(
         LikelihoodWorker,
         [protocol, dataset],
         [LikelihoodChunk(p, numbers[p.start : p.stop], c, folders[c.step]) for c in checkpoints for p in chunks],
-        is_current=lambda unit, _, facts: bool(facts["weights_sha256"] == weights[unit.checkpoint.step]),
+        is_current=lambda unit, _, facts: bool(facts.get("weights_sha256") == weights[unit.checkpoint.step]),
         stage="likelihood",
         counted="images",
         note=lambda unit: f"step {unit.checkpoint.step:,}",

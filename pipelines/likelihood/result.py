@@ -7,14 +7,30 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from ddpm_core.commit import MANIFEST, read_manifest
+from ddpm_core import typed
+from ddpm_core.commit import MANIFEST, check_manifest, damaged_manifest, read_manifest
 from ddpm_core.likelihood import Bound, rate_distortion
 from ddpm_core.pixel_range import SCALE
+from ddpm_core.ranges import Count, Positive
 from ddpm_core.records import BPD, BPD_SE, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE
 from ddpm_core.verdicts import mean_interval
 from pipelines.likelihood.worker import LikelihoodProtocol
 from pipelines.runtime.chunks import load_chunk
+
+WHAT = "likelihood"
+
+
+class LikelihoodManifest(TypedDict):
+    """What a likelihood's manifest.json holds."""
+
+    step: Count[int]
+    weights_sha256: str
+    num_timesteps: Positive[int]
+    protocol: typed.JsonObject
+    values: dict[str, float]
+    curves: dict[str, list[float]] | None
 
 
 @dataclass(frozen=True)
@@ -37,12 +53,19 @@ class Likelihood:
 
 
 def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:
-    """The finished measurement of these weights; None if there is none."""
+    """The finished measurement of these weights; None if there is none. Raises InputError if it is damaged."""
     if not (folder / MANIFEST).is_file():
         return None
-    facts = read_manifest(folder, what="likelihood")
-    likelihood = Likelihood(**{**facts, "protocol": LikelihoodProtocol(**facts["protocol"])})
-    return likelihood if likelihood.weights_sha256 == weights_sha256 else None
+    facts = check_manifest(folder, read_manifest(folder, what=WHAT), LikelihoodManifest, what=WHAT)
+    try:
+        protocol = typed.build(LikelihoodProtocol, facts["protocol"])
+        if lacking := sorted({BPD, BPD + CI_HIGH} - facts["values"].keys()):
+            raise ValueError(f"values lacks {lacking[0]}")
+    except ValueError as error:
+        raise damaged_manifest(folder, error, WHAT) from error
+    if facts["weights_sha256"] != weights_sha256:
+        return None
+    return Likelihood(facts["step"], weights_sha256, facts["num_timesteps"], protocol, facts["values"], facts["curves"])
 
 
 def merge_chunks(folder: Path, chunks: Sequence[range]) -> tuple[dict[str, float], dict[str, list[float]] | None]:

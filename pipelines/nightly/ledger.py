@@ -1,20 +1,33 @@
 """What nights leave for each other on disk: leases on work, failed attempts, and which alarms were delivered."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import SoftFileLease
+from typing_extensions import TypedDict
 
+from ddpm_core import typed
 from ddpm_core.commit import write_json
 from pipelines.nightly.alarms import Alarm
 from pipelines.nightly.config import NightlyConfig
 from pipelines.runtime.layout import local_storage
 
 LEASE = 60.0  # seconds that a lease outlasts the last sign of life of whoever holds it
+
+
+class Attempts(TypedDict):
+    """How a checkpoint's failed attempts ended, and whether another was begun."""
+
+    failures: list[str]
+    under_way: bool
+
+
+class Delivered(TypedDict):
+    """Which alarms were delivered: key -> the training's name. Earlier versions kept the keys alone."""
+
+    told: dict[str, str] | list[str]
 
 
 def open_ledger(config: NightlyConfig) -> "Ledger":
@@ -59,10 +72,12 @@ class Ledger:
         else:
             self._attempts_file(run, checkpoint).unlink(missing_ok=True)
 
-    def _attempts(self, run: str, checkpoint: str) -> dict[str, Any]:
+    def _attempts(self, run: str, checkpoint: str) -> "Attempts":
+        advice = "delete it, and the checkpoint is tried as if for the first time"
         try:
-            attempts: dict[str, Any] = json.loads(self._attempts_file(run, checkpoint).read_text(encoding="utf-8"))
-            return attempts
+            return typed.read_json(
+                self._attempts_file(run, checkpoint), Attempts, what="record of attempts", advice=advice
+            )
         except FileNotFoundError:
             return {"failures": [], "under_way": False}
 
@@ -74,11 +89,16 @@ class Ledger:
     def delivered(self) -> dict[str, str]:
         """The standing alarms that were delivered: key -> the training's name."""
         try:
-            stored = json.loads(self._delivered_file.read_text(encoding="utf-8"))["told"]
+            advice = "delete it, and alarms that stand are delivered again"
+            stored = typed.read_json(self._delivered_file, Delivered, what="record of alarms", advice=advice)["told"]
         except FileNotFoundError:
             return {}
         # Earlier versions kept the keys alone, whose second word is the training.
-        return dict(stored) if isinstance(stored, dict) else {key: key.split()[1] for key in stored}
+        return (
+            dict(stored)
+            if isinstance(stored, dict)
+            else {key: key.partition(" ")[2].partition(" ")[0] for key in stored}
+        )
 
     def set_delivered(self, alarms: Mapping[str, str]) -> None:
         """Record that these, and no others, were delivered."""

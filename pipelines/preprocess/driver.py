@@ -5,6 +5,7 @@ there are or which of them made it. Each is committed by rename; the manifest co
 missing.
 """
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -23,9 +24,10 @@ from pipelines.preprocess.plan import PLAN, check_same, earlier_plan, make_plan
 from pipelines.preprocess.sources.items import Item, Source
 from pipelines.preprocess.sources.names import BYTE
 from pipelines.preprocess.sources.open import describe_others, list_items, open_source, source_facts
-from pipelines.preprocess.worker import finished_record, make_shard, shard_file
+from pipelines.preprocess.worker import finished_record, make_shard, record_file, shard_file
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import connect
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import STORAGE_ERRORS, Location, commit_json, forget_listings, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
@@ -56,20 +58,44 @@ def preprocess(config: PreprocessConfig, say: Say = lambda line: None) -> Sharde
         check_same(earlier, make_plan(config, facts), output)
         if (output / MANIFEST).is_file():
             return ShardedDataset.open(output)
+    with sole_writer(output, "output", say):
+        return make_dataset(config, source_path, output, earlier_plan(output), facts, say)
+
+
+def make_dataset(
+    config: PreprocessConfig,
+    source_path: Location,
+    output: Location,
+    earlier: Mapping[str, Any] | None,
+    facts: Mapping[str, Any] | None,
+    say: Say,
+) -> ShardedDataset:
+    """Make the data set, or finish it, as the only one who writes to its folder. earlier: the plan that it was begun with. facts:
+    the source's, if they are known."""
     scratch = output / "unpacked" if isinstance(output, Path) else None
-    source = open_source(source_path, split=config.split, scratch=scratch, say=say)
-    items = list_items(source, source_path, config.max_pixels)
+    try:
+        source = open_source(source_path, split=config.split, scratch=scratch, say=say)
+        items = list_items(source, source_path, config.max_pixels)
+        plan = make_plan(config, facts or source.facts(), items)
+        if earlier is not None:
+            check_same(earlier, plan, output)
+    except InputError:
+        if scratch is not None:  # a refused source leaves nothing
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
     others = source.others()
     if others:
         say(f"preprocess: {len(items):,} images in the source, and {describe_others(others)}, which are not read")
-    plan = make_plan(config, facts or source.facts(), items)
-    if earlier is not None:
-        check_same(earlier, plan, output)
     commit_json(output / PLAN, plan)
     remove_temporary_files(output)
     maker = ShardMaker(config, source, items, output)
-    maker.make_missing(say)
-    maker.resolve_duplicates(say)
+    try:
+        maker.make_missing(say)
+        maker.resolve_duplicates(say)
+    except InputError:
+        if earlier is None and not any(record["images"] for record in maker.finished):
+            discard(output, len(maker.ranges))  # with an image in it, another policy goes on from what is made
+        raise
     remove_temporary_files(output)
     write_manifest(output, config, source, plan, maker.finished)
     if scratch is not None:
@@ -84,6 +110,20 @@ def remove_temporary_files(output: Location) -> None:
             remove_leftovers(folder)
 
 
+def discard(output: Location, shards: int) -> None:
+    """Remove all that was made for a source that gave no image."""
+    names = [PLAN, *(name(number) for number in range(shards) for name in (shard_file, record_file))]
+    if isinstance(output, Path):
+        for name in names:
+            (output / name).unlink(missing_ok=True)
+        for folder in ("shards", "records", "unpacked"):
+            shutil.rmtree(output / folder, ignore_errors=True)
+    else:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                output.fs.rm_file((output / name).path)
+
+
 class ShardMaker:
     """Makes the shards of one plan. records: of each shard, None if it is not made yet."""
 
@@ -92,7 +132,9 @@ class ShardMaker:
         self.ranges = chunk_ranges(len(items), config.images_per_shard)
         forget_listings(output)
         with ThreadPoolExecutor(16) as pool:  # for an object store, each of whose answers takes long
-            self.records = list(pool.map(lambda number: finished_record(output, number), range(len(self.ranges))))
+            self.records = list(
+                pool.map(lambda number: finished_record(output, number, config.channels), range(len(self.ranges)))
+            )
 
     @property
     def finished(self) -> list[dict[str, Any]]:

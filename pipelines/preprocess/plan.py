@@ -1,38 +1,47 @@
 """The plan of a data set: what decides its bytes, written before its first shard, so that an output is finished as it began."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, cast
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Item
 from pipelines.preprocess.sources.names import key_of
 from pipelines.preprocess.transform import MAX_PIXELS
+from pipelines.runtime.lease import FILES
 from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT
 
 PLAN = "plan.json"
 
 
+class EarlierPlan(TypedDict):
+    """What is read of an earlier plan."""
+
+    fingerprint: str
+    items_sha256: str
+    source: NotRequired[str]
+    image_size: NotRequired[int]
+
+
 def earlier_plan(output: Location) -> dict[str, Any] | None:
     """The plan that an output was begun with, None if nothing was begun. Raises InputError if the folder is another's."""
     try:
-        plan = json.loads((output / PLAN).read_text())
-        return {**plan, "fingerprint": plan["fingerprint"], "items_sha256": plan["items_sha256"]}  # KeyError if absent
-    except FileNotFoundError:
-        if output.exists() and any(path.name != "unpacked" for path in output.iterdir()):
+        advice = "give another folder, or delete that one"
+        return cast(dict[str, Any], typed.read_json(output / PLAN, EarlierPlan, what="plan", advice=advice))
+    except (FileNotFoundError, NotADirectoryError):
+        if output.is_file():
+            raise InputError(f"output {str(output)!r} is a file: give the path of a folder") from None
+        if output.exists() and any(path.name not in {"unpacked", *FILES} for path in output.iterdir()):
             raise InputError(
                 f"output {str(output)!r} is a folder with other files in it: give a new or empty one"
             ) from None
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"output {str(output)!r} has a {PLAN} that is damaged or of another version ({error!r}): give another folder, or "
-            "delete that one"
-        ) from error
 
 
 def make_plan(

@@ -1,18 +1,32 @@
 """What a preprocessing worker does: a range of a source's items -> one shard and its record. Imports no torch."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, cast
 
 import numpy as np
 
-from ddpm_core.commit import sha256_file
+from ddpm_core import typed
+from ddpm_core.commit import FileFacts, sha256_file
+from ddpm_core.errors import InputError
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Item, Source, reason_of
 from pipelines.preprocess.transform import TooSmallError, transform
 from pipelines.runtime.locations import Location, commit_json, committed
-from pipelines.shards.format import ContentHash, ShardWriter
+from pipelines.shards.format import ContentHash, ShardWriter, Skipped
+
+
+class ShardRecord(FileFacts):
+    """What is recorded of a shard. sum, sum_of_squares: of each channel's pixels. colour_profiles: how many images were converted
+    by each; records of earlier versions lack it."""
+
+    file: str
+    images: typed.ImageCount
+    content_sha256: str
+    sum: list[int]
+    sum_of_squares: list[int]
+    skipped: list[Skipped]
+    colour_profiles: NotRequired[dict[str, typed.ImageCount]]
 
 
 def shard_file(number: int) -> str:
@@ -111,11 +125,13 @@ def transformed(
             yield key, image
 
 
-def finished_record(output: Location, number: int) -> dict[str, Any] | None:
-    """The record of a shard; None unless its file is there with the size that the record states."""
+def finished_record(output: Location, number: int, channels: int) -> dict[str, Any] | None:
+    """The record of a shard; None, so that it is made again, if it is damaged, or unless its file is there with the size that it
+    states."""
     try:
-        record = json.loads((output / record_file(number)).read_text())
-        is_whole = (output / record["file"]).stat().st_size == record["bytes"]
-    except (OSError, ValueError, KeyError):
+        record = typed.read_json(output / record_file(number), ShardRecord, what="record", advice="")
+        is_whole = (output / shard_file(number)).stat().st_size == record["bytes"]
+    except (OSError, InputError):
         return None
-    return record if is_whole else None
+    fits = record["file"] == shard_file(number) and len(record["sum"]) == len(record["sum_of_squares"]) == channels
+    return cast(dict[str, Any], record) if is_whole and fits else None

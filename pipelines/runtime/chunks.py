@@ -8,14 +8,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from ddpm_core import typed
 from ddpm_core.commit import committed_file
 from ddpm_core.errors import InputError
+from ddpm_core.ranges import Count
+
+
+class ChunkFacts(TypedDict):
+    """What every chunk says of itself: its indices first..stop-1 and the sha256 of its content."""
+
+    first: Count[int]
+    stop: Count[int]
+    sha256: str
 
 
 def chunk_ranges(total: int, size: int) -> list[range]:
@@ -39,18 +50,20 @@ def load_chunk(folder: Path, indices: range) -> tuple[dict[str, Tensor], dict[st
     """(tensors, facts) of a chunk. Raises FileNotFoundError if it is absent, InputError if it
     is damaged."""
     path = chunk_path(folder, indices)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError as error:
+        raise InputError(f"chunk {str(path)!r} is a folder: delete it and run the evaluation again") from error
     try:
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts: dict[str, Any] = json.loads(header["__metadata__"]["ddpm"])
+        facts = typed.parse_json(typed.tensors_metadata(data).get("ddpm", "").encode(), ChunkFacts)
         whole = facts["sha256"] == content_sha256(tensors)
         whole = whole and (facts["first"], facts["stop"]) == (indices.start, indices.stop)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"chunk {str(path)!r} is damaged ({error}): run the evaluation again") from error
     if not whole:
         raise InputError(f"chunk {str(path)!r} is damaged (its content has another sha256): run the evaluation again")
-    return tensors, facts
+    return tensors, cast(dict[str, Any], facts)
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:

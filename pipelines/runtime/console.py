@@ -98,4 +98,7 @@ class EventReader:
             for line in file:
                 if line.endswith(b"\n"):
                     self._position += len(line)
-                    yield json.loads(line)
+                    with contextlib.suppress(ValueError):  # what a killed job left half-written runs into the next line
+                        event = json.loads(line)
+                        if isinstance(event, dict):
+                            yield event

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from ddpm_core.commit import ReadablePath
+from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, absolute, location
 
 LONGEST_NAME = 200  # bytes of a folder; file systems take 255, and MLflow's artifacts and temporary files add to it
@@ -113,10 +114,15 @@ def shards_of(config: Mapping[str, Any], checkpoint: ReadablePath) -> str:
     """The path or URL of the shards that a checkpoint was trained on. config: its training's.
 
     A storage can be moved and copied with all that is in it: shards that lay in the storage of then are looked for in that of
-    now first.
+    now first. Raises InputError if the configuration does not name them.
     """
-    shards, storage = str(config["shards"]), config.get("storage")  # weights from elsewhere have no storage
-    if storage is not None and Path(shards).is_relative_to(storage):
+    shards, storage = config.get("shards"), config.get("storage")  # weights from elsewhere have no storage
+    if not isinstance(shards, str):
+        raise InputError(
+            f"checkpoint {str(checkpoint)!r} does not say in its manifest.json which shards it was trained on: give those to "
+            "compare with"
+        )
+    if isinstance(storage, str) and Path(shards).is_relative_to(storage):
         moved = checkpoint.parent.parent.parent / Path(shards).relative_to(storage)
         if moved.exists():
             return str(moved)

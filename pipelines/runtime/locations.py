@@ -5,10 +5,12 @@ pathlib's interface throughout: `pathlib.Path` for what is local, `UPath` (fsspe
 
 import contextlib
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from upath import UPath
 
@@ -17,16 +19,18 @@ from ddpm_core.errors import InputError
 
 Location = Path | UPath
 
-# What disks, networks and object stores raise when they fail.
-STORAGE_ERRORS: tuple[type[Exception], ...] = (OSError,)
+# What the libraries of networks and object stores raise when they fail, and with them what disks raise.
+NETWORK_ERRORS: tuple[type[Exception], ...] = ()
 with contextlib.suppress(ImportError):
     from aiohttp import ClientError  # a part of ray[default]; gcsfs raises it
 
-    STORAGE_ERRORS += (ClientError,)
+    NETWORK_ERRORS += (ClientError,)
 with contextlib.suppress(ImportError):
     from botocore.exceptions import BotoCoreError  # comes with s3fs
 
-    STORAGE_ERRORS += (BotoCoreError,)
+    NETWORK_ERRORS += (BotoCoreError,)
+STORAGE_ERRORS: tuple[type[Exception], ...] = (OSError, *NETWORK_ERRORS)
+ANSWER = 10.0  # seconds that a web server may take to answer
 
 
 def in_submitted_job() -> bool:
@@ -85,6 +89,7 @@ def location(path: str, *, option: str) -> Location:
     if "://" not in path:
         return absolute(path, option=option)
     check_no_password(path, option=option)
+    check_answers(path, option=option)
     try:
         place = UPath(path)
         place.exists()  # a wrong endpoint, missing credentials: now, not in a worker
@@ -93,6 +98,22 @@ def location(path: str, *, option: str) -> Location:
     except Exception as error:  # every store raises its own
         raise InputError(f"{option} is {path!r}, which cannot be reached: {type(error).__name__}: {error}") from error
     return place
+
+
+def check_answers(url: str, *, option: str) -> None:
+    """Raises InputError for a web address at which nobody answers: fsspec would wait for minutes, and take it for a missing
+    file."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), timeout=ANSWER).close()
+    except (OSError, ValueError) as error:  # ValueError: a malformed address; UnicodeError is one too
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"{option} is {shortened(url)!r}, where no server answers ({reason}): look at the address and the network"
+        ) from error
 
 
 def is_local(place: Location) -> bool:

@@ -7,20 +7,66 @@ as float32 in [-1, 1], or as the uint8 pixels that stand for them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ddpm_core import images
-from ddpm_core.commit import read_manifest, verify_files
-from ddpm_core.errors import InputError
+from ddpm_core.commit import Manifest, check_manifest, damaged_manifest, read_manifest, verify_files
+from ddpm_core.errors import InputError, one_line
+from ddpm_core.ranges import up_to
+from ddpm_core.typed import ImageCount, shown
 from pipelines.runtime.locations import Location, location
-from pipelines.shards.format import FORMAT, ContentHash, dataset_sha256, image_sha256
+from pipelines.shards.format import FORMAT, ContentHash, PixelStorage, Skipped, dataset_sha256, image_sha256
 from pipelines.shards.order import BatchOrder
 from pipelines.shards.reader import ShardReader, open_for_arrow
+
+WHAT = "data set"
+
+
+class ShardFacts(TypedDict):
+    """A shard's file, by its path in the folder, the number of its images, and the hash of their keys and pixels."""
+
+    file: str
+    images: ImageCount
+    content_sha256: str
+
+
+class SheetLayout(TypedDict):
+    """How the contact sheet is laid out: the sides of a tile in pixels, and the number of columns and of tiles."""
+
+    tile: list[Annotated[int, up_to(65_535)]]
+    columns: Annotated[int, up_to(1024)]
+    count: ImageCount
+
+
+class DatasetManifest(Manifest):
+    """What a data set's manifest.json holds. shape: (height, width, channels). mean, std: of each channel in [-1, 1].
+    second_moment: E[x_0^2]."""
+
+    format: int
+    name: str
+    images: ImageCount
+    shape: list[Annotated[int, up_to(65_535)]]
+    storage: PixelStorage
+    sha256: str
+    source: str
+    source_fingerprint: str
+    source_images: ImageCount
+    filter: str
+    mean: list[float]
+    std: list[float]
+    second_moment: float
+    skipped: list[Skipped]
+    shards: list[ShardFacts]
+    contact_sheet: SheetLayout
+    source_others: NotRequired[dict[str, ImageCount]]  # manifests of earlier versions lack the last two
+    colour_profiles: NotRequired[dict[str, ImageCount]]
 
 
 @dataclass(frozen=True)
@@ -45,18 +91,29 @@ class ShardedDataset:
 
     @classmethod
     def open(cls, path: Location | str) -> "ShardedDataset":
-        """The data set in a folder or at a URL. Raises InputError if there is no finished data set of this format."""
+        """The data set in a folder or at a URL. Raises InputError if there is no finished data set of this format, or its
+        manifest is damaged."""
         folder = location(path, option="the data set") if isinstance(path, str) else path
-        manifest = read_manifest(folder, what="data set")
+        manifest = read_manifest(folder, what=WHAT)
         if "shards" not in manifest or "format" not in manifest:
             raise InputError(
                 f"data set {str(folder)!r} has a manifest of another kind: give a folder that jobs/preprocess.py made"
             )
         if manifest["format"] != FORMAT:
             raise InputError(
-                f"data set {str(folder)!r} is of format {manifest['format']}, not {FORMAT}: make it again with "
+                f"data set {str(folder)!r} is of format {shown(manifest['format'])}, not {FORMAT}: make it again with "
                 "jobs/preprocess.py, in another folder"
             )
+        checked = check_manifest(folder, manifest, DatasetManifest, what=WHAT)
+        total = sum(shard["images"] for shard in checked["shards"])
+        shape = checked["shape"]
+        if len(shape) != 3 or {len(checked["mean"]), len(checked["std"])} != {shape[2]}:
+            problem = (
+                f"shape is {shape}, where height, width and channels are wanted, with a mean and std for each channel"
+            )
+            raise damaged_manifest(folder, problem, WHAT)
+        if checked["images"] != total:
+            raise damaged_manifest(folder, f"images is {checked['images']:,}, and its shards hold {total:,}", WHAT)
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -155,12 +212,17 @@ class ShardedDataset:
         if checked != len(self) or total != self.sha256:
             raise InputError(
                 f"data set {str(self.path)!r} has {checked:,} images with sha256 {total}, not the {len(self):,} with "
-                f"{self.sha256} that its manifest promises: make it again"
+                f"{shown(self.sha256)} that its manifest promises: make it again"
             )
 
     @staticmethod
     def digests(path: Location) -> list[tuple[str, bytes]]:
         """(key, sha256) of each image of a shard's file, in order; pixels are not read."""
-        with open_for_arrow(path) as file:
-            table = pq.read_table(file, columns=["key", "sha256"])
-        return list(zip(table.column("key").to_pylist(), table.column("sha256").to_pylist(), strict=True))
+        try:
+            with open_for_arrow(path) as file:
+                table = pq.read_table(file, columns=["key", "sha256"])
+            return list(zip(table.column("key").to_pylist(), table.column("sha256").to_pylist(), strict=True))
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:  # KeyError: no such column
+            raise InputError(
+                f"shard {str(path)!r} is damaged ({one_line(error)}): delete it and give the same command again"
+            ) from error

@@ -24,6 +24,7 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from ddpm_core.pixel_range import OFFSET, SCALE, scaled_values
 
@@ -32,6 +33,14 @@ PixelStorage = Literal["uint8", "float32"]
 GROUP_ROWS, GROUP_BYTES = 1024, 16 << 20  # the most images, and bytes of pixels, in a row group
 # The header of a data page without statistics takes 17 to 33 bytes: 34 bytes that are no pixels mean two pages.
 TWO_PAGE_HEADERS = 34
+
+
+class Skipped(TypedDict):
+    """An image of the source that the data set does not have, and why."""
+
+    key: str
+    kind: str
+    reason: str
 
 
 def rows_per_group(shape: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ from ddpm_core.protocol import fingerprint
 from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
+from pipelines.evaluate.subject import sampler_steps
 from pipelines.runtime.cluster import check_fits, connect
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import location
@@ -48,6 +49,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     for point in points.values():
         check_dataset(point.config, dataset)
+        sampler_steps(config.evaluate, point.config.diffusion.num_timesteps)
     names = {
         label: [run_name(config.training(point, seed, 1), dataset) for seed in seeds_of(config)]
         for label, point in points.items()
@@ -61,14 +63,15 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     if finished is not None:
         say(f"sweep: {name} is done, {len(finished.outcomes)} trials")
         return finished
+    # All that can be refused is looked at before the run is there.
+    extractor = describe_extractor(given, dataset)
     concurrent = max_concurrent_trials(config.train)
     run = open_run(open_tracker(config.train, storage), name, fingerprint(identity), config, points, dataset)
     log_schedules(run, points)
     priors = check_priors(points, float(dataset.manifest["second_moment"]), say)
-    # Once, here: two trials would make it at the same time.
-    extractor = describe_extractor(config.evaluate.extractor, dataset)
-    reference_statistics(dataset, extractor, config.evaluate.cpus_per_worker, say)
     try:
+        # Once, here: two trials would make it at the same time.
+        reference_statistics(dataset, extractor, config.evaluate.cpus_per_worker, say)
         trials = Trials(config, points, run.run_id, folder, storage, concurrent, say)
         outcomes = run_rungs(config, points, trials, run, say)
         return record_result(run, name, folder, config, points, outcomes, priors)

@@ -1,12 +1,29 @@
 """What a sweep came to: how every trial ended, and what they say together."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NotRequired
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.commit import MANIFEST
+from ddpm_core.errors import InputError
 from ddpm_core.verdicts import Standing, standings
 from pipelines.sweep.ranking import Outcome, measurements
+
+WHAT = "result of a sweep"
+
+
+class SweepManifest(TypedDict):
+    """What a sweep's manifest.json holds."""
+
+    name: str
+    run_id: str
+    metric: str
+    outcomes: list[typed.JsonObject]
+    conclusion: str
+    link: NotRequired[str]  # not in those of earlier versions
 
 
 @dataclass(frozen=True)
@@ -42,9 +59,16 @@ class SweepResult:
 
 
 def read_result(folder: Path) -> SweepResult | None:
-    """The result of a sweep by its folder; None if it is not finished."""
+    """The result of a sweep by its folder; None if it is not finished. Raises InputError if it is damaged."""
+    path, advice = folder / MANIFEST, "delete it and give the same command again, which reads the trials' outcomes"
     try:
-        facts = json.loads((folder / MANIFEST).read_text())
-    except OSError:
+        facts = typed.read_json(path, SweepManifest, what=WHAT, advice=advice)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return SweepResult(**{**facts, "outcomes": tuple(Outcome(**outcome) for outcome in facts["outcomes"])})
+    try:
+        outcomes = tuple(typed.build(Outcome, outcome) for outcome in facts["outcomes"])
+    except ValueError as error:
+        raise InputError(f"{WHAT} {str(path)!r} is damaged (in outcomes, {error}): {advice}") from error
+    return SweepResult(
+        facts["name"], facts["run_id"], facts["metric"], outcomes, facts["conclusion"], facts.get("link", "")
+    )

@@ -1,6 +1,5 @@
 """Trials: a trial is a point of a sweep with one seed, trained and evaluated under Ray Tune up to a step."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +9,9 @@ from typing import Any
 import ray.tune
 import torch
 
+from ddpm_core import typed
 from ddpm_core.commit import write_json
-from ddpm_core.errors import DivergedError
+from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.records import CI_HIGH, CI_LOW, TRAIN
 from pipelines.evaluate.driver import evaluate
 from pipelines.runtime import console
@@ -40,12 +40,12 @@ class Trials:
 
     def run_to(self, steps: int, trials: Sequence[tuple[str, int]]) -> list[Outcome]:
         """The outcomes of trials, each a (point, seed), at a step, in that order; one that has an outcome is not run again."""
-        missing = [key for key in trials if not self.outcome_file(steps, *key).is_file()]
+        missing = [key for key in trials if not self.outcome_file(steps, *key).exists()]
         if missing:
             concurrent = min(self.max_concurrent, len(missing))
             self.say(f"sweep: {len(missing)} trials to step {steps:,}, {concurrent} at a time")
             self._tune(steps, missing, concurrent)
-        return [Outcome(**json.loads(self.outcome_file(steps, *key).read_text())) for key in trials]
+        return [read_outcome(self.outcome_file(steps, *key)) for key in trials]
 
     def _tune(self, steps: int, missing: list[tuple[str, int]], concurrent: int) -> None:
         """Have Ray Tune run trials to a step, each of which writes the file of its outcome. Raises what a trial raised."""
@@ -78,6 +78,16 @@ class Trials:
     def outcome_file(self, steps: int, label: str, seed: int) -> Path:
         """The file of a trial's outcome at a step; a point's name may hold what a file's may not."""
         return self.folder / f"step-{steps:08d}" / f"{list(self.points).index(label)}-seed-{seed}.json"
+
+
+def read_outcome(path: Path) -> Outcome:
+    """How a trial ended, from its file. Raises InputError if that is damaged."""
+    what, advice = "outcome of a trial", "delete it and give the same command again, which reads how the trial ended"
+    facts = typed.read_json(path, typed.JsonObject, what=what, advice=advice)
+    try:
+        return typed.build(Outcome, facts)
+    except ValueError as error:
+        raise InputError(f"{what} {str(path)!r} is damaged ({error}): {advice}") from error
 
 
 def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: int, parent_run_id: str) -> Outcome:

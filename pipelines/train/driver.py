@@ -25,6 +25,7 @@ from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
 from pipelines.runtime.layout import Run, Storage, open_storage
+from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
@@ -39,6 +40,7 @@ from pipelines.train.loader import check_shuffle
 from pipelines.train.stop import StopRequest, interruptible
 from pipelines.train.worker import WorkerTask, run_worker
 
+TRIAL_ENDS = 60.0  # seconds that a trial whose sweep was killed may take to end
 LAST_WAIT, BRIEF_WAIT = 60.0, 10.0  # seconds for an MLflow that does not answer, when a training is done or was stopped
 
 
@@ -65,8 +67,9 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     """Train, or resume, or find it done.
 
     Raises InputError for shards, storage or a tracking server that cannot be reached, shards that do not fit the network,
-    more workers than the cluster has, or a disk that filled up; DivergedError if loss, gradient or weights stop being
-    finite, with the last good checkpoint kept; KeyboardInterrupt after a request to stop, with the newest step saved.
+    more workers than the cluster has, a run that another command trains, or a disk that filled up; DivergedError if loss,
+    gradient or weights stop being finite, with the last good checkpoint kept; KeyboardInterrupt after a request to stop,
+    with the newest step saved.
     """
     storage = open_storage(config.storage)
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
@@ -74,6 +77,20 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     # As a reader elsewhere finds them: a relative path means something in this process's folder alone.
     config = replace(config, storage=str(storage.root), shards=str(dataset.path))
     run = storage.run(run_name(config, dataset))
+    # A trial of Tune's outlives the killed driver of its sweep by a moment.
+    with sole_writer(run.folder, "run", say, wait=0.0 if parent_run_id is None else TRIAL_ENDS):
+        return train_alone(config, dataset, storage, run, say, parent_run_id)
+
+
+def train_alone(
+    config: TrainConfig,
+    dataset: ShardedDataset,
+    storage: Storage[Location],
+    run: Run[Location],
+    say: Say,
+    parent_run_id: str | None,
+) -> TrainResult:
+    """train(), as the only one who writes to the run's folder."""
     set_aside_damaged(run.folder, config.steps, say)
     done = checkpoints_until(run, config.steps)
     resources = None
@@ -276,6 +293,10 @@ def check_dataset(config: TrainConfig, dataset: ShardedDataset) -> None:
             f"shards {str(dataset.path)!r} hold images {'x'.join(map(str, dataset.shape))}, but preset {config.preset!r} wants "
             f"{'x'.join(map(str, wanted))}: preprocess with --image-size {wanted[0]} --channels {wanted[2]}"
         )
+    if not contact_sheet_of(dataset).is_file():
+        raise InputError(
+            f"shards {str(dataset.path)!r} lack their file {contact_sheet_of(dataset).name!r}: copy it too, or make them again"
+        )
     check_shuffle(config, dataset)
     channels = config.unet.in_channels * (2 if config.diffusion.var_type in LEARNED else 1)
     if (config.unet.out_channels or config.unet.in_channels) != channels:
@@ -289,7 +310,11 @@ def log_data_card(run: TrackedRun, dataset: ShardedDataset) -> None:
     """What the images are, for the report."""
     run.log_json(records.DATA_CARD, dataset.card)
     run.log_json(records.CONTACT_SHEET_LAYOUT, dataset.manifest["contact_sheet"])
-    run.log_bytes(records.CONTACT_SHEET, (dataset.path / "contact_sheet.png").read_bytes())
+    run.log_bytes(records.CONTACT_SHEET, contact_sheet_of(dataset).read_bytes())
+
+
+def contact_sheet_of(dataset: ShardedDataset) -> Location:
+    return dataset.path / Path(records.CONTACT_SHEET).name
 
 
 def device_name(resources: Resources, workers: int) -> str:

@@ -228,7 +228,7 @@ def test_every_damage_to_a_file_is_found_and_named(tmp_path: Path, damage: str) 
         (None, "has no manifest.json, so it is not one or was never finished"),
         ("{", "has a damaged manifest.json"),
         ("\udcff", "has a damaged manifest.json"),
-        ("[1]", "has a manifest.json that is not an object"),
+        ("[1]", r"has a damaged manifest.json \(it is \[1\], where an object is wanted\)"),
     ],
 )
 def test_a_folder_without_a_good_manifest_is_refused(tmp_path: Path, manifest: str | None, sentence: str) -> None:

@@ -190,6 +190,55 @@ def test_a_systemd_service_runs_the_given_words(address: str, render: Render, tm
     assert (done.returncode, "nightly-eval" in done.stderr) == (0, False), done.stderr
 
 
+def read_working_directory(service: str) -> Path:
+    """As systemd reads it: a backslash joins lines, white space at the ends goes, %% is %."""
+    (line,) = re.findall(r"^WorkingDirectory=(.*)$", re.sub(r"\\\n", " ", service), re.MULTILINE)
+    return Path(line.strip().replace("%%", "%"))
+
+
+PROJECTS = [
+    "/a b",
+    "/ends in a space ",
+    "/ends\\",
+    "/ends\\\\",
+    "/\"a\" 'b'",
+    "/100%",
+    "/100%h",
+    "/$HOME",
+    "/a;b#c",
+    "/\\x2f",
+    "/ü",
+]
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_a_project_of_any_path_is_the_folder_a_schedule_runs_in(project: str, render: Render, stubs: Path) -> None:
+    for kind in ("systemd", "crontab", "cronjob", "rayjob"):
+        code, out, _ = render(kind, *KINDS[kind], "--project", project, "--", *NIGHTLY)
+        assert code == 0
+        if kind == "systemd":
+            service = systemd_units(out)["nightly-eval.service"]
+            assert read_working_directory(service) == Path(project)
+            assert "\nEnvironment=" in re.sub(r"\\\n", " ", service)  # the next line is one of its own
+        elif kind == "crontab":
+            command = cron_unescapes(out.splitlines()[-1].split(" ", 5)[5])
+            folder = re.sub(r"^cd (.*) && PATH=.*", r"\1", command)
+            shown = subprocess.run(["/bin/sh", "-c", f"printf %s {folder}"], capture_output=True, text=True, check=True)
+            assert shown.stdout == project
+        else:
+            folders = {
+                inner.get("workingDir", project) for pod in pods(yaml.safe_load(out)) for inner in pod["containers"]
+            }
+            assert folders == {project}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_project_of_several_lines_is_refused(kind: str, render: Render) -> None:
+    code, out, err = render(kind, *KINDS[kind], "--project", "/a\nb", "--", *NIGHTLY)
+    assert (code, out) == (2, "")
+    assert "must be one line without control characters" in err
+
+
 EXPRESSIONS = [
     "0 2 * * *", "*/15 * * * *", "5,35 1-3 * * *", "0 2 * * 1-5", "0 2 * * 7", "0 4 1 * *", "0 4 1,15 * 0",
     "30 23 28-31 2,12 *", "0 2 * jan-mar mon,wed", "7 */6 * * 5-7", "0 3 */10 * *",

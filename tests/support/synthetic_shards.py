@@ -42,8 +42,19 @@ def write_dataset(
         "shape": list(pixels.shape[1:]),
         "storage": storage,
         "sha256": hashlib.sha256("".join(str(shard["content_sha256"]) for shard in shards).encode()).hexdigest(),
+        "source": "synthetic",
+        "source_fingerprint": "",
+        "source_images": len(pixels),
+        "filter": "lanczos",
+        "mean": [0.0] * pixels.shape[-1],
+        "std": [1.0] * pixels.shape[-1],
+        "second_moment": 1.0,
+        "skipped": [],
+        "contact_sheet": {"tile": [8, 8], "columns": 8, "count": 0},
         "shards": shards,
         "files": files,
     }
+    with committed(folder / "contact_sheet.png") as temporary:
+        temporary.write_bytes(b"")
     commit_json(folder / "manifest.json", manifest)
     return ShardedDataset.open(folder)

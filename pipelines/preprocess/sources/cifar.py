@@ -40,6 +40,7 @@ FOLDERS: dict[str, Layout] = {"cifar-10-batches-py": "python", "cifar-10-batches
 SUFFIXES: dict[Layout, str] = {"python": "", "binary": ".bin"}
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 IMAGE_BYTES = 3 * 32 * 32
+LARGEST_TAR = 1 << 30  # bytes when it is unpacked; CIFAR-10's has 180 MB, and a compressed file of 1 MB can hold 1 GB
 
 
 def batch_files(split: str, layout: Layout) -> tuple[str, ...]:
@@ -110,8 +111,8 @@ class CifarSource:
     def others(self) -> dict[str, int]:
         if not self.packed:
             return dict(self.beside)
-        with self._members() as archive:
-            names = [member.name.rsplit("/", 1)[-1] for member in archive if not member.isdir()]
+        with self._members() as (_, members):
+            names = [member.name.rsplit("/", 1)[-1] for member in members if not member.isdir()]
         return count(self.kind_beside(name) for name in names if name not in self.batches)
 
     def kind_beside(self, name: str) -> str:
@@ -137,21 +138,29 @@ class CifarSource:
 
     def _packed(self, missing: set[str]) -> Iterator[tuple[str, bytes]]:
         """Those files of the tar that are missing, from its beginning until none is."""
-        with self._members() as archive:
-            while missing and (member := archive.next()) is not None:
+        with self._members() as (archive, members):
+            while missing and (member := next(members, None)) is not None:
                 name = member.name.rsplit("/", 1)[-1]
                 if name in missing and (content := archive.extractfile(member)) is not None:
                     yield name, content.read()
 
     @contextlib.contextmanager
-    def _members(self) -> Iterator[tarfile.TarFile]:
-        """The tar, to be read from its beginning. Raises InputError if it is damaged."""
+    def _members(self) -> Iterator[tuple[tarfile.TarFile, Iterator[tarfile.TarInfo]]]:
+        """The tar and its members, to be read from its beginning. Raises InputError if it is damaged, or larger than any
+        CIFAR-10 by what it states."""
         with (
             damage_as(self._damaged),
             open_bytes(self.path) as file,
             tarfile.open(fileobj=file, mode="r|*") as archive,
         ):
-            yield archive
+            yield archive, self._within_limit(archive)
+
+    def _within_limit(self, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        for member in archive:
+            end = member.offset_data + member.size
+            if end > LARGEST_TAR:
+                raise self._damaged(f"it would be unpacked to {end:,} bytes or more, which CIFAR-10 has not")
+            yield member
 
     def _decode(self, name: str, data: bytes) -> np.ndarray:
         """The images of a batch's bytes, uint8 [rows,32,32,3]."""

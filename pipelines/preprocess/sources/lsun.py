@@ -12,7 +12,7 @@ from typing import Any
 import lmdb
 
 from ddpm_core.commit import committed_file, remove_leftovers
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, one_line
 from pipelines.preprocess.sources.items import Item, Value, attempt, base_name, is_storage_error
 from pipelines.preprocess.sources.kinds import count, other_kind
 from pipelines.preprocess.sources.names import key_of, name_of
@@ -21,6 +21,9 @@ from pipelines.runtime.progress import Progress, Say
 
 DATABASE, LOCK = "data.mdb", "lock.mdb"
 CHUNK_BYTES = 4 << 20  # read at a time while unpacking
+# Images are packed already, so that a database of them shrinks little; what is small may be of anything.
+MOST_TIMES_LARGER, SMALL = 50, 64 << 20
+MAGIC = 0xBEEFC0DE.to_bytes(4, "little")  # of an LMDB's first page, at byte 16
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
 def _extract(
     path: Location, archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, progress: Progress
 ) -> None:
+    check_member(path, archive, member)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent)  # of a killed run; they are as large as the database
     free = shutil.disk_usage(target.parent).free
@@ -148,6 +152,30 @@ def _extract(
     except Exception as error:
         if is_storage_error(error):
             raise
+        raise not_unpacked(path, error) from error
+
+
+def check_member(path: Location, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raises InputError for a member that is no LMDB by its first page, or that would be unpacked to far more than it can hold;
+    nothing is unpacked."""
+    if member.file_size > max(SMALL, MOST_TIMES_LARGER * member.compress_size):
         raise InputError(
-            f"source {str(path)!r} cannot be unpacked ({error}): download it again, or unpack it yourself"
-        ) from error
+            f"source {str(path)!r} holds {member.filename!r} of {member.compress_size:,} bytes that would be unpacked to "
+            f"{member.file_size:,}, which no LMDB of images would: look at the zip, and unpack it yourself if it is one"
+        )
+    try:
+        with archive.open(member) as packed:
+            head = packed.read(20)
+    except Exception as error:
+        if is_storage_error(error):
+            raise
+        raise not_unpacked(path, error) from error
+    if head[16:] != MAGIC:
+        raise InputError(
+            f"source {str(path)!r} holds {member.filename!r}, which is no LMDB: give LSUN's zip, or another source"
+        )
+
+
+def not_unpacked(path: Location, error: Exception) -> InputError:
+    reason = one_line(error)
+    return InputError(f"source {str(path)!r} cannot be unpacked ({reason}): download it again, or unpack it yourself")

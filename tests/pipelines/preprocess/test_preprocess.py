@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -334,3 +335,61 @@ def test_cifar10_is_the_published_one(shared_data: Path, tmp_path: Path) -> None
     std = np.array(dataset.manifest["std"]) / 2
     assert mean == pytest.approx([0.4942, 0.4851, 0.4504], abs=5e-4)
     assert std == pytest.approx([0.2467, 0.2429, 0.2616], abs=5e-4)
+
+
+def lsun_zip(path: Path, content: bytes) -> Path:
+    """A zip whose only member is called as an LMDB is."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("church_lmdb/data.mdb", content)
+    return path
+
+
+def no_images(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(100):  # more than are looked at before any work
+        (folder / f"{number:03d}.png").write_bytes(
+            b"\x89PNG\r\n\x1a\n" if number in (0, 1) else b"\x89PNG\r\n\x1a\nIHDR"
+        )
+    return folder
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a zip of 400 MB of zeros": (
+        lambda folder: lsun_zip(folder / "bomb.zip", bytes(400 << 20)),
+        r"bytes that would be unpacked to 419,430,400, which no LMDB of images would: look at the zip",
+    ),
+    "a zip of no LMDB": (
+        lambda folder: lsun_zip(folder / "other.zip", b"text" * 9),
+        "which is no LMDB: give LSUN's zip",
+    ),
+    "a zip of an LMDB without images": (
+        lambda folder: lsun_zip(
+            folder / "texts.zip", (write_lmdb(folder / "x_lmdb", {"k": b"text"}) / "data.mdb").read_bytes()
+        ),
+        "holds no images",
+    ),
+    "a folder without images": (lambda folder: no_images(folder / "broken"), "holds no images"),
+    "nothing": (lambda folder: folder / "absent", "does not exist"),
+}
+
+
+@pytest.mark.parametrize("source", REFUSED)
+def test_a_refused_source_leaves_nothing(tmp_path: Path, source: str) -> None:
+    make, sentence = REFUSED[source]
+    given, output = make(tmp_path), tmp_path / "a" / "output"
+    with pytest.raises(InputError, match=sentence):
+        preprocess(PreprocessConfig(source=str(given), output=str(output), image_size=8))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_source_of_small_images_alone_leaves_nothing(ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for number in range(3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "source" / f"{number}.png")
+    with pytest.raises(InputError, match="3 broken or too small images among 3"):
+        preprocess(
+            PreprocessConfig(
+                source=str(tmp_path / "source"), output=str(tmp_path / "output"), image_size=8, max_skipped=1.0
+            )
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
