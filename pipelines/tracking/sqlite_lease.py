@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 from ddpm_core.errors import InputError
+from pipelines.runtime.lease import is_alive
 
 RENEWED_EVERY, EXPIRES_AFTER = 20.0, 180.0  # seconds
 
@@ -68,17 +69,6 @@ def other_machine(own: Path) -> str | None:
             elif owner != me:
                 return owner
     return None
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def keep_renewing() -> None:

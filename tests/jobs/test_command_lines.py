@@ -18,7 +18,6 @@ JOBS = [
     "compress.py",
     "export.py",
     "report.py",
-    "ui.py",
     "demo.py",
     "nightly_eval.py",
     "ui.py",
