@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow bench check format ui clean
+.PHONY: demo test test-slow mutants bench check format ui clean
 
 demo: $(VENV)/.installed  ## raw images to a report, at laptop size
 	@$(BIN)/python jobs/demo.py
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-dev  ## the test suite
 
 test-slow: $(VENV)/.installed-dev  ## long chaos tests
 	@$(BIN)/python -m pytest -m slow
+
+mutants: $(VENV)/.installed-dev  ## small changes of the code that the tests must notice; a sample
+	@$(BIN)/python tests/mutants.py --sample 40 --seed 0
 
 bench: $(VENV)/.installed-dev  ## benchmarks, each a ratio measured in one run
 	@$(BIN)/python -m pytest -m bench -s tests/benchmarks

@@ -4,7 +4,6 @@ An entry is a JSON file, committed under the next number and deleted once it is 
 the next one. An entry may be sent twice, and must be such that this does no harm.
 """
 
-import json
 import threading
 import time
 from collections import deque
@@ -12,6 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from ddpm_core import typed
 from ddpm_core.commit import remove_leftovers, write_json
 from ddpm_core.errors import one_line
 from pipelines.runtime.progress import Say
@@ -20,6 +22,12 @@ from pipelines.tracking.retry import pauses, without_retries
 LONGEST_CLOSING_PAUSE = 1.0  # seconds between tries while close() waits
 
 Entry = Mapping[str, Any]
+
+
+class Call(TypedDict):
+    """What every entry has: the name of what is to be done."""
+
+    call: str
 
 
 class Unsent:
@@ -126,7 +134,7 @@ class Unsent:
         """Send the first entry and delete it; a damaged one is deleted alone."""
         path = self._waiting[0]
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            entry = typed.parse_json(path.read_bytes(), Call)
         except (FileNotFoundError, ValueError) as error:
             self._say(f"tracking: {str(path)!r} is damaged ({one_line(error)}) and left out")
         else:

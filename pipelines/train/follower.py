@@ -2,8 +2,8 @@
 
 import base64
 import hashlib
+import os
 import queue as queues
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,10 +40,12 @@ class MessageQueue(Protocol):
 
 
 def unsent_folder(folder: Location) -> Path:
-    """Where the entries of a run wait for MLflow: in its folder, or on this machine if that lies in an object store."""
+    """Where the entries of a run wait for MLflow: in its folder, or in this user's cache if that lies in an object store."""
     if isinstance(folder, Path):
         return folder / "unsent"
-    return Path(tempfile.gettempdir()) / f"ddpm-unsent-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddpm"  # /tmp is everybody's
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return cache / f"unsent-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
 
 
 def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
