@@ -4,9 +4,16 @@ import sys
 from types import TracebackType
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether ctrl-C is what an error comes from: Python and libraries wrap it in errors of their own."""
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt) or interrupted(error.__cause__ or error.__context__)
+    )
+
+
 def leave(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """What Python shows of an exception that nothing caught."""
-    if issubclass(kind, KeyboardInterrupt):
+    if interrupted(error):
         print("interrupted: nothing was begun", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)

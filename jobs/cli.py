@@ -26,6 +26,7 @@ from tyro._errors import (  # its only way to say what is wrong as a value; pypr
 )
 
 from ddpm_core.errors import DivergedError, InputError, one_line
+from jobs import interrupted
 from pipelines.runtime.console import say, unread_output
 from pipelines.runtime.environment import prepare
 
@@ -39,6 +40,7 @@ OF_DISKS = {
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "give another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk"),
 }
+STOPPED = "interrupted: run the same command again to go on"
 WHAT = "what it is about"  # a word without an option
 
 
@@ -111,9 +113,12 @@ def run(main: Callable[[], None]) -> NoReturn:
             print(f"diverged: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
+            print(STOPPED, file=sys.stderr, flush=True)
             sys.exit(130)
         except Exception as error:
+            if interrupted(error):
+                print(STOPPED, file=sys.stderr, flush=True)
+                sys.exit(130)
             disk = disk_error(error)
             if disk is not None:
                 print(f"error: {disk}", file=sys.stderr, flush=True)

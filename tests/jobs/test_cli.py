@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from support.processes import ROOT
 
 from ddpm_core.errors import DivergedError, InputError
-from jobs import cli
+from jobs import cli, interrupted
 
 
 def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException) -> int:
@@ -60,6 +60,17 @@ def test_a_known_end_is_one_sentence_and_its_exit_code(
     assert ended(monkeypatch, tmp_path, error) == code
     assert capsys.readouterr().err == said
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_that_a_library_wraps_is_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wrapped = RuntimeError("Error calling __set_name__")
+    wrapped.__cause__ = KeyboardInterrupt()
+    assert ended(monkeypatch, tmp_path, wrapped) == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
+    assert interrupted(wrapped)
+    assert not interrupted(RuntimeError("a bug"))
 
 
 def test_a_full_disk_of_a_worker_is_a_sentence_too(

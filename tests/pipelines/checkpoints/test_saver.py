@@ -462,7 +462,10 @@ def test_what_a_killed_upload_left_here_goes_when_its_run_goes_on(
     for folder in (bucket, bucket.parent / "other"):
         commit_uniform(folder, 8)
     assert list(tmp_path.iterdir()) == []
-    ours, others = sources[0].parent.parent, sources[-1].parent.parent
+    gone = f"-{2**22 + 1}-"  # of a process whose number Linux gives to none
+    ours, others = (
+        tmp_path / source.parent.parent.name.replace(f"-{os.getpid()}-", gone) for source in (sources[0], sources[-1])
+    )
     for left in (ours, others):
         (left / ".step-00000008.0123abcd.tmp").mkdir(parents=True)
     Saver(bucket, keep_last=1).close()
