@@ -1,8 +1,6 @@
 """A checkpoint as a model that MLflow loads: images by number and seed, the weights left where they are."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +38,11 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture
-def storage(subject: Subject) -> Iterator[Path]:
+def storage(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its storage, whose database is MLflow's default."""
     storage = subject.run.evaluations.parent.parent
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{storage}/mlflow.db")
-    yield storage
-    mlflow.set_tracking_uri(before)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{storage}/mlflow.db")  # set_tracking_uri() has no way back
+    return storage
 
 
 def predicted(count: int, **params: int) -> Any:
