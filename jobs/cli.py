@@ -30,7 +30,10 @@ from jobs import interrupted
 from pipelines.runtime.console import say, unread_output
 from pipelines.runtime.environment import prepare
 
-__all__ = ["parse", "run", "say"]
+__all__ = ["MISSING", "Positional", "Suppress", "parse", "run", "say"]
+
+# Jobs take these from here: this package comes first, so that ctrl-C while tyro is imported shows no traceback.
+MISSING, Positional, Suppress = tyro.MISSING, tyro.conf.Positional, tyro.conf.Suppress
 
 Config = TypeVar("Config")
 # What to do about the refusals of a disk that are nobody's bug.

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from jobs.cli import parse, run, say
+from jobs.cli import Positional, parse, run, say
 from pipelines import evaluate, likelihood
 from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig
 from pipelines.likelihood.config import LikelihoodConfig
@@ -23,9 +21,9 @@ from pipelines.runtime.console import emit_result
 class Pair:
     """Two finished evaluations."""
 
-    one: Annotated[Path, tyro.conf.Positional]
+    one: Annotated[Path, Positional]
     """A folder evaluate/RUN/PROTOCOL/step-... of the storage."""
-    other: Annotated[Path, tyro.conf.Positional]
+    other: Annotated[Path, Positional]
     """Another."""
     across_protocols: bool = False
     """Compare although the protocols differ."""

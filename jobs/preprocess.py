@@ -8,9 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
-from jobs.cli import parse, run, say
+from jobs.cli import Positional, parse, run, say
 from pipelines import preprocess, shards
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.runtime.locations import location
@@ -21,7 +19,7 @@ from pipelines.runtime.progress import Progress
 class Existing:
     """A data set that is there."""
 
-    path: Annotated[str, tyro.conf.Positional]
+    path: Annotated[str, Positional]
     """The folder of shards; a local path or a URL."""
 
 

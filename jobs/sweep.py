@@ -7,11 +7,9 @@ python jobs/sweep.py space PRESET       any option: --grid optim.lr=1e-4,2e-4 --
 
 import sys
 
-import tyro
-
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS
-from jobs.cli import parse, run, say
+from jobs.cli import MISSING, parse, run, say
 from pipelines import sweep
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
@@ -31,7 +29,7 @@ def main() -> None:
     preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "cifar10"
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
-    default = SWEEPS[kind](train=config_for(preset, shards=tyro.MISSING), evaluate=EvaluateConfig(run="(each trial's)"))
+    default = SWEEPS[kind](train=config_for(preset, shards=MISSING), evaluate=EvaluateConfig(run="(each trial's)"))
     about = f"Train and evaluate variants under Ray Tune. Presets: {', '.join(PRESETS)} (shown: {preset})."
     config = parse(SWEEPS[kind], arguments, description=about, default=default, first=f"{kind} {preset}")
     points = config.points(

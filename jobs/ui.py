@@ -11,11 +11,9 @@ import webbrowser
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from ddpm_core.errors import InputError
 from ddpm_core.records import LOCAL_UI
-from jobs.cli import parse, run, say
+from jobs.cli import Suppress, parse, run, say
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.uri import UnreachableError, check_answers, tracking_uri
@@ -27,7 +25,7 @@ PATIENCE = 120.0  # seconds for the server to start, before the browser is opene
 class UIConfig(StorageOptions):
     """Whose records to show."""
 
-    experiment: Annotated[str, tyro.conf.Suppress] = ""  # all of them are shown
+    experiment: Annotated[str, Suppress] = ""  # all of them are shown
     open: bool = True
     """Open the newest ranking in a browser, if this machine has a screen."""
 

@@ -37,7 +37,7 @@ class Squarer:
             raise InputError(f"unit {number} cannot be")
         if fate == "hangs" and first:
             time.sleep(3600)
-        time.sleep(0.05)
+        time.sleep(1.0 if fate == "takes a while" else 0.05)
         return number**2, os.getpid()
 
 
@@ -51,7 +51,8 @@ def squares(folder: Path, fates: dict[int, str], count: int = 12, workers: int =
 
 
 def test_units_are_shared_by_the_workers_and_each_is_done_once(ray_session: None, tmp_path: Path) -> None:
-    assert len(set(squares(tmp_path, {}).values())) == 2
+    # Long enough that the second worker, which may start seconds later, comes to some.
+    assert len(set(squares(tmp_path, dict.fromkeys(range(12), "takes a while")).values())) == 2
     assert squares(tmp_path, {}, count=1)  # no more workers than units
 
 
