@@ -1,4 +1,4 @@
-"""What a night of a cluster brings: kills at random moments, clocks that jump, a report while others write."""
+"""What a night of a cluster brings: kills at random moments, and a report while others write."""
 
 import json
 import os
@@ -23,7 +23,6 @@ MEASURE = (
     "--extractor pixels --samples 200 --chunk-size 10 --batch-size 10 --sampler ddim --sampler-steps 20 --no-report "
     "--workers 1"
 )
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
 @pytest.fixture(scope="module")
@@ -87,31 +86,6 @@ def test_nights_killed_at_random_moments_end_with_the_numbers_of_an_undisturbed_
         assert "Traceback" not in out, out
     assert numbers_in(storage) == undisturbed(trained, tmp_path)
     assert not [path for path in storage.rglob("*") if ".tmp" in path.name]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not FAKETIME.is_file(), reason="libfaketime is not installed")
-@pytest.mark.parametrize("jump", ["-2d", "+2d"])
-def test_a_clock_that_jumps_changes_no_number(trained: Path, tmp_path: Path, jump: str) -> None:
-    storage, clock = tmp_path / "jumping", tmp_path / "clock"
-    shutil.copytree(trained, storage)
-    clock.write_text("+0")
-    process = night(
-        storage,
-        LD_PRELOAD=str(FAKETIME),
-        FAKETIME_TIMESTAMP_FILE=str(clock),
-        FAKETIME_NO_CACHE="1",
-        FAKETIME_DONT_FAKE_MONOTONIC="1",
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if " samples | " in line:
-            clock.write_text(jump)  # while the first checkpoint is measured
-    assert process.wait(300) in (0, 3), "".join(lines)
-    assert "Traceback" not in "".join(lines), "".join(lines)
-    assert numbers_in(storage) == undisturbed(trained, tmp_path)
 
 
 TRAIN = """
