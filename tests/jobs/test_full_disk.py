@@ -3,12 +3,12 @@
 import json
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.commands import run_job
+from support.small_disk import mounted_disk
 
 from pipelines.shards.dataset import ShardedDataset
 
@@ -25,15 +25,8 @@ MEASURE = (
 @pytest.fixture
 def disk() -> Iterator[Path]:
     """A disk of no room at all, which grow() enlarges."""
-    path = Path(tempfile.mkdtemp(prefix="ddpm-small-disk-"))
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(path)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        path.rmdir()
-        pytest.skip(f"a small disk cannot be mounted here: {error}")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
-    path.rmdir()
+    with mounted_disk(16) as path:
+        yield path
 
 
 def grow(disk: Path, kibibytes: int) -> None:

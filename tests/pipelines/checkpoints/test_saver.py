@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -22,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.processes import wait_for
+from support.small_disk import mounted_disk
 from support.states import new_state
 from upath import UPath
 
@@ -314,15 +314,8 @@ def test_readers_beside_a_run_that_deletes_get_the_weights_or_an_error(
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A disk of 512 KiB, outside the folders that pytest clears away."""
-    disk = Path(tempfile.mkdtemp(prefix="ddpm-small-disk-"))
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        disk.rmdir()
-        pytest.skip(f"a small disk cannot be mounted here: {error}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-    disk.rmdir()
+    with mounted_disk(512) as path:
+        yield path
 
 
 def test_a_disk_full_at_any_page_leaves_the_last_good_checkpoint(small_disk: Path) -> None:
