@@ -60,11 +60,11 @@ def claim(database: Path) -> None:
 def other_machine(own: Path) -> str | None:
     """The name of another machine whose claim beside `own` counts, if there is one. Claims that no longer count are deleted."""
     me = own.name.rpartition(".")[0]
-    now = own.stat().st_mtime  # by the clock of the file system, which all machines share
+    now = own.stat().st_mtime  # by the clock of the file system, which all machines share; it may have been set back
     for path in own.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):  # its process ended in this moment
             owner, _, process = path.name.rpartition(".")
-            if (owner == me and not is_alive(int(process))) or now - path.stat().st_mtime > EXPIRES_AFTER:
+            if (owner == me and not is_alive(int(process))) or abs(now - path.stat().st_mtime) > EXPIRES_AFTER:
                 path.unlink()
             elif owner != me:
                 return owner
@@ -90,7 +90,7 @@ def renew() -> None:
         with _lock:
             for path in list(_claims):
                 with contextlib.suppress(OSError):  # a deleted folder, or a file system that is away for a while
-                    os.utime(path)
+                    path.touch()  # makes it again if a clock that jumped had it deleted
 
 
 def release(path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import queue as queues
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +26,13 @@ from ddpm_core.records import (
     training_samples_path,
 )
 from pipelines.runtime.locations import Location, forget_listings
-from pipelines.runtime.progress import Progress, Say
+from pipelines.runtime.progress import Progress, Say, duration
 from pipelines.tracking.outbox import Entry, Unsent
 from pipelines.tracking.run import TrackedRun, now
 from pipelines.train.config import TrainConfig
 from pipelines.train.stop import StopRequest
+
+SILENCE = 300.0  # seconds without a message of the workers after which a person is told so
 
 
 class MessageQueue(Protocol):
@@ -138,6 +141,7 @@ class Follower:
 
     def _follow(self) -> None:
         passed_on = False
+        heard, longest = time.monotonic(), 0.0  # when there was last a message, and the longest time between two
         while True:
             if self.request.asked.is_set() and not passed_on:
                 passed_on = True
@@ -149,7 +153,15 @@ class Follower:
             except (queues.Empty, ray.exceptions.RayError):
                 if stopping:
                     return
+                silent = time.monotonic() - heard
+                if silent > max(SILENCE, 3.0 * longest):
+                    longest = silent  # the next time it is said after three times as long
+                    self.say(
+                        f"train: nothing was heard of the workers for {duration(silent)}: they still start, or one of them is "
+                        "stopped or starved; `ray list actors` shows where they are"
+                    )
                 continue
+            longest, heard = max(longest, time.monotonic() - heard), time.monotonic()
             self._take(message)
 
     def _take(self, message: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a night of a cluster brings: kills at random moments, and a report while others write."""
+"""What a night of a cluster brings: kills at random moments, clocks that jump, a report while others write."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.driver import train
 from reports.build import build_report
 
+FAKETIME = find_spec("libfaketime")  # Debian's 0.9.10 breaks Python's time.sleep()
 MEASURE = (
     "--extractor pixels --samples 200 --chunk-size 10 --batch-size 10 --sampler ddim --sampler-steps 20 --no-report "
     "--workers 1"
@@ -86,6 +88,36 @@ def test_nights_killed_at_random_moments_end_with_the_numbers_of_an_undisturbed_
         assert "Traceback" not in out, out
     assert numbers_in(storage) == undisturbed(trained, tmp_path)
     assert not [path for path in storage.rglob("*") if ".tmp" in path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FAKETIME is None, reason="it needs `pip install libfaketime`")
+def test_a_night_whose_clock_jumps_ends_with_the_numbers_of_an_undisturbed_one(trained: Path, tmp_path: Path) -> None:
+    storage, clock = tmp_path / "jumps", tmp_path / "clock"
+    shutil.copytree(trained, storage)
+    clock.write_text("+0")
+    assert FAKETIME is not None
+    assert FAKETIME.origin is not None
+    (library,) = Path(FAKETIME.origin).parent.rglob("libfaketime.so.1")
+    process = night(
+        storage,
+        LD_PRELOAD=str(library),
+        FAKETIME_TIMESTAMP_FILE=str(clock),
+        FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",  # as a machine whose clock is set: the monotonic one goes on
+        NO_FAKE_STAT="1",
+    )
+    generator, jumps = random.Random(0), 0
+    while process.poll() is None:
+        time.sleep(1.0)
+        (tmp_path / "next").write_text(generator.choice(["-3d", "+3d", "-2h", "+2h", "+400d", "-400d", "+0"]))
+        (tmp_path / "next").replace(clock)
+        jumps += 1
+    out, _ = process.communicate()
+    assert process.returncode in (0, 3), out
+    assert "Traceback" not in out, out
+    assert jumps > 10
+    assert numbers_in(storage) == undisturbed(trained, tmp_path)
 
 
 TRAIN = """

@@ -1,26 +1,25 @@
 """Processes that tests start, find, wait for and kill."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = os.pathsep.join(map(str, [ROOT, ROOT / "tests"]))  # PYTHONPATH of a process of its own
 
 
-def workers_of(folder: str) -> list[int]:
-    """Ray Train's worker processes whose current folder or command line belongs to a run."""
+def workers_of(actor: str, driver: int | None = None) -> list[int]:
+    """The worker processes of an actor's class that the Ray of a driver (this process, if none is named) runs here."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if command.startswith("ray::") and folder in command:
-                found.append(int(entry.name))
+    for process in psutil.Process(driver).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended in this moment
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{actor}"):
+                found.append(process.pid)
     return found
 
 

@@ -1,5 +1,6 @@
 """Evaluation: the same numbers for any number of workers, any order and any kill; every sample exactly once."""
 
+import contextlib
 import json
 import os
 import re
@@ -152,6 +153,23 @@ def test_killed_workers_change_nothing(undisturbed: EvaluateResult, trained: Tra
 
     result = evaluate(config(trained, tmp_path), kill_one)
     assert len(killed) == 2
+    assert numbers(result.evaluations) == numbers(undisturbed.evaluations)
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_worker_that_is_stopped(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    stopped: list[int] = []
+
+    def stop_one(line: str) -> None:
+        if not stopped:
+            stopped.append(wait_for(lambda: workers_of("PoolWorker"))[0])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    result = evaluate(config(trained, tmp_path), stop_one)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(stopped[0], signal.SIGCONT)
     assert numbers(result.evaluations) == numbers(undisturbed.evaluations)
 
 

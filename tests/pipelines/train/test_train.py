@@ -26,6 +26,7 @@ from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNetConfig
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.train import follower
 from pipelines.train.driver import TrainResult, train
 from pipelines.train.loader import make_batch
 
@@ -187,6 +188,34 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
     killer.join()
     assert killed
     assert sum("from step" in line for line in lines) == 2  # it began, and went on
+    assert contents(result) == contents(long_run)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_for_a_while_is_told_of_and_changes_nothing(
+    long_run: TrainResult, digits: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "SILENCE", 3.0)
+    lines: list[str] = []
+
+    def silences() -> int:
+        return sum("nothing was heard of the workers" in line for line in lines)
+
+    def stop_one() -> None:
+        wait_for(lambda: list(tmp_path.glob("train/*/step-000000[46]0/manifest.json")))
+        pid, before = workers_of("RayTrainWorker")[0], silences()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: silences() > before)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    stopper = threading.Thread(target=stop_one)
+    stopper.start()
+    result = train(config(digits, tmp_path, **{**LONG, "checkpoint_every": 20}), lines.append)
+    stopper.join()
+    assert silences()
+    assert sum("from step" in line for line in lines) == 1  # nobody was replaced
     assert contents(result) == contents(long_run)
 
 
