@@ -17,7 +17,7 @@ from pipelines.checkpoints.config import ExportConfig
 from pipelines.checkpoints.select import find_checkpoint
 from pipelines.runtime.chunks import content_sha256
 from pipelines.runtime.layout import Run, Storage, local_storage
-from pipelines.runtime.locations import absolute, location
+from pipelines.runtime.locations import absolute, check_writable, location
 from pipelines.tracking.uri import tracking_uri
 
 INDEX = "model_index.json"  # of a pipeline
@@ -150,6 +150,7 @@ def export_checkpoint(config: ExportConfig) -> Path:
     output = absolute(config.output, option="--output")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output is {str(output)!r}, a file: give the path of a folder")
+    check_writable(output, "--output")
     if output.is_dir() and any(output.iterdir()) and not (output / INDEX).is_file():
         raise InputError(f"--output is {str(output)!r}, a folder with other files in it: give a new or empty one")
     scheduler = scheduler_config(checkpoint.diffusion_config())

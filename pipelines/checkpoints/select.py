@@ -28,7 +28,7 @@ def find_checkpoints(
                 "registered, or a run"
             )
         name = name if path is None else str(place_of_model(name, path, storage))
-    given = location(name, option="--run") if "://" in name else Path(name).expanduser().resolve()
+    given = location(name, option="--run")
     if (given / MANIFEST).is_file():
         return storage.run(given.parent.name, given.parent), (open_checkpoint(given),)
     run = find_run(name, given, storage, uri)

@@ -56,7 +56,7 @@ class Check:
 
 def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Check, ...]:
     """Measure real images and compare with what is known. Raises InputError if a check fails, after all are said and kept."""
-    storage = local_storage(config.storage)
+    storage = local_storage(config.storage, to_write=True)
     train, test = (
         ShardedDataset.open(location(given, option=option))
         for given, option in ((config.data, "--data"), (config.test_data, "--test-data"))

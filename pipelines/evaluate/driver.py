@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     Raises InputError for a run nobody knows, a reference of other images, or an extractor that cannot be had or failed its
     calibration; before anything is sampled.
     """
-    storage = local_storage(config.storage)
+    storage = local_storage(config.storage, to_write=True)
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         subject = choose_subject(config, storage, say)
         evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool)

@@ -46,7 +46,7 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
 
     Raises InputError for an unknown run, and for images, terms or workers that do not fit.
     """
-    storage = local_storage(config.storage)
+    storage = local_storage(config.storage, to_write=True)
     run, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, tracking_uri(config, storage))
     data = config.data or shards_of(checkpoints[0].config, checkpoints[0].path)
     dataset = ShardedDataset.open(location(data, option="--data"))

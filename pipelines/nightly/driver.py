@@ -77,7 +77,7 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
     Raises InputError if the experiment has no training, or none that can be evaluated as asked.
     """
     started = time.monotonic()
-    storage, ledger = local_storage(config.storage), open_ledger(config)
+    storage, ledger = local_storage(config.storage, to_write=True), open_ledger(config)
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         tracker = wait_for_tracker(config, storage)
         looked_at = [

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from ddpm_core.commit import ReadablePath
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, absolute, location
+from pipelines.runtime.locations import Location, absolute, check_writable, location
 
 LONGEST_NAME = 200  # bytes of a folder; file systems take 255, and MLflow's artifacts and temporary files add to it
 Root = TypeVar("Root", Path, Location, covariant=True)
@@ -129,11 +129,17 @@ def shards_of(config: Mapping[str, Any], checkpoint: ReadablePath) -> str:
     return shards
 
 
-def open_storage(path: str) -> Storage[Location]:
-    """A storage at a path or URL. Raises InputError if it cannot be reached."""
-    return Storage(location(path, option="--storage"))
+def open_storage(path: str, *, to_write: bool = False) -> Storage[Location]:
+    """A storage at a path or URL. Raises InputError if it cannot be reached, and `to_write` if a disk cannot be written to."""
+    root = location(path, option="--storage")
+    if to_write:
+        check_writable(root, "--storage")
+    return Storage(root)
 
 
-def local_storage(path: str) -> Storage[Path]:
-    """A storage on a local or mounted disk. Raises InputError for a URL."""
-    return Storage(absolute(path, option="--storage"))
+def local_storage(path: str, *, to_write: bool = False) -> Storage[Path]:
+    """A storage on a local or mounted disk. Raises InputError for a URL, and `to_write` if nothing can be written there."""
+    root = absolute(path, option="--storage")
+    if to_write:
+        check_writable(root, "--storage")
+    return Storage(root)

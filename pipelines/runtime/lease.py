@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from ddpm_core import typed
 from ddpm_core.commit import write_json
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location
+from pipelines.runtime.locations import Location, check_writable
 from pipelines.runtime.progress import Say
 
 LEASE = 60.0  # seconds that a lease outlasts the last sign of life of who holds it on another machine
@@ -37,12 +37,13 @@ class Holder(TypedDict):
 def sole_writer(folder: Location, what: str, say: Say = lambda line: None, *, wait: float = 0.0) -> Iterator[None]:
     """Within the block no other command writes to a folder, which is made if it is not there, and removed if it stays empty.
 
-    Raises InputError, which names the holder and since when, if another command writes to it. what: the folder in words. wait:
-    seconds for a holder that is about to end.
+    Raises InputError if it cannot be written to, or another command writes to it, with who and since when. what: the folder in
+    words. wait: seconds for a holder that is about to end.
     """
     if not isinstance(folder, Path):
         yield
         return
+    check_writable(folder, what)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLease(folder / LOCK, lease_duration=LEASE)

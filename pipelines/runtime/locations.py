@@ -79,6 +79,20 @@ def absolute(path: str, *, option: str) -> Path:
     return resolved
 
 
+def check_writable(place: Location, what: str) -> None:
+    """Raises InputError for a local folder that is not there and cannot be made, or is there and cannot be written in; nothing
+    is left behind. what: the folder in words."""
+    if not isinstance(place, Path):
+        return
+    try:
+        nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+        tempfile.TemporaryDirectory(prefix=".ddpm-", dir=nearest).cleanup()  # permissions do not tell it, as in /proc
+    except OSError as error:
+        raise InputError(
+            f"{what} {shortened(str(place))!r} cannot be written to ({error.strerror}): allow it, or give another place"
+        ) from error
+
+
 def shortened(text: str) -> str:
     """A text as a part of a sentence."""
     return text if len(text) <= 200 else f"{text[:100]}...{text[-60:]}"

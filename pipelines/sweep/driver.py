@@ -45,7 +45,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
 
     Raises InputError for anything train() or evaluate() would refuse, before a trial starts.
     """
-    storage = local_storage(config.train.storage)
+    storage = local_storage(config.train.storage, to_write=True)
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     for point in points.values():
         check_dataset(point.config, dataset)

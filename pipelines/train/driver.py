@@ -71,7 +71,7 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     gradient or weights stop being finite, with the last good checkpoint kept; KeyboardInterrupt after a request to stop,
     with the newest step saved.
     """
-    storage = open_storage(config.storage)
+    storage = open_storage(config.storage, to_write=True)
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
     check_dataset(config, dataset)
     # As a reader elsewhere finds them: a relative path means something in this process's folder alone.
