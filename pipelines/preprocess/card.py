@@ -1,6 +1,8 @@
 """A data set's card: its facts on half a page."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines.preprocess.colour import UNUSABLE
 from pipelines.preprocess.sources.open import describe_others
@@ -19,7 +21,7 @@ def describe_dataset(dataset: ShardedDataset) -> str:
 
     rows = [
         ("data set", f"{dataset.name}, from {manifest['source']}"),
-        ("images", f"{len(dataset):,} of {manifest['source_images']:,} in the source"),
+        ("images", f"{len(dataset):,} of {manifest['source_images']:,} in the source{describe_choice(manifest)}"),
         ("shape", f"{height} x {width} x {channels}, centre crop, {manifest['filter']} resize"),
         ("stored", f"{manifest['storage']} in {len(manifest['shards']):,} shards, {_bytes(size)}"),
         ("mean", by_channel(manifest["mean"])),
@@ -43,6 +45,15 @@ def describe_dataset(dataset: ShardedDataset) -> str:
     if len(manifest["skipped"]) > 5:
         rows.append(("", f"and {len(manifest['skipped']) - 5:,} more in manifest.json"))
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def describe_choice(manifest: Mapping[str, Any]) -> str:
+    """Which of the source's images were asked for, as the end of a phrase; nothing if all were."""
+    chosen = manifest.get("chosen")
+    if chosen is None:
+        return ""
+    how = "the first by key" if chosen["seed"] is None else f"drawn with seed {chosen['seed']}"
+    return f": {chosen['images']:,} were asked for, {how}"
 
 
 def _bytes(size: float) -> str:

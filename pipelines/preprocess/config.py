@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ddpm_core.ranges import FilePath, Name, Positive, Range, up_to
+from ddpm_core.errors import InputError
+from ddpm_core.ranges import LARGEST, FilePath, Name, Positive, Range, Seed, up_to
 from pipelines.preprocess.transform import MAX_PIXELS, Filter
 from pipelines.runtime.options import Checked
 from pipelines.shards.format import PixelStorage
@@ -26,6 +27,11 @@ class PreprocessConfig(Checked):
     """The filter of the resize; StyleGAN's LSUN recipe has Lanczos."""
     split: Name | None = None
     """The part of a source that has parts, such as CIFAR-10's test; train by default."""
+    images: Annotated[int, up_to(LARGEST)] | None = None
+    """So many of the source's images: the first by key, as StyleGAN2 takes its 50,000 of an LSUN database for the FID; all by
+    default."""
+    images_seed: Seed | None = None
+    """With --images: images drawn at random with this seed, instead of the first."""
     name: Name | None = None
     """What the data set is called; the source's name by default."""
     storage: PixelStorage = "uint8"
@@ -45,6 +51,11 @@ class PreprocessConfig(Checked):
     kept as published."""
     max_skipped: Annotated[float, Range("a share from 0 to 1", low=0.0, high=1.0)] = 0.01
     """Stop when more than this share of the images is undecodable or too small."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images is None and self.images_seed is not None:
+            raise InputError("--images-seed chooses among the images: give their number with --images, or leave it out")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from ddpm_core.commit import MANIFEST, remove_leftovers
 from ddpm_core.errors import InputError
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.manifest import write_manifest
-from pipelines.preprocess.plan import PLAN, check_same, earlier_plan, make_plan
+from pipelines.preprocess.plan import PLAN, check_same, choose_items, earlier_plan, make_plan
 from pipelines.preprocess.sources.items import Item, Source
 from pipelines.preprocess.sources.names import BYTE
 from pipelines.preprocess.sources.open import describe_others, list_items, open_source, source_facts
@@ -75,7 +75,8 @@ def make_dataset(
     scratch = output / "unpacked" if isinstance(output, Path) else None
     try:
         source = open_source(source_path, split=config.split, scratch=scratch, say=say)
-        items = list_items(source, source_path, config.max_pixels)
+        all_items = list_items(source, source_path, config.max_pixels)
+        items = choose_items(all_items, config)
         plan = make_plan(config, facts or source.facts(), items)
         if earlier is not None:
             check_same(earlier, plan, output)
@@ -85,7 +86,7 @@ def make_dataset(
         raise
     others = source.others()
     if others:
-        say(f"preprocess: {len(items):,} images in the source, and {describe_others(others)}, which are not read")
+        say(f"preprocess: {len(all_items):,} images in the source, and {describe_others(others)}, which are not read")
     commit_json(output / PLAN, plan)
     remove_temporary_files(output)
     maker = ShardMaker(config, source, items, output)
@@ -97,7 +98,7 @@ def make_dataset(
             discard(output, len(maker.ranges))  # with an image in it, another policy goes on from what is made
         raise
     remove_temporary_files(output)
-    write_manifest(output, config, source, plan, maker.finished)
+    write_manifest(output, config, source, plan, maker.finished, len(all_items))
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)
     return ShardedDataset.open(output)

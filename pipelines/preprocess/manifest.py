@@ -29,8 +29,10 @@ def write_manifest(
     source: Source,
     plan: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
+    source_images: int,
 ) -> None:
-    """Write the contact sheet and, last, the manifest. records: of all shards, in order."""
+    """Write the contact sheet and, last, the manifest. records: of all shards, in order. source_images: how many the source
+    holds, of which --images may have chosen some."""
     profiles: Counter[str] = Counter()
     for record in records:
         profiles.update(record.get("colour_profiles", {}))  # a record of an earlier version has none
@@ -44,7 +46,8 @@ def write_manifest(
         "source": plan["source"],
         "source_facts": plan["source_facts"],
         "source_fingerprint": fingerprint({key: plan[key] for key in ("source_facts", "items", "items_sha256")}),
-        "source_images": plan["items"],
+        "source_images": source_images,
+        **({"chosen": plan["chosen"]} if "chosen" in plan else {}),
         "source_others": source.others(),
         "filter": config.filter,
         **moments(records, config.image_size**2),

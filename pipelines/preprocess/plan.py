@@ -60,10 +60,28 @@ def make_plan(
         "skip_duplicates": config.duplicates == "skip",
     }
     source = str(location(config.source, option="--source"))
+    if config.images is not None:
+        choices["chosen"] = {"images": config.images, "seed": config.images_seed}
     if config.max_pixels != MAX_PIXELS:  # data sets that were begun before this choice keep their fingerprint
         choices["max_pixels"] = config.max_pixels
     listed = {} if items is None else {"items": len(items), "items_sha256": items_sha256(items)}
     return {**choices, **listed, "source": key_of(source), "fingerprint": fingerprint(choices)}
+
+
+def choose_items(items: Sequence[Item], config: PreprocessConfig) -> list[Item]:
+    """Those of a source's items that --images asks for, in their order. Raises InputError if there are fewer.
+
+    At random, whether an item is chosen depends on the seed and the keys alone, not on their order.
+    """
+    count, seed = config.images, config.images_seed
+    if count is None:
+        return list(items)
+    if count > len(items):
+        raise InputError(f"--images is {count:,}: source {config.source!r} holds {len(items):,}, so give at most that")
+    if seed is None:
+        return list(items[:count])
+    drawn = [hashlib.sha256(f"{seed}\t{item.key}".encode()).digest() for item in items]
+    return [items[i] for i in sorted(sorted(range(len(items)), key=drawn.__getitem__)[:count])]
 
 
 def items_sha256(items: Sequence[Item]) -> str:

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from ddpm_core import images
 from ddpm_core.commit import Manifest, check_manifest, damaged_manifest, read_manifest, verify_files
 from ddpm_core.errors import InputError, one_line
-from ddpm_core.ranges import up_to
+from ddpm_core.ranges import Seed, up_to
 from ddpm_core.typed import ImageCount, shown
 from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT, ContentHash, PixelStorage, Skipped, dataset_sha256, image_sha256
@@ -45,6 +45,13 @@ class SheetLayout(TypedDict):
     count: ImageCount
 
 
+class Chosen(TypedDict):
+    """Which of a source's images were taken: so many, the first by key or drawn with a seed."""
+
+    images: ImageCount
+    seed: Seed | None
+
+
 class DatasetManifest(Manifest):
     """What a data set's manifest.json holds. shape: (height, width, channels). mean, std: of each channel in [-1, 1].
     second_moment: E[x_0^2]."""
@@ -65,6 +72,7 @@ class DatasetManifest(Manifest):
     skipped: list[Skipped]
     shards: list[ShardFacts]
     contact_sheet: SheetLayout
+    chosen: NotRequired[Chosen]  # if not all of the source's images were asked for
     source_others: NotRequired[dict[str, ImageCount]]  # manifests of earlier versions lack the last two
     colour_profiles: NotRequired[dict[str, ImageCount]]
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from support.source_images import encoded, random_image, write_lmdb
 
 from ddpm_core.commit import sha256_file
 from ddpm_core.errors import InputError
+from pipelines.preprocess.card import describe_dataset
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
 from pipelines.shards.dataset import ShardedDataset
@@ -90,6 +92,42 @@ def test_the_manifest_counts_and_measures_every_image(digits: ShardedDataset) ->
     assert manifest["second_moment"] == pytest.approx((pixels**2).mean(), rel=1e-12)
     assert manifest["skipped"] == []
     digits.verify()
+
+
+def test_some_of_the_images_are_the_first_by_key_or_drawn_with_a_seed(
+    digits: ShardedDataset, digits_lmdb: Path, tmp_path: Path
+) -> None:
+    config = PreprocessConfig(
+        source=str(digits_lmdb), output=str(tmp_path / "first"), image_size=8, channels=1, images=500
+    )
+    all_keys = [key for number in range(5) for key in digits.keys(number)]
+
+    def made(**choice: Any) -> tuple[list[str], ShardedDataset]:
+        dataset = preprocess(replace(config, **choice))
+        return list(dataset.keys(0)), dataset
+
+    first, dataset = made()
+    assert first == all_keys[:500]
+    assert np.array_equal(dataset.pixels(range(500)), digits.pixels(range(500)))
+    assert (dataset.manifest["images"], dataset.manifest["source_images"]) == (500, 1797)
+    assert "500 of 1,797 in the source: 500 were asked for, the first by key" in describe_dataset(dataset)
+    drawn, dataset = made(images_seed=0, output=str(tmp_path / "drawn"))
+    numbers = [all_keys.index(key) for key in drawn]
+    assert numbers == sorted(set(numbers))
+    assert np.array_equal(dataset.pixels(range(500)), digits.pixels(numbers))
+    # A uniform choice: the mean of 500 of 0..1796 has a standard error of 20, and none of five fifths is left out.
+    assert abs(np.mean(numbers) - 898) < 80
+    assert min(Counter(number // 360 for number in numbers).values()) > 60
+    fewer, _ = made(images=100, images_seed=0, output=str(tmp_path / "fewer"))
+    assert set(fewer) < set(drawn)
+    other, _ = made(images_seed=1, output=str(tmp_path / "other"))
+    assert len(set(other) & set(drawn)) < 250
+    with pytest.raises(InputError, match="holds another data set"):
+        made(images_seed=1)
+    with pytest.raises(InputError, match=r"is 1,798: source [^,]+ holds 1,797, so give at most that"):
+        made(images=1798, output=str(tmp_path / "too-many"))
+    with pytest.raises(InputError, match="--images-seed chooses among the images"):
+        replace(config, images=None, images_seed=1)
 
 
 def test_missing_shards_are_made_again_with_the_same_bytes(
@@ -230,6 +268,7 @@ def test_a_bucket_holds_the_same_bytes_as_a_folder(messy: Path, s3_bucket: str, 
 
 KILLED = """
 import sys
+from pipelines.preprocess.card import describe_dataset
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
 preprocess(PreprocessConfig(source=sys.argv[1], output=sys.argv[2], image_size=8, channels=1, images_per_shard=50))
