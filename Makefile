@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed  ## raw images to a report, at laptop size
 	@$(BIN)/python jobs/demo.py
 
-test: $(VENV)/.installed-dev  ## the test suite
-	@$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev  ## the test suite, in two processes
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev  ## long chaos tests
 	@$(BIN)/python -m pytest -m slow

@@ -68,7 +68,10 @@ def test_the_same_command_again_does_nothing(undisturbed: TrainResult, digits: S
     assert lines == [f"train: {again.run.name} is done, 12 steps"]
 
 
-@pytest.mark.parametrize("damage", ["zeros", "cut", "manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", pytest.param("zeros", marks=pytest.mark.slow), pytest.param("manifest", marks=pytest.mark.slow)],
+)
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_ends_alike(
     undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path, damage: str
 ) -> None:
