@@ -119,7 +119,9 @@ def draw_latent(
     """
     _check_depth(diffusion, depth)
     T = diffusion.num_timesteps
-    visited = select_timesteps(T, options.get("steps") or T, options.get("spacing", "uniform"))
+    visited = select_timesteps(
+        T, options.get("steps") or T, options.get("spacing", "uniform"), diffusion.alphas_cumprod
+    )
     if depth == T:
         return noise(T)
     if depth - 1 not in visited[:-1]:

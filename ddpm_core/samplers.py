@@ -1,7 +1,7 @@
 """From noise to images: ancestral sampling (Algorithm 2), DDIM, and DPM-Solver++(2M), behind one signature."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -32,27 +32,46 @@ class Step(NamedTuple):
     pred_xstart: Tensor
 
 
-def select_timesteps(num_timesteps: int, steps: int, spacing: Spacing = "uniform") -> list[int]:
-    """`steps` timesteps of 0..num_timesteps-1, ascending, from 0.
+def select_timesteps(
+    num_timesteps: int, steps: int, spacing: Spacing = "uniform", alphas_cumprod: Tensor | None = None
+) -> list[int]:
+    """`steps` timesteps of 0..num_timesteps-1, ascending, from 0; one alone is T-1, but 0 if leading.
 
     uniform: evenly from 0 to T-1. quadratic: squares of evenly spaced numbers up to 0.8 T, dense where little noise is
-    left, as in the DDIM paper (Song et al. 2021, appendix D.2 and its code); equal neighbours are moved apart.
-    Raises ValueError unless 1 <= steps <= num_timesteps.
+    left, as in the DDIM paper (Song et al. 2021, appendix D.2 and its code). leading: the multiples of T // steps, as that
+    code's "uniform" takes them; they end T // steps before T. logsnr: evenly in lambda = ln(sqrt(abar)/sqrt(1-abar)) from
+    T-1 to 0, as Lu et al. 2022 (arXiv:2211.01095) recommend for DPM-Solver++; it needs alphas_cumprod, float64 [T]. Equal
+    neighbours are moved apart. Raises ValueError unless 1 <= steps <= num_timesteps.
     """
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps is {steps}: it must lie in 1..{num_timesteps}, the schedule's num_timesteps")
     check_choice("spacing", spacing, Spacing)
     if steps == num_timesteps:
         return list(range(num_timesteps))
+    if spacing == "leading":
+        return [i * (num_timesteps // steps) for i in range(steps)]
     if steps == 1:
         return [num_timesteps - 1]
     if spacing == "uniform":
         return [round(i * (num_timesteps - 1) / (steps - 1)) for i in range(steps)]
+    if spacing == "logsnr":
+        assert alphas_cumprod is not None
+        wanted = _evenly_in_logsnr(alphas_cumprod, steps)
+    else:
+        wanted = [int(0.8 * num_timesteps * (i / (steps - 1)) ** 2) for i in range(steps)]
     timesteps: list[int] = []
-    for i in range(steps):
-        t = int(0.8 * num_timesteps * (i / (steps - 1)) ** 2)
-        timesteps.append(max(t, timesteps[-1] + 1) if timesteps else t)
+    for i, t in enumerate(wanted):
+        last = num_timesteps - steps + i  # leaves room for those that follow
+        timesteps.append(min(max(t, timesteps[-1] + 1), last) if timesteps else min(t, last))
     return timesteps
+
+
+def _evenly_in_logsnr(alphas_cumprod: Tensor, steps: int) -> list[int]:
+    """The timesteps nearest to evenly spaced values of lambda, ascending in t; the last is T-1, whatever is left there."""
+    abar = alphas_cumprod.cpu().clamp(min=torch.finfo(torch.float64).tiny)
+    lam = (abar.log() - torch.log1p(-abar)) / 2.0
+    wanted = torch.linspace(float(lam[0]), float(lam[-1]), steps, dtype=torch.float64)
+    return [int((lam - value).abs().argmin()) for value in wanted]
 
 
 def sample_steps(
@@ -80,7 +99,7 @@ def sample_steps(
     """
     _check_method(method, eta, noise)
     T = diffusion.num_timesteps
-    timesteps = select_timesteps(T, T if steps is None else steps, spacing)
+    timesteps = select_timesteps(T, T if steps is None else steps, spacing, diffusion.alphas_cumprod)
     draw: Noise = (lambda address: noise) if isinstance(noise, Tensor) else noise
     if start is None:
         x = draw(T)
@@ -99,7 +118,7 @@ def sample_steps(
     elif method == "ddim":
         yield from _ddim(chain, denoise_fn, x, draw, timesteps, clip_denoised, eta)
     else:
-        yield from _dpmpp_2m(chain, denoise_fn, x, timesteps, clip_denoised)
+        yield from _dpmpp_2m(chain, denoise_fn, x, timesteps, clip_denoised, last_order=2 if "second" in method else 1)
 
 
 def _check_method(method: Method, eta: float, noise: Noise | Tensor) -> None:
@@ -177,13 +196,19 @@ def _ddim(
 
 
 def _dpmpp_2m(
-    chain: GaussianDiffusion, denoise_fn: DenoiseFn, x: Tensor, timesteps: list[int], clip: bool
+    chain: GaussianDiffusion,
+    denoise_fn: DenoiseFn,
+    x: Tensor,
+    timesteps: list[int],
+    clip: bool,
+    last_order: Literal[1, 2],
 ) -> Iterator[Step]:
     """Lu et al. 2022 (arXiv:2211.01095), Algorithm 2: second order, multistep, in lambda = ln(sqrt(abar)/sqrt(1-abar)).
 
-    The first step has no history. The last one goes to sigma = 0, where the formula's limit is the predicted x_0. The one
-    before it, to the first timestep, is of first order: in few steps it is much the longest in lambda, and extrapolates
-    far beyond what two predictions know (the authors' `lower_order_final`)."""
+    The first step has no history. The last one goes to sigma = 0, where the formula's limit is the predicted x_0.
+    last_order: of the one before it, to the first timestep. Published code has it of second order (diffusers), or of first
+    in fewer than 10 or 15 steps (the authors' `lower_order_final`). Here it is of first order by default: with uniform
+    timesteps it is much the longest in lambda, and extrapolates far beyond what two predictions know."""
     abar = chain.alphas_cumprod
     alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
     lam = alpha.log() - sigma.log()
@@ -195,7 +220,7 @@ def _dpmpp_2m(
         else:
             h = lam[i - 1] - lam[i]
             data = pred_xstart
-            if previous is not None and i > 1:
+            if previous is not None and (i > 1 or last_order == 2):
                 # D = (1 + 1/(2r)) x_0(t_i) - 1/(2r) x_0(t_{i+1}), r = h_{i+1} / h_i
                 ratio = (lam[i] - lam[i + 1]) / h
                 data = pred_xstart + (pred_xstart - previous) * (0.5 / ratio).to(x.dtype)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.gaussian_case import GaussianData, cumulative, scalars, unchecked
 from torch import Tensor
 
-from ddpm_core.configs import Method, Schedule, VarType
+from ddpm_core.configs import Method, Schedule, Spacing, VarType
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.rng import SampleNoise
 from ddpm_core.samplers import sample, sample_steps, select_timesteps
@@ -308,9 +308,64 @@ def test_quadratic_timesteps_ascend_and_widen(data: st.DataObject, T: int) -> No
         assert times == [int(0.8 * T * (i / (steps - 1)) ** 2) for i in range(steps)]
 
 
-def test_all_steps_are_all_timesteps_in_either_spacing() -> None:
-    for spacing in ("uniform", "quadratic"):
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50, 400, 999])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "const"])
+def test_logsnr_timesteps_are_even_in_the_logarithm_of_the_snr(schedule: Schedule, steps: int) -> None:
+    abar = torch.cumprod(1 - make_betas(schedule, 1000, 1e-4, 0.02), 0)
+    times = select_timesteps(1000, steps, "logsnr", abar)
+    assert len(times) == steps
+    assert times[-1] == 999
+    assert all(a < b for a, b in itertools.pairwise([-1, *times]))
+    if 1 < steps <= 20:
+        lam = torch.log(abar / (1 - abar)) / 2
+        even = torch.linspace(float(lam[0]), float(lam[-1]), steps, dtype=torch.float64)
+        for t, value in zip(times, even, strict=True):  # no other timestep is nearer, but one that is taken
+            nearer = [other for other in range(1000) if abs(lam[other] - value) < abs(lam[t] - value) - 1e-12]
+            assert set(nearer) <= set(times)
+
+
+@pytest.mark.parametrize(("T", "steps"), [(1000, 50), (1000, 10), (1000, 300), (7, 3), (1000, 1)])
+def test_leading_timesteps_are_multiples_as_in_the_code_of_ddim(T: int, steps: int) -> None:
+    assert select_timesteps(T, steps, "leading") == list(range(0, T, T // steps))[:steps]
+
+
+def test_all_steps_are_all_timesteps_in_any_spacing() -> None:
+    for spacing in get_args(Spacing):
         assert select_timesteps(20, 20, spacing) == list(range(20))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers with NumPy 2
+@pytest.mark.parametrize("steps", [4, 20, 100])
+def test_second_order_throughout_is_the_scheduler_of_diffusers(steps: int) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    times = select_timesteps(1000, steps)
+    # It takes no list of timesteps: it gets the process that is seen at these alone, and visits all of that.
+    betas = GaussianDiffusion(LINEAR).strided(times).betas.numpy()
+    scheduler = DPMSolverMultistepScheduler(steps, trained_betas=betas, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    x_T = SampleNoise(seed=5, indices=torch.arange(8), shape=(1, 1, 1))(1000)
+    x = x_T
+    for i in scheduler.timesteps:
+        x = scheduler.step(mixture_eps(x, torch.full((8,), times[int(i)])), i, x).prev_sample
+    options: dict[str, Any] = {"noise": x_T, "steps": steps, "clip_denoised": False}
+    ours = sample(GaussianDiffusion(LINEAR), mixture_eps, (8, 1, 1, 1), method="dpmpp_2m_second_order", **options)
+    assert (ours - x).abs().max() < 1e-5
+    first = sample(GaussianDiffusion(LINEAR), mixture_eps, (8, 1, 1, 1), method="dpmpp_2m", **options)
+    assert (first - x).abs().max() > 1e-3
+
+
+def test_few_ancestral_steps_leave_noise_under_fixedlarge_alone() -> None:
+    n = 2000
+    noise = SampleNoise(seed=5, indices=torch.arange(n), shape=(1, 1, 1))
+    apart = {}
+    for var_type in ("fixedlarge", "fixedsmall"):
+        diffusion = GaussianDiffusion(LINEAR, var_type=var_type)
+        images = sample(diffusion, mixture_eps, (n, 1, 1, 1), noise=noise, steps=20).flatten()
+        apart[var_type] = torch.stack([(images - mode).abs() for mode in MODES]).amin(0).mean()
+    truth = SPREAD * math.sqrt(2 / math.pi)  # the mean of |N(0, s^2)|
+    assert apart["fixedlarge"] > 1.2 * truth
+    assert apart["fixedsmall"] < truth
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
