@@ -2,18 +2,26 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from ddpm_core.configs import Method, Precision, Purpose, Spacing, Split, Weights
+from ddpm_core.configs import FixedVariance, Method, Precision, Purpose, Spacing, Split, Weights
 
 INCEPTION = "inception-2015-12-05"
+LATER = {"later": True}  # metadata of a dataclass's field: a choice that there was not at first
+
+
+def identity(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that name it. Those of LATER that have their default are left out, so that what was named
+    before there was a choice keeps its name."""
+    later = {each.name: each.default for each in fields(value) if each.metadata.get("later")}
+    return {name: plain for name, plain in asdict(value).items() if name not in later or plain != later[name]}
 
 
 def fingerprint(value: Any) -> str:
     """12 hex digits that name a configuration: the sha256 of its canonical JSON. Dataclasses count as their
     fields; the order of keys does not matter."""
-    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    plain = identity(value) if is_dataclass(value) and not isinstance(value, type) else value
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -48,6 +56,8 @@ class Protocol:
     reference_images: int
     against: Split = "train"  # what the reference is to the run
     neighbours: int = 10_000  # how many samples and reference images kernels and neighbourhoods look at, at most
+    eta: float = field(default=0.0, metadata=LATER)  # of DDIM
+    var_type: FixedVariance | None = field(default=None, metadata=LATER)  # in place of the run's own
 
     @property
     def fingerprint(self) -> str:
@@ -57,7 +67,7 @@ class Protocol:
     def samples_fingerprint(self) -> str:
         """A fingerprint of the samples and their features alone: measured against two references, they are the same."""
         of_reference = ("reference", "reference_sha256", "reference_images", "against", "neighbours")
-        return fingerprint({key: value for key, value in asdict(self).items() if key not in of_reference})
+        return fingerprint({key: value for key, value in identity(self).items() if key not in of_reference})
 
     def metric(self, name: str) -> str:
         """A metric's name under this protocol: the distance from a test set is not that from the training set."""
@@ -75,7 +85,8 @@ class Protocol:
 
     def describe(self) -> str:
         return (
-            f"{self.num_samples:,} samples, {self.sampler} with {self.sampler_steps:,} steps ({self.spacing}), "
+            f"{self.num_samples:,} samples, {self.sampler} with {self.sampler_steps:,} steps ({self.spacing})"
+            f"{f', eta {self.eta:g}' if self.eta else ''}{f', sigma^2 {self.var_type}' if self.var_type else ''}, "
             f"{self.weights.upper() if self.weights == 'ema' else self.weights} weights, "
             f"x0 {'clipped' if self.clip_denoised else 'not clipped'}, rounded {self.rounding} to 8 bits, "
             f"{self.precision}, batch {self.batch_size}, seed {self.seed} for {self.purpose}; features from {self.extractor} "

@@ -1,12 +1,13 @@
 """What an evaluation is, as a value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
-from ddpm_core.configs import Method, Precision, Purpose, Spacing
+from ddpm_core.configs import FixedVariance, Method, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
+from ddpm_core.protocol import LATER
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
 
@@ -34,11 +35,16 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     samples: Positive[int] = 50_000
     """How many samples; the Frechet distance depends on it."""
     sampler: Method = "ancestral"
-    """ancestral (the paper's), ddim or dpmpp_2m."""
+    """ancestral (the paper's), ddim, dpmpp_2m, or dpmpp_2m_second_order, whose last step but one is of second order too."""
     sampler_steps: Positive[int] | None = None
     """How many timesteps the sampler visits; all by default."""
     spacing: Spacing = "uniform"
-    """How those are spaced."""
+    """How those are spaced: uniform, quadratic (dense where little noise is left, as in the DDIM paper), leading (multiples
+    of T // steps, as in its code) or logsnr (even in the log-SNR, for dpmpp_2m)."""
+    eta: Annotated[float, Range("a number from 0 to 1", low=0, high=1)] = field(default=0.0, metadata=LATER)
+    """Of ddim: from 0, without noise, to 1, with that of the ancestral chain under fixedsmall."""
+    var_type: FixedVariance | None = field(default=None, metadata=LATER)
+    """Of the reverse process, sigma^2: fixedlarge (beta_t) or fixedsmall (beta-tilde_t); the run's own by default."""
     precision: Precision = "float32"
     """Of the network: float32, or bfloat16 for autocast; extractor, process and statistics stay what they are."""
     compile: bool = False
@@ -68,6 +74,8 @@ class EvaluateConfig(StorageOptions, PoolOptions):
             raise InputError(f"--nearest is {self.nearest:,} of {self.samples:,} samples: give no more than those")
         if self.samples < 2:
             raise InputError(f"--samples is {self.samples}: a covariance needs 2 or more")
+        if self.eta and self.sampler != "ddim":
+            raise InputError(f"--eta is {self.eta:g} with --sampler {self.sampler}: it belongs to --sampler ddim")
         self.check_subject()
 
     def check_subject(self) -> None:

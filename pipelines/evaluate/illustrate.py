@@ -47,6 +47,8 @@ def pictures_of(subject: Subject, checkpoint: Checkpoint, protocol: Protocol, po
         sampler=protocol.sampler,
         sampler_steps=protocol.sampler_steps,
         spacing=protocol.spacing,
+        eta=protocol.eta,
+        var_type=protocol.var_type,
         weights=protocol.weights,
         precision=protocol.precision,
         data=dataset.name,

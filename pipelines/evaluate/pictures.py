@@ -6,7 +6,7 @@ A picture is a grid of tiles. Its parts are units of a fan-out, chunks like any 
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import Method, Precision, Spacing, Weights
+from ddpm_core.configs import FixedVariance, Method, Precision, Spacing, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.latents import capture, coarse_to_fine_depths, interpolate, share_latent
 from ddpm_core.precision import full_float32
+from ddpm_core.protocol import LATER
 from ddpm_core.samplers import SamplerOptions, sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps
@@ -45,10 +46,12 @@ class PictureProtocol:
     precision: Precision
     data: str
     data_sha256: str
+    eta: float = field(default=0.0, metadata=LATER)
+    var_type: FixedVariance | None = field(default=None, metadata=LATER)
 
     @property
     def options(self) -> SamplerOptions:
-        return {"method": self.sampler, "steps": self.sampler_steps, "spacing": self.spacing}
+        return {"method": self.sampler, "steps": self.sampler_steps, "spacing": self.spacing, "eta": self.eta}
 
     @property
     def random_options(self) -> SamplerOptions:
@@ -56,15 +59,16 @@ class PictureProtocol:
         ancestral chain of the visited steps with their beta-tilde."""
         return self.options if self.sampler == "ancestral" else {**self.options, "method": "ddim", "eta": 1.0}
 
-    def depths(self, kind: Kind, num_timesteps: int) -> tuple[int, ...]:
+    def depths(self, kind: Kind, diffusion: GaussianDiffusion) -> tuple[int, ...]:
         """How many diffusion steps the latents of a picture have behind them, one number a part of the picture: as in the
         paper's for T = 1000; latents are shared where this chain stops."""
-        T = num_timesteps
+        T = diffusion.num_timesteps
         if kind == "interpolation":
             return (T // 2,)
         if kind == "coarse_to_fine":
             return coarse_to_fine_depths(T)
-        stops = [t + 1 for t in select_timesteps(T, self.sampler_steps, self.spacing)[:-1]]
+        visited = select_timesteps(T, self.sampler_steps, self.spacing, diffusion.alphas_cumprod)
+        stops = [t + 1 for t in visited[:-1]]
         near = {min(stops, key=lambda depth: abs(depth - T * quarters // 4)) for quarters in (1, 2, 3) if stops}
         return (T, *sorted(near, reverse=True))
 
@@ -118,7 +122,7 @@ class Painter:
 
     def __init__(self, protocol: PictureProtocol, dataset: ShardedDataset) -> None:
         self.protocol, self.dataset = protocol, dataset
-        self.networks = NetworkHolder(protocol.weights, protocol.precision)
+        self.networks = NetworkHolder(protocol.weights, protocol.precision, var_type=protocol.var_type)
         self.device = self.networks.device
         height, width, channels = dataset.shape
         self.shape = (channels, height, width)
@@ -134,14 +138,14 @@ class Painter:
         return True
 
     def _draw(self, diffusion: GaussianDiffusion, network: DenoiseFn, unit: PictureUnit) -> Tensor:
-        protocol, T = self.protocol, diffusion.num_timesteps
+        protocol = self.protocol
         if unit.kind == "progressive":
             return self._progressive(diffusion, network)
         if unit.kind == "shared":
-            return self._shared(diffusion, network, protocol.depths("shared", T)[unit.part])
+            return self._shared(diffusion, network, protocol.depths("shared", diffusion)[unit.part])
         if unit.kind == "interpolation":
-            return self._between(diffusion, network, unit.part, protocol.depths("interpolation", T)[0])
-        return self._between(diffusion, network, 0, protocol.depths("coarse_to_fine", T)[unit.part])
+            return self._between(diffusion, network, unit.part, protocol.depths("interpolation", diffusion)[0])
+        return self._between(diffusion, network, 0, protocol.depths("coarse_to_fine", diffusion)[unit.part])
 
     def _noise(self, what: str, numbers: Sequence[int]) -> rng.SampleNoise:
         indices = torch.tensor(numbers, device=self.device)
@@ -158,7 +162,7 @@ class Painter:
             noise=self._noise("progressive", rows),
             **protocol.options,
         )
-        shown = timesteps_shown(protocol, diffusion.num_timesteps)
+        shown = timesteps_shown(protocol, diffusion)
         predictions, _ = capture(chain, shown)
         return torch.stack([images.to_uint8(predictions[t]) for t in shown], dim=1)
 
@@ -197,22 +201,22 @@ class Painter:
         return images.to_uint8(torch.cat([first, row[:, 0], second]))[None]
 
 
-def timesteps_shown(protocol: PictureProtocol, num_timesteps: int) -> tuple[int, ...]:
+def timesteps_shown(protocol: PictureProtocol, diffusion: GaussianDiffusion) -> tuple[int, ...]:
     """Where along the chain the predictions of x_0 are shown."""
-    return progress_timesteps(num_timesteps, protocol.sampler_steps, protocol.spacing, POINTS)
+    return progress_timesteps(diffusion, protocol.sampler_steps, protocol.spacing, POINTS)
 
 
 def draw_pictures(
     checkpoint: Checkpoint, dataset: ShardedDataset, protocol: PictureProtocol, folder: Path, pool: Pool
 ) -> list[Picture]:
     """All pictures of a checkpoint, with the parts made that are missing in `folder`/KIND."""
-    T = checkpoint.diffusion_config().num_timesteps
+    diffusion = checkpoint.diffusion_config().build()
     weights = checkpoint.weights_sha256(protocol.weights)
     parts: dict[Kind, int] = {
         "progressive": 1,
-        "shared": len(protocol.depths("shared", T)),
+        "shared": len(protocol.depths("shared", diffusion)),
         "interpolation": protocol.rows,
-        "coarse_to_fine": len(protocol.depths("coarse_to_fine", T)),
+        "coarse_to_fine": len(protocol.depths("coarse_to_fine", diffusion)),
     }
     units = [
         PictureUnit(kind, part, checkpoint, folder / kind) for kind, count in parts.items() for part in range(count)
@@ -232,23 +236,25 @@ def draw_pictures(
     tiles: dict[Kind, list[Tensor]] = {kind: [] for kind in parts}
     for unit in units:
         tiles[unit.kind].append(load_chunk(unit.folder, unit.indices)[0]["tiles"])
-    return compose(protocol, T, tiles)
+    return compose(protocol, diffusion, tiles)
 
 
-def compose(protocol: PictureProtocol, T: int, tiles: dict[Kind, list[Tensor]]) -> list[Picture]:
+def compose(protocol: PictureProtocol, diffusion: GaussianDiffusion, tiles: dict[Kind, list[Tensor]]) -> list[Picture]:
     rows = range(protocol.rows)
-    chain = f"{protocol.sampler} sampling in {protocol.sampler_steps:,} steps, {protocol.weights} weights, seed {protocol.seed}"
-    stochastic = chain if protocol.sampler == "ancestral" else chain.replace(protocol.sampler, "ddim (eta 1)")
+    sampler = protocol.sampler + (f" (eta {protocol.eta:g})" if protocol.eta else "")
+    chain = f"{sampler} sampling in {protocol.sampler_steps:,} steps, {protocol.weights} weights, seed {protocol.seed}"
+    stochastic = chain if protocol.sampler == "ancestral" else chain.replace(sampler, "ddim (eta 1)")
     mixes = ("source", "rec.", *(f"{weight:.1f}" for weight in WEIGHTS[1:-1]), "rec.", "source")
     sources = f"Sources: images of {protocol.data} that the seed chose"
-    shared = protocol.depths("shared", T)
-    fine = protocol.depths("coarse_to_fine", T)
+    shared = protocol.depths("shared", diffusion)
+    fine = protocol.depths("coarse_to_fine", diffusion)
+    (between,) = protocol.depths("interpolation", diffusion)
     return [
         Picture(
             "progressive",
             tiles["progressive"][0],
             tuple(f"sample {row}" for row in rows),
-            tuple(f"t = {t + 1:,}" for t in timesteps_shown(protocol, T)),
+            tuple(f"t = {t + 1:,}" for t in timesteps_shown(protocol, diffusion)),
             f"Progressive generation: x_0 as it is predicted from x_t along the chain (the paper's Fig. 6). {chain}.",
         ),
         Picture(
@@ -264,8 +270,7 @@ def compose(protocol: PictureProtocol, T: int, tiles: dict[Kind, list[Tensor]]) 
             torch.cat(tiles["interpolation"]),
             tuple(f"pair {row}" for row in rows),
             mixes,
-            f"Interpolation between real images, mixed at {protocol.depths('interpolation', T)[0]:,} diffusion steps (Fig. 8). "
-            f"{sources}. {chain}.",
+            f"Interpolation between real images, mixed at {between:,} diffusion steps (Fig. 8). {sources}. {chain}.",
         ),
         Picture(
             "coarse_to_fine",

@@ -10,6 +10,7 @@ from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from pipelines.checkpoints.foreign import import_weights
+from pipelines.checkpoints.network import process_of
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.evaluate.calibration import check_calibrated
 from pipelines.evaluate.config import EvaluateConfig
@@ -44,7 +45,8 @@ class Subject:
     def protocol(self, role: Role, purpose: Purpose) -> Protocol:
         """What the numbers will depend on. Raises InputError for a sampler that cannot be."""
         config, dataset, extractor = self.config, self.references[role], self.extractor
-        T = self.checkpoints[0].diffusion_config().num_timesteps
+        process = self.checkpoints[0].diffusion_config()
+        T = process.num_timesteps
         steps = sampler_steps(config, T)
         return Protocol(
             num_samples=config.samples,
@@ -65,6 +67,8 @@ class Subject:
             reference_images=len(dataset),
             against=role,
             neighbours=NEIGHBOURS,
+            eta=config.eta,
+            var_type=None if config.var_type == process.var_type else config.var_type,
         )
 
     def protocols(self, purpose: Purpose) -> dict[Role, Protocol]:
@@ -132,10 +136,16 @@ def open_subject(
             f"evaluate: {config.samples:,} samples for {extractor.dim:,} features: the covariance is singular and "
             "the distance far above its value at large n"
         )
-    T = first.diffusion_config().num_timesteps
+    process = process_of(first, config.var_type)
+    T = process.num_timesteps
     steps = sampler_steps(config, T)
     spacing = config.spacing if steps < T else "uniform"
-    timesteps = progress_timesteps(T, steps, spacing, config.progress)
+    if config.sampler == "ancestral" and process.var_type == "fixedlarge" and 4 * steps <= T:
+        say(
+            f"evaluate: {steps} of {T:,} ancestral steps leave noise in the samples under fixedlarge: --var-type fixedsmall "
+            "and --sampler ddim leave less"
+        )
+    timesteps = progress_timesteps(process.build(), steps, spacing, config.progress)
     chunks = chunk_ranges(config.samples, config.chunk_size)
     return Subject(config, run, checkpoints, references, extractor, chunks, timesteps)
 

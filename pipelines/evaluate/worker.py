@@ -53,7 +53,10 @@ class Sampler:
 
     def __init__(self, settings: SampleSettings, extractor: str) -> None:
         self.settings, self.protocol = settings, settings.protocol
-        self.networks = NetworkHolder(self.protocol.weights, self.protocol.precision, compile=settings.compile)
+        protocol = settings.protocol
+        self.networks = NetworkHolder(
+            protocol.weights, protocol.precision, compile=settings.compile, var_type=protocol.var_type
+        )
         self.device = self.networks.device
         self.extractor = load_extractor(extractor, settings.shape).to(self.device)
 
@@ -89,6 +92,7 @@ class Sampler:
                 method=protocol.sampler,
                 steps=protocol.sampler_steps,
                 spacing=protocol.spacing,
+                eta=protocol.eta,
             )
             predictions, x = capture(chain, settings.progress)
             if not torch.isfinite(x).all():
@@ -157,9 +161,9 @@ def sample_checkpoints(
             yield unit.checkpoint, sorted(done[step], key=lambda indices: indices.start), outcome
 
 
-def progress_timesteps(num_timesteps: int, steps: int, spacing: Spacing, points: int) -> tuple[int, ...]:
+def progress_timesteps(diffusion: GaussianDiffusion, steps: int, spacing: Spacing, points: int) -> tuple[int, ...]:
     """Timesteps at evenly spaced places of a chain, from its first step to its last, in the order of generation."""
-    visited = select_timesteps(num_timesteps, steps, spacing)[::-1]
+    visited = select_timesteps(diffusion.num_timesteps, steps, spacing, diffusion.alphas_cumprod)[::-1]
     if points < 2:
         return tuple(visited[:points])
     places = {round(i * (len(visited) - 1) / (points - 1)) for i in range(points)}

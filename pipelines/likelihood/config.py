@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ddpm_core.configs import Cdf, Weights
+from ddpm_core.configs import Cdf, FixedVariance, Weights
 from ddpm_core.ranges import FilePath, Name, Positive, Seed
 from pipelines.runtime.options import PoolOptions, StorageOptions
 
@@ -26,6 +26,8 @@ class LikelihoodConfig(StorageOptions, PoolOptions):
     """Averaged weights, as in the paper, or the last ones."""
     cdf: Cdf = "exact"
     """The normal CDF of the decoder L_0: exact, or tanh for the authors' approximation."""
+    var_type: FixedVariance | None = None
+    """Of the reverse process, sigma^2: fixedlarge (beta_t) or fixedsmall (beta-tilde_t); the run's own by default."""
     seed: Seed = 0
     """Decides the choice of images, the noise and the drawn terms."""
     batch_size: Positive[int] = 100

@@ -48,6 +48,8 @@ class Likelihood:
         bpd, half_width = self.values[BPD], self.values[BPD + CI_HIGH] - self.values[BPD]
         strata, T = self.protocol.strata, self.num_timesteps
         how = f"full bound of {T:,} terms" if strata is None else f"estimate from {1 + strata:,} of {T:,} terms"
+        if self.protocol.var_type is not None:
+            how += f", sigma^2 {self.protocol.var_type}"
         images = f"{self.protocol.images:,} images of {self.protocol.data}"
         return f"step {self.step:,}: {bpd:.3f} +- {half_width:.3f} bits/dim on {images}, {how}"
 

@@ -1,6 +1,6 @@
 """Chunks of a likelihood measurement: what a worker computes of some images, under which protocol."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import Cdf, Weights
+from ddpm_core.configs import Cdf, FixedVariance, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.likelihood import estimate_bound, variational_bound
 from ddpm_core.precision import full_float32
+from ddpm_core.protocol import LATER
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import save_chunk
 from pipelines.shards.dataset import ShardedDataset
@@ -35,6 +36,7 @@ class LikelihoodProtocol:
     data_sha256: str
     clip_denoised: Literal[True] = True
     precision: Literal["float32"] = "float32"
+    var_type: FixedVariance | None = field(default=None, metadata=LATER)  # in place of the run's own
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class LikelihoodWorker:
 
     def __init__(self, protocol: LikelihoodProtocol, dataset: ShardedDataset) -> None:
         self.protocol, self.dataset = protocol, dataset
-        self.networks = NetworkHolder(protocol.weights)
+        self.networks = NetworkHolder(protocol.weights, var_type=protocol.var_type)
         self.device = self.networks.device
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from ddpm_core.configs import Method, Purpose, Spacing
-from ddpm_core.protocol import fingerprint
+from ddpm_core.protocol import fingerprint, identity
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range
 from pipelines.evaluate.config import EvaluateConfig
 
@@ -26,11 +26,11 @@ class NightlyConfig(EvaluateConfig):
     samples: Positive[int] = 10_000
     """How many samples; the Frechet distance depends on it."""
     sampler: Method = "ddim"
-    """ancestral (the paper's), ddim or dpmpp_2m."""
+    """ancestral (the paper's), ddim, dpmpp_2m, or dpmpp_2m_second_order, whose last step but one is of second order too."""
     sampler_steps: Positive[int] | None = 50
     """How many timesteps the sampler visits."""
     spacing: Spacing = "quadratic"
-    """How the timesteps are spaced."""
+    """How those are spaced: uniform, quadratic, leading or logsnr."""
     pictures: Annotated[int, Range("a number from 0 to 64", low=0, high=64)] = 0
     """Rows of each picture of every checkpoint; 0 for none."""
     nearest: Count[int] = 0
@@ -59,8 +59,8 @@ class NightlyConfig(EvaluateConfig):
         """A fingerprint of what decides a checkpoint's result. Nights that share it share a ledger."""
         irrelevant = {"run", "workers", "cpus_per_worker", "storage", "tracking_uri", "experiment", "compile"}
         irrelevant |= {"report", "pictures", "nearest"}
-        names = [field.name for field in fields(EvaluateConfig) if field.name not in irrelevant]
-        return fingerprint({name: getattr(self, name) for name in names})
+        names = {field.name for field in fields(EvaluateConfig)} - irrelevant
+        return fingerprint({name: value for name, value in identity(self).items() if name in names})
 
     def evaluation(self, run: str) -> EvaluateConfig:
         """The evaluation of one training's checkpoints."""

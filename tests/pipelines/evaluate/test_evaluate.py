@@ -113,6 +113,39 @@ def test_the_distance_is_that_of_a_second_implementation(
     assert undisturbed.evaluations[-1].values["fd_pixels"] == pytest.approx(distance, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"sampler": "ddim", "eta": 0.5, "spacing": "logsnr"},
+        {"sampler": "ancestral", "var_type": "fixedsmall", "spacing": "leading"},
+    ],
+)
+def test_samples_are_those_of_the_core_by_any_choice(
+    trained: TrainResult, tmp_path: Path, choice: dict[str, Any]
+) -> None:
+    lines: list[str] = []
+    options = {"checkpoints": "latest", "samples": 20, "sampler_steps": 3, **choice}
+    (evaluation,) = evaluate(config(trained, tmp_path, **options), lines.append).evaluations
+    stored, _ = load_chunk(samples_of(evaluation), range(20))
+    process = replace(trained.last.diffusion_config(), var_type=choice.get("var_type", "fixedlarge")).build()
+    network = trained.last.network().eval()
+    drawn = []
+    for indices in (torch.arange(10), torch.arange(10, 20)):
+        noise = rng.SampleNoise(0, indices, (1, 8, 8), purpose="selection")
+        method, eta, spacing = choice["sampler"], choice.get("eta", 0.0), choice["spacing"]
+        with torch.no_grad():
+            x = sample(process, network, (10, 1, 8, 8), noise=noise, method=method, steps=3, eta=eta, spacing=spacing)
+        drawn.append(images.to_uint8(x))
+    assert torch.equal(stored["images"], torch.cat(drawn))
+    assert not any("leave noise in the samples" in line for line in lines)
+    if choice["sampler"] == "ancestral":
+        own = evaluate(config(trained, tmp_path, **{**options, "var_type": "fixedlarge"}), lines.append)
+        assert own.best.protocol.var_type is None  # it is the run's own
+        assert any("3 of 1,000 ancestral steps leave noise in the samples under fixedlarge" in line for line in lines)
+        with pytest.raises(InputError, match="--eta is 1 with --sampler ancestral"):
+            config(trained, tmp_path, **{**options, "eta": 1.0})
+
+
 def samples_of(evaluation: Evaluation) -> Path:
     """The folder of an evaluation's chunks."""
     protocol = evaluation.protocol

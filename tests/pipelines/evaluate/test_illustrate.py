@@ -142,7 +142,9 @@ def test_samples_of_a_latent_differ_with_a_deterministic_sampler_too(
     )
     diffusion, network = NetworkHolder("ema").of(trained)
     (tile,) = (
-        Painter(protocol, digits)._shared(diffusion, network, protocol.depths("shared", T)[1])[0, :, ..., 0].numpy()
+        Painter(protocol, digits)
+        ._shared(diffusion, network, protocol.depths("shared", diffusion)[1])[0, :, ..., 0]
+        .numpy()
     )
     first, second, third = tile[:8, :8], tile[:8, 8:], tile[8:, :8]
     assert not np.array_equal(first, second)

@@ -281,17 +281,21 @@ def test_what_decides_the_numbers_decides_the_protocol(trained: Path, digits: Sh
         {"weights": "raw"},
         {"cdf": "tanh"},
         {"strata": 3},
+        {"var_type": "fixedsmall"},
         {"batch_size": 20},
+        {"var_type": "fixedlarge"},  # the run's own
     ]
     likelihoods = [
         measure_without_ray(trained, digits, tmp_path / str(change), **{"images": 20, "batch_size": 10, **change})
         for change in changes
     ]
-    assert len({each.values["bpd"] for each in likelihoods[:6]}) == 6
-    assert likelihoods[6].values["bpd"] == pytest.approx(
+    assert len({each.values["bpd"] for each in likelihoods[:7]}) == 7
+    assert likelihoods[7].values["bpd"] == pytest.approx(
         likelihoods[0].values["bpd"], rel=1e-6
     )  # float32's last digits at most
-    assert len({fingerprint(each.protocol) for each in likelihoods}) == 7
+    assert likelihoods[8] == likelihoods[0]
+    assert len({fingerprint(each.protocol) for each in likelihoods}) == 8
+    assert likelihoods[6].describe().endswith("sigma^2 fixedsmall")
 
 
 @pytest.mark.parametrize(
