@@ -4,7 +4,7 @@ Importable without torch, so that a command line can be read, checked and explai
 the module whose object it describes: `from ddpm_core.unet import UNet, UNetConfig`.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from ddpm_core.ranges import Count, Fraction, Positive, Variance, check_ranges, up_to
@@ -31,6 +31,16 @@ Split = Literal["train", "test"]  # what a reference set is to the run
 CODEC_STEPS = 50  # of the timesteps that a coded file visits
 LEARNED: tuple[VarType, ...] = ("learned", "learned_range")
 WITHOUT_ENDS: tuple[Schedule, ...] = ("jsd", "cosine")  # num_timesteps alone decides them
+
+
+LATER = {"later": True}  # metadata of a dataclass's field: a choice that there was not at first
+
+
+def identity(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that name it. Those of LATER that have their default are left out, so that what was named
+    before there was a choice keeps its name."""
+    later = {each.name: each.default for each in fields(value) if each.metadata.get("later")}
+    return {name: plain for name, plain in asdict(value).items() if name not in later or plain != later[name]}
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
@@ -123,11 +133,15 @@ class DiffusionConfig:
     """The reverse process's variance."""
     loss_type: LossType = "mse"
     """L_simple, a term of the bound, or both."""
+    cdf: Cdf = field(default="exact", metadata=LATER)
+    """Of the decoder's normal distribution in a loss that has the bound: exact, or tanh for the approximation of the paper's
+    code, whose first gradients differ by some percent."""
 
     def __post_init__(self) -> None:
         check_ranges(self, options=False)
         check_schedule(self.schedule, self.num_timesteps, self.beta_start, self.beta_end)
         check_objective(self.mean_type, self.var_type, self.loss_type)
+        check_choice("cdf", self.cdf, Cdf)
 
     def betas(self) -> "torch.Tensor":
         """beta_1..beta_T, float64 [T]."""
@@ -140,7 +154,7 @@ class DiffusionConfig:
         from ddpm_core.diffusion import GaussianDiffusion
 
         return GaussianDiffusion(
-            self.betas(), mean_type=self.mean_type, var_type=self.var_type, loss_type=self.loss_type
+            self.betas(), mean_type=self.mean_type, var_type=self.var_type, loss_type=self.loss_type, cdf=self.cdf
         )
 
 

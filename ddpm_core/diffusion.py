@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from ddpm_core.checks import check_images, check_timesteps
-from ddpm_core.configs import LEARNED, Cdf, LossType, MeanType, VarType, check_objective
+from ddpm_core.configs import LEARNED, Cdf, LossType, MeanType, VarType, check_choice, check_objective
 from ddpm_core.configs import DiffusionConfig as DiffusionConfig
 from ddpm_core.gaussian import discretized_gaussian_log_likelihood, normal_kl
 
@@ -80,6 +80,7 @@ class GaussianDiffusion(nn.Module):
     loss_type: mse = L_simple (Eq. 14); kl = one term of the bound (Eq. 5) in bits/dim; hybrid = L_simple + 0.001 T times
         that term, whose gradient reaches the variance alone (Nichol & Dhariwal 2021, Eq. 16).
     timesteps: int64 [T], what to tell the network at each t; 0..T-1 unless this is a strided chain.
+    cdf: of the decoder's normal distribution in a loss that has the bound.
     """
 
     betas: Tensor
@@ -98,10 +99,12 @@ class GaussianDiffusion(nn.Module):
         var_type: VarType = "fixedlarge",
         loss_type: LossType = "mse",
         timesteps: Int[Tensor, " T"] | None = None,
+        cdf: Cdf = "exact",
     ) -> None:
         super().__init__()
         check_objective(mean_type, var_type, loss_type)
-        self.mean_type, self.var_type, self.loss_type = mean_type, var_type, loss_type
+        check_choice("cdf", cdf, Cdf)
+        self.mean_type, self.var_type, self.loss_type, self.cdf = mean_type, var_type, loss_type, cdf
         tables = _tables(torch.as_tensor(betas))
         self.num_timesteps = T = len(tables["betas"])
         tables["timesteps"] = torch.arange(T) if timesteps is None else torch.as_tensor(timesteps)
@@ -131,7 +134,8 @@ class GaussianDiffusion(nn.Module):
         # beta'_i = 1 - abar(t_i) / abar(t_{i-1}): the chain's q(x_t|x_0) is that of the whole process.
         abar = self.alphas_cumprod.cpu()[chosen]
         betas = 1.0 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
-        chain = GaussianDiffusion(betas, self.mean_type, self.var_type, self.loss_type, self.timesteps.cpu()[chosen])
+        steps = self.timesteps.cpu()[chosen]
+        chain = GaussianDiffusion(betas, self.mean_type, self.var_type, self.loss_type, steps, self.cdf)
         return chain.to(self.betas.device)
 
     def _at(self, table: str, t: Int[Tensor, " b"], like: Tensor) -> Tensor:
@@ -295,7 +299,7 @@ class GaussianDiffusion(nn.Module):
         x_t = self.q_sample(x_start, t, noise)
         output = self._network(denoise_fn, x_t, t)
         if self.loss_type == "kl":
-            return self._vb_from_output(output, x_start, x_t, t, clip_denoised=False)[0]
+            return self._vb_from_output(output, x_start, x_t, t, clip_denoised=False, cdf=self.cdf)[0]
         mean_output = output[:, : x_t.shape[1]]
         # Eq. 14, as a mean over dimensions
         mse = (self.target(x_start, x_t, t, noise) - mean_output).square().flatten(1).mean(1)
@@ -303,7 +307,7 @@ class GaussianDiffusion(nn.Module):
             return mse
         # Nichol & Dhariwal 2021, Eq. 16: the bound trains the variance alone, L_simple the mean.
         frozen = torch.cat([mean_output.detach(), output[:, x_t.shape[1] :]], dim=1)
-        vb = self._vb_from_output(frozen, x_start, x_t, t, clip_denoised=False)[0]
+        vb = self._vb_from_output(frozen, x_start, x_t, t, clip_denoised=False, cdf=self.cdf)[0]
         return mse + 0.001 * self.num_timesteps * vb
 
     def vb_terms_bpd(
@@ -322,7 +326,7 @@ class GaussianDiffusion(nn.Module):
         return self._vb_from_output(self._network(denoise_fn, x_t, t), x_start, x_t, t, clip_denoised, cdf)
 
     def _vb_from_output(
-        self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool, cdf: Cdf = "exact"
+        self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, clip_denoised: bool, cdf: Cdf
     ) -> tuple[Tensor, Tensor]:
         q = self.q_posterior_mean_variance(x_start, x_t, t)
         p = self._p_from_output(output, x_t, t, clip_denoised)

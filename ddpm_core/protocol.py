@@ -2,20 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
-from ddpm_core.configs import FixedVariance, Method, Precision, Purpose, Spacing, Split, Weights
+from ddpm_core.configs import LATER, FixedVariance, Method, Precision, Purpose, Spacing, Split, Weights, identity
 
 INCEPTION = "inception-2015-12-05"
-LATER = {"later": True}  # metadata of a dataclass's field: a choice that there was not at first
-
-
-def identity(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that name it. Those of LATER that have their default are left out, so that what was named
-    before there was a choice keeps its name."""
-    later = {each.name: each.default for each in fields(value) if each.metadata.get("later")}
-    return {name: plain for name, plain in asdict(value).items() if name not in later or plain != later[name]}
 
 
 def fingerprint(value: Any) -> str:

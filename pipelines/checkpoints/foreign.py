@@ -9,7 +9,7 @@ from typing import Any, cast
 from ddpm_core import typed
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint, write_checkpoint
 from ddpm_core.commit import MANIFEST, committed_folder, write_json
-from ddpm_core.diffusion import DiffusionConfig
+from ddpm_core.configs import DiffusionConfig, identity
 from ddpm_core.errors import InputError, one_line
 from ddpm_core.interop import from_diffusers, to_diffusers
 from ddpm_core.protocol import fingerprint
@@ -75,7 +75,7 @@ def import_weights(
         raise InputError(f"--weights {given!r} has no training set of its own: give --reference")
     network, weights = from_diffusers(folder)
     diffusion = scheduler_of(folder)
-    digest = fingerprint({"weights": content_sha256(weights), "diffusion": asdict(diffusion)})
+    digest = fingerprint({"weights": content_sha256(weights), "diffusion": identity(diffusion)})
     name = f"{NOT_IN_NAMES.sub('-', folder.name)}-{digest}"
     run, folder = storage.run(name), storage.trainings / name
     if not (folder / checkpoint_name(0) / MANIFEST).is_file():

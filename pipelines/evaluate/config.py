@@ -5,9 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from ddpm_core.configs import FixedVariance, Method, Precision, Purpose, Spacing
+from ddpm_core.configs import LATER, FixedVariance, Method, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
-from ddpm_core.protocol import LATER
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import FixedVariance, Method, Precision, Spacing, Weights
+from ddpm_core.configs import LATER, FixedVariance, Method, Precision, Spacing, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.latents import capture, coarse_to_fine_depths, interpolate, share_latent
 from ddpm_core.precision import full_float32
-from ddpm_core.protocol import LATER
 from ddpm_core.samplers import SamplerOptions, sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps

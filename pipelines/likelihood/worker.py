@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import Cdf, FixedVariance, Weights
+from ddpm_core.configs import LATER, Cdf, FixedVariance, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.likelihood import estimate_bound, variational_bound
 from ddpm_core.precision import full_float32
-from ddpm_core.protocol import LATER
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import save_chunk
 from pipelines.shards.dataset import ShardedDataset

@@ -5,8 +5,8 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from ddpm_core.configs import Method, Purpose, Spacing
-from ddpm_core.protocol import fingerprint, identity
+from ddpm_core.configs import Method, Purpose, Spacing, identity
+from ddpm_core.protocol import fingerprint
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range
 from pipelines.evaluate.config import EvaluateConfig
 

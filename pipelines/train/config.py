@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ddpm_core.configs import DiffusionConfig, Execution, OptimConfig, UNetConfig
+from ddpm_core.configs import DiffusionConfig, Execution, OptimConfig, UNetConfig, identity
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS, Preset
 from ddpm_core.ranges import Count, FilePath, Positive, Seed
@@ -80,7 +80,7 @@ class TrainConfig(StorageOptions):
         window = {} if self.shuffle_window is None else {"shuffle_window": self.shuffle_window}
         return {
             "unet": asdict(self.unet),
-            "diffusion": asdict(self.diffusion),
+            "diffusion": identity(self.diffusion),
             "optim": self.optim.identity(),
             "horizontal_flip": self.horizontal_flip,
             "seed": self.seed,

@@ -8,7 +8,7 @@ import torch
 from support.gaussian_case import GaussianData, constant, cumulative, scalars, unchecked
 from torch import Tensor
 
-from ddpm_core.configs import LossType, MeanType, Schedule, VarType
+from ddpm_core.configs import Cdf, LossType, MeanType, Schedule, VarType
 from ddpm_core.diffusion import DiffusionConfig, GaussianDiffusion
 from ddpm_core.schedules import make_betas
 
@@ -111,18 +111,26 @@ def test_hybrid_without_a_learned_variance_is_refused_with_a_sentence(var_type: 
         GaussianDiffusion(LINEAR, var_type=var_type, loss_type="hybrid")
 
 
+@pytest.mark.parametrize("cdf", ["exact", "tanh"])
 @pytest.mark.parametrize(("mean_type", "var_type", "loss_type"), [cell for cell in TABLE_2 if cell[2] == "kl"])
 def test_kl_is_the_term_of_the_bound_without_the_clip(
-    mean_type: MeanType, var_type: VarType, loss_type: LossType
+    mean_type: MeanType, var_type: VarType, loss_type: LossType, cdf: Cdf
 ) -> None:
-    diffusion = GaussianDiffusion(LINEAR, mean_type, var_type, loss_type)
+    diffusion = GaussianDiffusion(LINEAR, mean_type, var_type, loss_type, cdf=cdf)
     x_0, eps, t = images(0, 4, 1, 3, 3), images(1, 4, 1, 3, 3), torch.tensor([0, 1, 500, 999])
     output = images(2, 4, 2 if var_type == "learned" else 1, 3, 3)
     network = lambda x, t: output  # noqa: E731
     losses = diffusion.training_losses(network, x_0, t, eps)
     x_t = diffusion.q_sample(x_0, t, eps)
-    assert torch.equal(losses, diffusion.vb_terms_bpd(network, x_0, x_t, t, clip_denoised=False)[0])
-    clipped = diffusion.vb_terms_bpd(network, x_0, x_t, t, clip_denoised=True)[0]
+    terms, other = (
+        diffusion.vb_terms_bpd(network, x_0, x_t, t, clip_denoised=False, cdf=each)[0]
+        for each in (cdf, "tanh" if cdf == "exact" else "exact")
+    )
+    assert torch.equal(losses, terms)
+    assert torch.equal(losses[1:], other[1:])  # only the decoder has it
+    assert losses[0] != other[0] or mean_type == "xprev"  # where this network is so wrong that both are at their floor
+    assert diffusion.strided([0, 5]).cdf == cdf if mean_type == "eps" and var_type != "learned" else True
+    clipped = diffusion.vb_terms_bpd(network, x_0, x_t, t, clip_denoised=True, cdf=cdf)[0]
     assert torch.equal(losses, clipped) == (mean_type == "xprev")  # whose mean no clip touches
 
 
