@@ -9,6 +9,7 @@ import argparse
 import difflib
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ TESTS = {
     "ddpm_core/typed.py": "tests/test_damaged_files.py",
 }
 NEED_ARGUMENTS = {"core/VariableReplacer", "core/VariableInserter"}
-TIMEOUT = 240.0  # seconds for the tests of one mutant
+CPU_SECONDS = 240  # that a process may use for the tests of one mutant, such as one with a loop that no longer ends
 
 
 class Mutant(NamedTuple):
@@ -96,10 +97,12 @@ def survives(mutant: Mutant, tree: Path) -> str | None:
         *str(tests_of(mutant.module)).split(),
     ]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:  # such as a loop that no longer ends
-        return None
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, preexec_fn=limit, check=False)
     finally:
         path.write_text(code, encoding="utf-8")
     if done.returncode != 0:
