@@ -162,28 +162,44 @@ def compare_with_best(ranking: Sequence[Standing], measurements: Sequence[Measur
 def conclude(
     ranking: Sequence[Standing], comparisons: Sequence[Comparison], metric: str, choice: str | None = None
 ) -> str:
-    """Which point wins, by how much, with what certainty, and whether that agrees with the paper. choice: the point that
-    the paper chose."""
+    """Which point is best as far as the numbers say, by how much, and whether that agrees with the paper. choice: the point
+    that the paper chose."""
     if not ranking:
         return "no point has a result"
     best = ranking[0]
-    seeds = "1 seed" if best.seeds == 1 else f"{best.seeds} seeds"
-    text = f"{best.point} has the lowest {metric}, {best.mean:.4g}{best.spread} ({seeds})"
+    values = {standing.point: f"{standing.point} {standing.mean:.4g}{standing.spread}" for standing in ranking}
     if not comparisons:
-        return f"{text}; there is nothing to compare it with"
+        return f"{best.point}, with {metric} {best.mean:.4g}{best.spread}, is the only one: there is nothing to compare it with"
+    level = [comparison for comparison in comparisons if comparison.apart is False]
+    unknown = [comparison for comparison in comparisons if comparison.apart is None]
+    worse = [comparison for comparison in comparisons if comparison.apart]
+    parts = []
+    if level:
+        named = [values[best.point], *(values[comparison.point] for comparison in level)]
+        others = [standing for standing in ranking if standing.point in {comparison.point for comparison in level}]
+        overlap = all(intervals_overlap(best.interval, other.interval) for other in others)
+        why = "their intervals overlap" if overlap else "the interval of their difference holds 0"
+        which = "which is better" if len(level) == 1 else "which is best"
+        parts.append(f"{_listed(named)}, but {why}, so this sweep cannot say {which}")
+    if unknown:
+        named = [values[best.point], *(values[comparison.point] for comparison in unknown)]
+        parts.append(f"{_listed(named)}, but no interval says whether that is more than noise")
+    if worse:
+        named = [values[comparison.point] for comparison in worse]
+        parts.append(f"{values[best.point]} is better than {_listed(named)}, by more than noise")
+    fewest, most = (end(standing.seeds for standing in ranking) for end in (min, max))
+    seeds = "" if most == 1 else f", mean over {most if fewest == most else f'{fewest} to {most}'} seeds"
+    text = f"By {metric}{seeds}: {'; '.join(parts)}"
     second = comparisons[0]
-    text += f"; {second.point} is {second.difference:.3g} above"
-    if second.low is None:
-        text += ", and nothing says whether that is more than noise"
-    else:
-        text += f" (95 % interval {second.low:.3g} to {second.high:.3g})"
-        level = [comparison.point for comparison in comparisons if comparison.apart is False]
-        text += (
-            f"; not to be told apart from it: {', '.join(level)}" if level else "; all others are above it for certain"
-        )
-        if best.seeds == 1:
-            text += ", as far as the samples' noise goes: one seed says nothing of the training's"
+    if second.low is not None:
+        noise = ", of the samples' noise alone: each was trained with one seed" if most == 1 else ""
+        interval = f"95 % interval {second.low:.3g} to {second.high:.3g}{noise}"
+        text += f". {second.point} is {second.difference:.3g} above {best.point} ({interval})"
     return f"{text}. {agreement(best, comparisons, choice)}" if choice else text
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 
 def agreement(best: Standing, comparisons: Sequence[Comparison], choice: str) -> str:
@@ -196,4 +212,4 @@ def agreement(best: Standing, comparisons: Sequence[Comparison], choice: str) ->
         return f"The paper chose {choice}, which has no result here"
     if chosen.apart:
         return f"The paper chose {choice}, which is {chosen.difference:.3g} above here: that does not agree"
-    return f"The paper chose {choice}, which this sweep does not tell apart from it: that is no disagreement"
+    return f"The paper chose {choice}: that is no contradiction"

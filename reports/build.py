@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from ddpm_core.commit import write_text
 from ddpm_core.errors import InputError
-from reports.drawing.elements import Chart, Illustration
+from ddpm_core.records import DEVICE_TAG
+from reports.drawing.elements import Absence, Chart, Illustration
 from reports.formatting import NOT_MEASURED, NOT_RECORDED, count, counted
 from reports.records.entities import ExperimentRecord, RunRecord
-from reports.records.records import read_experiment
+from reports.records.records import is_served, read_experiment, run_link
 from reports.records.store import Store
 from reports.sections import commands, samples
 from reports.sections.checkpoints import ProtocolSection, protocol_section
@@ -33,15 +34,25 @@ from reports.verdicts.sweeps import analyse
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+@dataclass(frozen=True)
+class Fact:
+    """A label and its value, which leads to an address if it has one."""
+
+    label: str
+    value: str
+    href: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """All that the template sets, in the order of the page."""
 
     experiment: str
     updated: str
+    local: bool
     alarms: tuple[str, ...]
     answer: Answer
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[Fact, ...]
     grid: Illustration | None
     attention: tuple[str, ...]
     protocols: tuple[ProtocolSection, ...]
@@ -49,13 +60,13 @@ class Report:
     progression: tuple[Illustration, ...]
     pictures: tuple[Illustration, ...]
     pictures_step: int
-    pictures_command: str
     memorization: tuple[str, ...]
     paper: tuple[PaperTable, ...]
     likelihood: LikelihoodSection
     compression: CompressionSection
     sweeps: tuple[SweepSection, ...]
     making: Making
+    absent: tuple[Absence, ...] = ()
 
 
 def build_report(
@@ -102,9 +113,10 @@ def compose(
     best = leading.best if leading else None
     lead = best.run if best else record.runs[-1]
     step, pictures = samples.process_pictures(store, leading) if leading else (0, ())
-    return Report(
+    report = Report(
         experiment=record.name if record.only is None else f"{record.name}, {record.only}",
         updated=f"{record.updated:%Y-%m-%d %H:%M} UTC" if record.updated else "an unknown time",
+        local=not is_served(record),
         alarms=alarms(record),
         answer=answer(record, rankings),
         facts=_facts(record, rankings, lead, best),
@@ -115,29 +127,54 @@ def compose(
         progression=samples.progression(store, best) if best else (),
         pictures=pictures,
         pictures_step=step,
-        pictures_command=commands.evaluate(lead, "--pictures 8", "--nearest 1000"),
         memorization=memorization(store, leading) if leading else (),
         paper=paper_tables(record.runs, rankings, lead),
         likelihood=likelihood_section(record, lead),
         compression=compression_section(lead),
-        sweeps=tuple(sweep_section(analyse(sweep, record)) for sweep in record.sweeps),
+        sweeps=tuple(sweep_section(record, analyse(sweep, record)) for sweep in record.sweeps),
         making=making_section(store, record, lead, [ranking.protocol for ranking in rankings], watts),
     )
+    return replace(report, absent=_absent(report, lead))
+
+
+def _absent(report: Report, lead: RunRecord) -> tuple[Absence, ...]:
+    """What the page has nothing of, in its order. A lone command stands for all that it makes."""
+    likelihood, making = report.likelihood, report.making
+    pictured = commands.evaluate(lead, "--pictures 8", "--nearest 1000")
+    no_number = "it has no number for the data of the leading run; its tables are of CIFAR-10 and LSUN"
+    rates = "Rate and distortion" + (" of the whole test set, as the paper's" if likelihood.charts else "")
+    lines = (
+        (report.protocols, "Checkpoints", "none of this experiment has been evaluated", commands.evaluate(lead)),
+        (report.training, "Training curves", "no loss, gradient norm or speed was logged", ""),
+        (report.progression, "Samples by training step", "no sample grid was stored", ""),
+        (report.pictures, "Chains, latents and interpolations", "no picture of them was stored", pictured),
+        (report.memorization, "Copies of training images", "no nearest neighbours were looked up", pictured),
+        (report.paper, "The paper's tables", no_number, ""),
+        (likelihood.tables, "Likelihood", "no bits/dim were measured", likelihood.missing or commands.likelihood(lead)),
+        (not (likelihood.tables and likelihood.missing), rates, "not measured", likelihood.missing),
+        (report.compression.table, "Compression", "no images were coded", report.compression.missing),
+        (report.sweeps, "Sweep", "none was run in this experiment", ""),
+        (making.card, "Data card", "none was recorded", ""),
+        (making.sheet, "Contact sheet of the training data", "none was recorded", ""),
+    )
+    return tuple(Absence(what=what, why=why, command=command) for there, what, why, command in lines if not there)
 
 
 def _facts(
     record: ExperimentRecord, rankings: tuple[Ranking, ...], lead: RunRecord, best: Entry | None
-) -> tuple[tuple[str, str], ...]:
-    """(label, value) of what stands below the answer."""
+) -> tuple[Fact, ...]:
+    """What stands below the answer."""
     data = NOT_RECORDED
     if lead.card:
         data = lead.card.name + (f", {counted(lead.card.images, 'image')}" if lead.card.images is not None else "")
     measured = sum(len(ranking.entries) + len(ranking.unranked) for ranking in rankings)
     return (
-        ("Training data", data),
-        *([("Images seen at that step", count(best.images_seen))] if best else []),
-        ("Training runs", count(sum(not run.foreign for run in record.runs))),
-        ("Checkpoint results", count(measured) if measured else NOT_MEASURED),
+        Fact("Training data", data),
+        *([Fact("Images seen at that step", count(best.images_seen))] if best else []),
+        Fact("Training runs", count(sum(not run.foreign for run in record.runs))),
+        Fact("Checkpoint results", count(measured) if measured else NOT_MEASURED),
+        Fact("Device", lead.tags.get(DEVICE_TAG) or NOT_RECORDED),
+        Fact("This run in MLflow", lead.name, run_link(record, lead.run_id)),
     )
 
 

@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 
 from reports.formatting import number, shortened
 
+_HANDLE, _LETTER = 42, 5.4  # points: of an entry of a legend besides its text, and of a letter of that
+_ROW = 0.17  # inches: of a row of a legend
+
 
 def make_axes(*, small: bool = False, tall: bool = False) -> tuple[Figure, Axes]:
     """One pair of axes on a canvas narrow enough that its text is legible at the width of a phone; a small one at half
@@ -49,12 +52,19 @@ def set_step_axis(axes: Axes, batch_size: int | None, *, small: bool) -> None:
         images.xaxis.set_major_formatter(ticker.EngFormatter(sep="\N{THIN SPACE}"))
 
 
-def set_legend(axes: Axes, names: Sequence[str]) -> None:
-    """Name the lines if there are several. They are labelled by their place in `names`: matplotlib leaves out a label that
-    begins with an underscore."""
-    if len(names) < 2:
-        return
+def set_legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """Name the lines if there are several, above the plot, for inside it they would cover curves. They are labelled by their
+    place in `names`: matplotlib leaves out a label that begins with an underscore."""
     handles, places = axes.get_legend_handles_labels()
-    legend = axes.legend(handles, places, frameon=False, fontsize=9, handlelength=3.2)
-    for text in legend.get_texts():
-        text.set_text(shortened(names[int(text.get_text())]))
+    if len(handles) < 2:
+        return
+    texts = [shortened(names[int(place)]) for place in places]
+    room = figure.get_figwidth() * 72 / (_HANDLE + _LETTER * max(map(len, texts)))
+    columns = min(len(texts), max(1, math.floor(room)))
+    figure.set_figheight(figure.get_figheight() + _ROW * -(-len(texts) // columns))
+    legend = figure.legend(
+        handles, places, loc="outside upper left", ncols=columns, frameon=False, fontsize=9,
+        handlelength=2.6, columnspacing=1.2, borderpad=0.1, borderaxespad=0.2, labelspacing=0.25,
+    )  # fmt: skip
+    for entry, text in zip(legend.get_texts(), texts, strict=True):
+        entry.set_text(text)

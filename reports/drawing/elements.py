@@ -12,11 +12,13 @@ SHOWN_ROWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """`numeric` aligns right; `wraps` lets long text take several lines, while other cells stay on one."""
+    """`numeric` aligns right; `wraps` lets long text take several lines, while other cells stay on one; the cells of a
+    `linked` one lead to where their rows' `href` says."""
 
     title: str
     numeric: bool = False
     wraps: bool = False
+    linked: bool = False
 
     @property
     def css(self) -> str:
@@ -26,10 +28,11 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The first cell is the row's header. `mark` is "best", "close" or "" and sets the row's look."""
+    """The first cell is the row's header. `mark` is "best", "close" or "" and sets the row's look; `href` is an address."""
 
     cells: tuple[str, ...]
     mark: str = ""
+    href: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,15 @@ def long_table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> 
 def numeric(*titles: str) -> tuple[Column, ...]:
     """Columns of numbers."""
     return tuple(Column(title=title, numeric=True) for title in titles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absence:
+    """What the report could show and the records do not hold: why, and the command that would measure it, if one would."""
+
+    what: str
+    why: str
+    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The report's figures: matplotlib -> SVG that stands inside an HTML page.
 
 Lines differ by dash and marker as well as by colour, so a figure can be read in grey. Colours are CSS variables (`--c1` ...
-`--c6`) and `currentColor`, so it follows the page into dark mode. Text stays text.
+`--c6`) and `currentColor`, so it follows the page into dark mode. Text stays text. What is drawn can be read off as values.
 """
 
 import math
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ddpm_core.verdicts import Interval
 from reports.drawing.axes import make_axes, plain_ticks, scale_y, set_legend, set_step_axis
+from reports.drawing.readings import Reading, Readings, Trace
 from reports.drawing.svg import INK, LINE_COLOURS, drawing, to_svg
-from reports.formatting import decimals_for, fixed
+from reports.formatting import decimals_for, fixed, number
 from reports.records.entities import ScheduleCurves
 from reports.records.store import Series
 
@@ -57,20 +58,56 @@ def by_step(
     mark_lowest: bool = False,
     batch_size: int | None = None,
     small: bool = False,
+    beside: tuple[str, float] | None = None,
 ) -> Markup:
     """A metric of checkpoints against the training step, with intervals. `mark_lowest` names the lowest point and shades
-    its interval; `batch_size` adds an axis of images seen."""
+    its interval; `batch_size` adds an axis of images seen; `beside` is a (name, value) to compare with, drawn across."""
+    lines = lines[:MAX_LINES]
+    points = [point for line in lines for point in line.points if math.isfinite(point.value)]
+    lowest = min(points, key=lambda point: (point.value, point.step)) if mark_lowest and points else None
     with drawing():
         figure, axes = make_axes(small=small)
-        for place, line in enumerate(lines[:MAX_LINES]):
+        for place, line in enumerate(lines):
             _plot_measured(axes, line, place)
-        scale_y(axes, [point.value for line in lines for point in line.points], 8, small=small)
-        if mark_lowest:
-            _mark_lowest(axes, lines[:MAX_LINES], metric)
+        names = [line.label for line in lines]
+        if beside is not None:
+            axes.axhline(beside[1], color=INK, linestyle=(0, (2, 2)), linewidth=1.0, label=str(len(names)))
+            names.append(beside[0])
+        scale_y(axes, [point.value for point in points] + ([beside[1]] if beside else []), 8, small=small)
+        if lowest is not None:
+            _mark_lowest(axes, lowest, [point.step for point in points], metric)
         axes.set_ylabel(metric)
         set_step_axis(axes, batch_size, small=small)
-        set_legend(axes, [line.label for line in lines])
-        return to_svg(figure, name=name, alt=alt)
+        set_legend(figure, axes, names)
+        traces = [
+            Trace(
+                label=line.label if len(lines) > 1 else metric,
+                colour=place,
+                points=[
+                    Reading(point.step, point.value, _value_text(point))
+                    for point in line.points
+                    if math.isfinite(point.value)
+                ],
+            )
+            for place, line in enumerate(lines, start=1)
+        ]
+        readings = Readings(axes=axes, traces=traces, place=_step, kept=lowest.step if lowest else None)
+        return to_svg(figure, name=name, alt=alt, readings=readings)
+
+
+def _value_text(point: LinePoint) -> str:
+    """A value with its interval, "14.0 (9.7 to 18.3)"."""
+    interval = point.interval or ()
+    value, *ends = (fixed(number, decimals_for(point.value, *interval)) for number in (point.value, *interval))
+    return f"{value} ({' to '.join(ends)})" if ends else value
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else number(value)
+
+
+def _step(step: float) -> str:
+    return f"step {step:,.0f}"
 
 
 def curve(
@@ -88,7 +125,8 @@ def curve(
     with drawing():
         figure, axes = make_axes(small=small, tall=not small)
         drawn: list[float] = []
-        for place, (_, points) in enumerate(series[:MAX_LINES]):
+        traces = []
+        for place, (label, points) in enumerate(series[:MAX_LINES]):
             steps, values = _finite(points)
             if not len(steps):
                 continue
@@ -100,12 +138,15 @@ def curve(
             smooth_steps, smooth = smoothed(steps, values)
             axes.plot(smooth_steps, smooth, color=colour, linestyle=_DASHES[place], linewidth=1.5, label=str(place))
             drawn.extend(smooth)
+            values_of_line = zip(smooth_steps.tolist(), smooth.tolist(), strict=True)
+            read = [Reading(step, value, number(value)) for step, value in values_of_line]
+            traces.append(Trace(label=label if len(series) > 1 else metric, colour=place + 1, points=read))
         scale_y(axes, drawn, 10 if log else math.inf, small=small)
         set_step_axis(axes, None, small=small)
         axes.set_ylabel(metric)
         if not small:
-            set_legend(axes, [label for label, _ in series])
-        return to_svg(figure, name=name, alt=alt)
+            set_legend(figure, axes, [label for label, _ in series])
+        return to_svg(figure, name=name, alt=alt, readings=Readings(axes=axes, traces=traces, place=_step))
 
 
 def schedule_curves(
@@ -118,18 +159,24 @@ def schedule_curves(
 ) -> Markup:
     """A quantity of a sweep's noise schedules against t."""
     with drawing():
-        figure, axes = make_axes()
-        for place, schedule in enumerate(list(schedules.values())[:MAX_LINES]):
+        figure, axes = make_axes(small=True)
+        traces = []
+        for place, (label, schedule) in enumerate(list(schedules.items())[:MAX_LINES]):
             values = np.asarray(getattr(schedule, quantity), dtype=np.float64)
             finite = np.where(np.isfinite(values), values, np.nan)
             axes.plot(
                 schedule.t, finite, color=LINE_COLOURS[place], linestyle=_DASHES[place], linewidth=1.6,
                 marker=_MARKERS[place], markevery=0.12, markersize=4, label=str(place),
             )  # fmt: skip
+            pairs = zip(schedule.t, values.tolist(), strict=True)
+            read = [Reading(t, value, number(value)) for t, value in pairs if math.isfinite(value)]
+            traces.append(Trace(label=label, colour=place + 1, points=read))
         axes.set_xlabel("t")
         axes.set_ylabel(symbol)
-        set_legend(axes, list(schedules))
-        return to_svg(figure, name=name, alt=alt)
+        axes.xaxis.set_major_formatter(plain_ticks())
+        set_legend(figure, axes, list(schedules))
+        readings = Readings(axes=axes, traces=traces, place=lambda t: f"t = {t:,.0f}")
+        return to_svg(figure, name=name, alt=alt, readings=readings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +192,11 @@ def relation(name: str, lines: Sequence[Relation], *, x: str, y: str, alt: str) 
     """A small figure of relations, both axes from 0 on."""
     with drawing():
         figure, axes = make_axes(small=True)
+        traces = []
         for place, line in enumerate(lines[:MAX_LINES]):
             points = [point for point in line.points if all(map(math.isfinite, point))]
+            read = [Reading(a, b, number(b)) for a, b in sorted(points)]
+            traces.append(Trace(label=line.label if len(lines) > 1 else y, colour=place + 1, points=read))
             style: dict[str, Any] = (
                 {"linestyle": "", "marker": "x", "markersize": 5}
                 if line.marks
@@ -162,8 +212,9 @@ def relation(name: str, lines: Sequence[Relation], *, x: str, y: str, alt: str) 
         axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
         axes.xaxis.set_major_formatter(plain_ticks())
         axes.yaxis.set_major_formatter(plain_ticks())
-        set_legend(axes, [line.label for line in lines])
-        return to_svg(figure, name=name, alt=alt)
+        set_legend(figure, axes, [line.label for line in lines])
+        readings = Readings(axes=axes, traces=traces, place=lambda value: f"{x}: {_short(value)}")
+        return to_svg(figure, name=name, alt=alt, readings=readings)
 
 
 def smoothed(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -220,23 +271,18 @@ def _plot_intervals(axes: Axes, intervals: Sequence[tuple[int, float, float]], c
         axes.fill_between(steps, lows, highs, color=colour, alpha=0.22, linewidth=0)
 
 
-def _mark_lowest(axes: Axes, lines: Sequence[Line], metric: str) -> None:
-    """Ring and name the lowest point of all lines, and shade its interval over the whole width."""
-    points = [point for line in lines for point in line.points if math.isfinite(point.value)]
-    if not points:
-        return
-    step, value, interval, _ = min(points, key=lambda point: (point.value, point.step))
+def _mark_lowest(axes: Axes, lowest: LinePoint, steps: Sequence[int], metric: str) -> None:
+    """Ring and name the lowest point, and shade its interval over the whole width. steps: of all points."""
+    step, value, interval, _ = lowest
     if interval is not None:
         axes.axhspan(*interval, color=INK, alpha=0.1, linewidth=0)
-    # No line passes below the minimum: room there for its name.
+    # No line passes below the minimum: room for its name at the foot of the plot.
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom * (bottom / top) ** 0.2 if axes.get_yscale() == "log" else bottom - 0.2 * (top - bottom))
     axes.plot([step], [value], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=INK, linestyle="")
-    steps = [point.step for point in points]
     late = step > (min(steps) + max(steps)) / 2
     axes.annotate(
-        f"lowest {metric}: {fixed(value, decimals_for(value, *(interval or ())))} at step {step:,}", (step, value),
-        xytext=(12 if late else -12, -12), textcoords="offset points", va="top",
-        ha="right" if late else "left", fontsize=9,
-        arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.8, "shrinkB": 6},
+        f"lowest {metric}: {fixed(value, decimals_for(value, *(interval or ())))} at step {step:,}",
+        (step, 0.0), xycoords=axes.get_xaxis_transform(), xytext=(9 if late else -9, 4), textcoords="offset points",
+        va="bottom", ha="right" if late else "left", fontsize=9,
     )  # fmt: skip

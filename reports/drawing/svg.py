@@ -12,6 +12,8 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from reports.drawing.readings import Readings, strips
+
 # matplotlib knows no CSS variables: it draws in these colours, which nothing else uses; then they are exchanged.
 INK = "#0102f0"
 LINE_COLOURS = ("#0102f1", "#0102f2", "#0102f3", "#0102f4", "#0102f5", "#0102f6")
@@ -56,9 +58,10 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def to_svg(figure: Figure, *, name: str, alt: str) -> Markup:
+def to_svg(figure: Figure, *, name: str, alt: str, readings: Readings) -> Markup:
     """The figure as an `<svg>` element. `name` must be unique on the page: it prefixes every id. `alt` is what the figure
-    shows, in words. The same figure gives the same text, in which every word is escaped."""
+    shows, in words; `readings` are the values that show when it is pointed at. The same figure gives the same text, in which
+    every word is escaped."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -73,6 +76,8 @@ def to_svg(figure: Figure, *, name: str, alt: str) -> Markup:
     title = ElementTree.Element("title")
     title.text = alt
     root.insert(0, title)
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    root.extend(strips(readings, (width, height)))
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

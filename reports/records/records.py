@@ -30,6 +30,18 @@ from reports.records.store import Series, Store, public_uri
 Entity = TypeVar("Entity")
 
 
+def run_link(record: ExperimentRecord, run_id: str) -> str:
+    """A run's page in MLflow's UI, which `make ui` serves for a database on disk."""
+    uri = public_uri(record.tracking_uri)
+    base = uri.rstrip("/") if is_served(record) else names.LOCAL_UI
+    return f"{base}/#/experiments/{record.experiment_id}/runs/{run_id}"
+
+
+def is_served(record: ExperimentRecord) -> bool:
+    """Whether a tracking server holds the records, which has a UI of its own."""
+    return record.tracking_uri.startswith(("http://", "https://"))
+
+
 def read_experiment(store: Store, experiment: str, only: str | None = None) -> ExperimentRecord:
     """The records of one experiment, limited to one training or sweep if `only` is its name or MLflow id. Raises InputError
     for an experiment that does not exist, in which nothing was trained or evaluated, or which has no such run."""

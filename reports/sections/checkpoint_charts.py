@@ -9,6 +9,8 @@ from reports.drawing.elements import Chart
 from reports.formatting import counted, number
 from reports.records import artifacts
 from reports.records.store import Series, Store
+from reports.verdicts import paper
+from reports.verdicts.comparison import reported_alike
 from reports.verdicts.ranking import Entry, Ranking
 from reports.verdicts.wording import metric_name
 
@@ -55,6 +57,7 @@ def _distance_chart(
         )
         for entries in drawn
     ]
+    reported = reported_alike(best)
     lowest = f"lowest {number(best.checkpoint.distance)} at step {best.checkpoint.step:,}"
     close = ranking.count(Verdict.INDISTINGUISHABLE)
     undecided = f" {counted(close, 'checkpoint')} cannot be told apart from it." if close else ""
@@ -65,11 +68,14 @@ def _distance_chart(
         alt=f"{name} against training step for {counted(len(drawn), 'run')}: {lowest}.{undecided}",
         mark_lowest=True,
         batch_size=batch_size,
+        beside=("the paper", reported.fid) if reported else None,
     )
     caption = (
         f"{name}, lower is better. Bars or bands: 95 % intervals. Ring: the lowest; the shaded strip is its interval. "
         "Shaded points: checkpoints whose interval overlaps it, which cannot be told apart from the lowest."
     )
+    if reported:
+        caption += f" Dotted: the paper's {reported.fid} ({reported.place}), which was measured alike."
     if len(drawn) < runs:
         caption += f" Only the {len(drawn)} runs with the lowest values are drawn, of {runs:,}."
     if ranking.unranked:
@@ -88,14 +94,20 @@ def _score_chart(ranking: Ranking, drawn: Sequence[Sequence[Entry]], batch_size:
             lines.append(figures.Line(label=entries[0].run.name, points=points))
     if not lines:
         return None
+    # The paper gives a score for CIFAR-10 alone.
+    alike = ranking.best is not None and reported_alike(ranking.best) is paper.CIFAR10
+    score = paper.SIMPLE.inception_score if alike else None
     svg = figures.by_step(
         f"score-{ranking.protocol.fingerprint}",
         lines,
         metric=name,
         alt=f"{name} against training step for {counted(len(lines), 'run')}.",
         batch_size=batch_size,
+        beside=None if score is None else ("the paper", score),
     )
     caption = f"{name}, higher is better. Bars or bands: ± one standard deviation over splits."
+    if score is not None:
+        caption += f" Dotted: the paper's {score} (Table 1), which was measured alike."
     return Chart(svg=svg, caption=caption)
 
 

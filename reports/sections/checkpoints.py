@@ -9,6 +9,7 @@ from ddpm_core.verdicts import Verdict
 from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table
 from reports.formatting import NOT_RECORDED, count, decimals_for, fixed, shortened
 from reports.records.entities import ExperimentRecord
+from reports.records.records import run_link
 from reports.records.store import Store, public_uri
 from reports.sections.checkpoint_charts import further_charts, ranking_charts
 from reports.verdicts.ranking import Entry, Ranking
@@ -38,14 +39,14 @@ def protocol_section(store: Store, record: ExperimentRecord, ranking: Ranking) -
         description=protocol.describe(),
         charts=ranking_charts(ranking),
         further=further_charts(store, ranking),
-        table=ranking_table(store, ranking),
+        table=ranking_table(store, record, ranking),
         link=ranking_link(public_uri(record.tracking_uri), record.experiment_id, protocol.fingerprint)
         if store.has_ranking(record.experiment_id, protocol.fingerprint)
         else "",
     )
 
 
-def ranking_table(store: Store, ranking: Ranking) -> Table:
+def ranking_table(store: Store, record: ExperimentRecord, ranking: Ranking) -> Table:
     """The checkpoints of one protocol, the lowest distance first, with the run of each if there are several."""
     protocol = ranking.protocol
     decimals = decimals_of(ranking.best) if ranking.best else 0
@@ -68,14 +69,17 @@ def ranking_table(store: Store, ranking: Ranking) -> Table:
         columns.append((Column(title=metric_name(protocol.score), numeric=True), scores))
     columns += _further_columns(store, protocol, entries, decimals)
     if len({entry.run.run_id for entry in (*ranking.entries, *ranking.unranked)}) > 1:
-        columns.append((Column(title="Run"), [shortened(entry.run.name) for entry in entries]))
+        columns.append((Column(title="Run", linked=True), [shortened(entry.run.name) for entry in entries]))
     images = [NOT_RECORDED if entry.images_seen is None else count(entry.images_seen) for entry in entries]
     columns.append((Column(title="Images seen", numeric=True), images))
     cells = zip(*(texts[: len(entries)] for _, texts in columns), strict=True)
     return Table(
         caption=f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})",
         columns=tuple(column for column, _ in columns),
-        rows=tuple(Row(cells=row, mark=mark_of(verdict)) for row, verdict in zip(cells, verdicts, strict=True)),
+        rows=tuple(
+            Row(cells=row, mark=mark_of(verdict), href=run_link(record, entry.run.run_id))
+            for row, verdict, entry in zip(cells, verdicts, entries, strict=True)
+        ),
         omitted=len(ranking.entries) + len(ranking.unranked) - len(entries),
         sortable=True,
     )

@@ -3,17 +3,19 @@ never share a table."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports.drawing import figures
 from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table, numeric
 from reports.formatting import NOT_MEASURED, count, counted, fixed, number
 from reports.records.entities import BitsPerDim, ExperimentRecord, LikelihoodRecord, RateDistortionCurves, RunRecord
+from reports.records.records import run_link
 from reports.sections import commands
 from reports.verdicts import paper
-from reports.verdicts.comparison import cifar10_likelihood, data_of, is_of_training
+from reports.verdicts.comparison import cifar10_likelihood, data_of, is_of_training, is_of_whole_cifar10
 
-RATE, DISTORTION, STEPS_SENT = "rate (bits/dim)", "distortion (RMSE)", "steps sent, T − t + 1"
+RATE, DISTORTION = "rate (bits/dim)", "distortion (RMSE)"
+STEPS_SENT = "steps sent, T\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}t\N{NO-BREAK SPACE}+\N{NO-BREAK SPACE}1"
 DRAWN_POINTS = 300  # of a curve, about one a pixel
 STEEP = 20  # timesteps at the end that are all drawn, for the rate rises steeply
 
@@ -64,22 +66,24 @@ def _tables(record: ExperimentRecord) -> tuple[Table, ...]:
         for likelihood in run.likelihoods:
             if likelihood.results:
                 groups.setdefault(likelihood.fingerprint, []).append((run, likelihood))
-    return tuple(_table(group) for group in groups.values())
+    return tuple(_table(record, group) for group in groups.values())
 
 
-def _table(group: Sequence[tuple[RunRecord, LikelihoodRecord]]) -> Table:
+def _table(record: ExperimentRecord, group: Sequence[tuple[RunRecord, LikelihoodRecord]]) -> Table:
     """The measurements under one protocol, the lowest first."""
     pairs = [(run, result) for run, likelihood in group for result in likelihood.results]
     pairs.sort(key=lambda pair: (math.isnan(pair[1].bpd), pair[1].bpd, pair[1].step))
-    rows = [_row(run, result) for run, result in pairs[:SHOWN_ROWS]]
+    rows = [Row(cells=_cells(run, result), href=run_link(record, run.run_id)) for run, result in pairs[:SHOWN_ROWS]]
     if len(pairs) > 1 and math.isfinite(pairs[0][1].bpd):
-        rows[0] = Row(cells=rows[0].cells, mark="best")
+        rows[0] = replace(rows[0], mark="best")
+    if is_of_whole_cifar10(*group[0]) and group[0][1].strata is None:
+        rows.append(Row(cells=_papers(of_training=is_of_training(*group[0]))))
     titles = ("Bits/dim", "95 % interval", "Rate L₁ + … + L_T", "Distortion L₀", "L_T", "RMSE (0..255)")
     return Table(
         caption=_caption(*group[0]),
-        columns=(Column(title="Run"), *numeric("Step", *titles)),
+        columns=(Column(title="Run", linked=True), *numeric("Step", *titles)),
         rows=tuple(rows),
-        omitted=len(pairs) - len(rows),
+        omitted=max(0, len(pairs) - SHOWN_ROWS),
         sortable=True,
     )
 
@@ -96,19 +100,27 @@ def _caption(run: RunRecord, likelihood: LikelihoodRecord) -> str:
     )
 
 
-def _row(run: RunRecord, result: BitsPerDim) -> Row:
-    return Row(
-        cells=(
-            run.name,
-            count(result.step),
-            f"≤ {_bits(result.bpd)}" if math.isfinite(result.bpd) else _bits(result.bpd),
-            NOT_MEASURED if result.low is None else f"{_bits(result.low)} to {_bits(result.high)}",
-            _bits(result.rate),
-            _bits(result.distortion),
-            _bits(result.prior),
-            fixed(result.rmse, 3),
-        )
+def _cells(run: RunRecord, result: BitsPerDim) -> tuple[str, ...]:
+    return (
+        run.name,
+        count(result.step),
+        f"≤ {_bits(result.bpd)}" if math.isfinite(result.bpd) else _bits(result.bpd),
+        NOT_MEASURED if result.low is None else f"{_bits(result.low)} to {_bits(result.high)}",
+        _bits(result.rate),
+        _bits(result.distortion),
+        _bits(result.prior),
+        fixed(result.rmse, 3),
     )
+
+
+def _papers(*, of_training: bool) -> tuple[str, ...]:
+    """The paper's cells of that table, measured alike; it gives the parts of the bound for the test set alone."""
+    row = paper.SIMPLE
+    if of_training:
+        return ("the paper, L_simple", "–", f"≤ {row.nll_train}", "–", "–", "–", "–", "–")
+    prior = f"about {number(paper.CIFAR10_PRIOR_BPD, 1)}"
+    parts = (paper.CIFAR10_RATE, paper.CIFAR10_DISTORTION, prior, paper.CIFAR10_RMSE)
+    return ("the paper, L_simple", "–", f"≤ {row.nll}", "–", *map(str, parts))
 
 
 def _bits(value: float | None) -> str:

@@ -3,13 +3,13 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from urllib.parse import urlsplit
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.records import CODE_VERSION_TAG, CONFIG, DEVICE_TAG, FINGERPRINT_TAG, LOCAL_UI, PRESET_TAG, WORKERS_TAG
+from ddpm_core.records import CODE_VERSION_TAG, CONFIG, DEVICE_TAG, FINGERPRINT_TAG, PRESET_TAG, WORKERS_TAG
 from reports.drawing.elements import Column, Illustration, Row, Table, long_table
 from reports.formatting import NOT_RECORDED, count, counted, number
 from reports.records.entities import DataCard, ExperimentRecord, RunRecord
+from reports.records.records import is_served, run_link
 from reports.records.store import Store, public_uri
 from reports.sections.commands import reproduce
 from reports.sections.cost import cost_table
@@ -63,11 +63,12 @@ def runs_table(record: ExperimentRecord, lead: RunRecord) -> Table:
                 "the run this report leads with" if run is lead else _differences(run, lead),
             ),
             mark="best" if run is lead else "",
+            href=run_link(record, run.run_id),
         )
         for run in reversed(record.runs)
     ]
     columns = (
-        Column(title="Run", wraps=True),
+        Column(title="Run", linked=True),
         Column(title="MLflow run id"),
         Column(title="Status"),
         Column(title="Results", numeric=True),
@@ -79,7 +80,10 @@ def runs_table(record: ExperimentRecord, lead: RunRecord) -> Table:
 def _differences(run: RunRecord, lead: RunRecord) -> str:
     """The first parameters in which two runs differ."""
     names = sorted(name for name in {*run.params, *lead.params} if run.params.get(name) != lead.params.get(name))
-    texts = [f"{name} = {run.params.get(name, 'unset')}" for name in names[:SHOWN_DIFFERENCES]]
+    texts = [
+        f"{name}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{run.params.get(name, 'unset')}"
+        for name in names[:SHOWN_DIFFERENCES]
+    ]
     if len(names) > SHOWN_DIFFERENCES:
         texts.append(f"and {len(names) - SHOWN_DIFFERENCES} more")
     return ", ".join(texts) or "nothing"
@@ -91,7 +95,7 @@ def configuration_table(run: RunRecord) -> Table:
     order = sorted(run.params, key=lambda name: (name not in changed, name))
     return Table(
         caption=f"Configuration of {run.name}",
-        columns=tuple(Column(title=title, wraps=True) for title in ("Parameter", "Value", "Preset's")),
+        columns=(Column(title="Parameter"), *(Column(title=title, wraps=True) for title in ("Value", "Preset's"))),
         rows=tuple(
             Row(cells=(name, run.params[name], preset.get(name, "–")), mark="close" if name in changed else "")
             for name in order
@@ -144,7 +148,7 @@ def card_table(card: DataCard) -> Table:
 
 
 def _properties(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
-    columns = (Column(title="Property", wraps=True), Column(title="Value", wraps=True))
+    columns = (Column(title="Property"), Column(title="Value", wraps=True))
     return Table(caption=caption, columns=columns, rows=tuple(Row(cells=pair) for pair in pairs))
 
 
@@ -174,14 +178,12 @@ def protocols_table(protocols: Sequence[Protocol]) -> Table:
 def commands(record: ExperimentRecord, lead: RunRecord) -> tuple[tuple[str, str], ...]:
     """Command lines and addresses, each with what it is for."""
     uri, run_id = public_uri(record.tracking_uri), lead.run_id
-    served = urlsplit(uri).scheme in ("http", "https")
-    address = uri.rstrip("/") if served else LOCAL_UI
     mlflow = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow"
     again = reproduce(lead)
     return (
         *([("Train the leading run again", again)] if again else []),
-        *([] if served else [("Open the MLflow UI", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")]),
-        ("The leading run in it", f"{address}/#/experiments/{record.experiment_id}/runs/{run_id}"),
+        *([] if is_served(record) else [("Open the MLflow UI", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")]),
+        ("The leading run in it", run_link(record, run_id)),
         ("The run as text", f"{mlflow} runs describe --run-id {run_id}"),
         ("Its configuration", f"{mlflow} artifacts download --run-id {run_id} --artifact-path {CONFIG}"),
     )

@@ -8,7 +8,8 @@ from ddpm_core.verdicts import distances_by_point
 from reports.drawing import figures
 from reports.drawing.elements import Chart, Column, Row, Table, long_table, numeric
 from reports.formatting import count, decimals_for, fixed, listed, number, shortened
-from reports.records.entities import ScheduleCurves
+from reports.records.entities import ExperimentRecord, ScheduleCurves
+from reports.records.records import run_link
 from reports.sections.checkpoints import mark_of
 from reports.verdicts.sweeps import SweepAnalysis, TrialRanking
 from reports.verdicts.wording import decimals_of, interval_text, metric_name
@@ -31,21 +32,21 @@ class SweepSection:
     note: str
 
 
-def sweep_section(analysis: SweepAnalysis) -> SweepSection:
+def sweep_section(record: ExperimentRecord, analysis: SweepAnalysis) -> SweepSection:
     sweep = analysis.sweep
     once = len({trial.point for trial in sweep.trials}) == len(sweep.trials)
     note = "Each setting was trained once: the intervals hold no variation between training seeds."
     return SweepSection(
         title=sweep.name,
         charts=schedule_charts(sweep.schedules, sweep.run_id),
-        rankings=tuple((trials.conclusion, _tables(trials)) for trials in analysis.rankings),
+        rankings=tuple((trials.conclusion, _tables(record, trials)) for trials in analysis.rankings),
         without=trials_without_result(analysis),
         note=note if once and analysis.rankings else "",
     )
 
 
-def _tables(trials: TrialRanking) -> tuple[Table, ...]:
-    over_seeds, each = points_table(trials), trial_table(trials)
+def _tables(record: ExperimentRecord, trials: TrialRanking) -> tuple[Table, ...]:
+    over_seeds, each = points_table(trials), trial_table(record, trials)
     return (over_seeds, each) if over_seeds else (each,)
 
 
@@ -81,7 +82,7 @@ def points_table(trials: TrialRanking) -> Table | None:
     )
 
 
-def trial_table(trials: TrialRanking) -> Table:
+def trial_table(record: ExperimentRecord, trials: TrialRanking) -> Table:
     """The trials of a sweep that were measured under one protocol."""
     ranking = trials.ranking
     name = metric_name(ranking.protocol.distance)
@@ -97,11 +98,11 @@ def trial_table(trials: TrialRanking) -> Table:
             number(result.trial.prior_bpd, 3),
             str(verdict),
         )
-        rows.append(Row(cells=cells, mark=mark_of(verdict)))
+        rows.append(Row(cells=cells, mark=mark_of(verdict), href=run_link(record, result.entry.run.run_id)))
     return long_table(
         f"Trials by {name} at their last evaluated step (protocol {ranking.protocol.fingerprint})",
         (
-            Column(title="Trial"),
+            Column(title="Trial", linked=True),
             *numeric("Step", name, "95 % interval", "L_T (bits/dim)"),
             Column(title="Standing"),
         ),

@@ -97,6 +97,14 @@ def compare_with_paper(entry: Entry) -> str:
     return sentence
 
 
+def reported_alike(entry: Entry) -> paper.Reported | None:
+    """The paper's FID that was measured as an entry's, None if there is none."""
+    protocol = entry.evaluation.protocol
+    reported = paper_result(data_name(entry) or "", protocol)
+    alike = protocol.extractor == INCEPTION and reported and not departures(entry.run.card, protocol, reported)
+    return reported if alike else None
+
+
 def best_as_the_paper(
     runs: Iterable[RunRecord], rankings: tuple[Ranking, ...], reported: paper.Reported, against: str = "train"
 ) -> Entry | None:
@@ -135,17 +143,24 @@ def row_objective(row: paper.AblationRow) -> Objective:
 def cifar10_likelihood(run: RunRecord, *, of_training: bool) -> tuple[LikelihoodRecord, BitsPerDim] | None:
     """The newest checkpoint's likelihood of the whole training or test set of CIFAR-10 under EMA weights, the full bound
     before an estimate; None if that was not measured."""
-    whole = paper.CIFAR10.reference_images if of_training else paper.CIFAR10_TEST.reference_images
     results = [
         (likelihood, likelihood.results[-1])
         for likelihood in run.likelihoods
         if likelihood.results
-        and likelihood.weights == "ema"
-        and likelihood.images == whole
+        and is_of_whole_cifar10(run, likelihood)
         and is_of_training(run, likelihood) == of_training
-        and paper_data(likelihood.data) is paper.CIFAR10
     ]
     return max(results, key=lambda pair: (pair[0].strata is None, pair[1].step)) if results else None
+
+
+def is_of_whole_cifar10(run: RunRecord, likelihood: LikelihoodRecord) -> bool:
+    """Whether a likelihood is of the images and weights that the paper's are of: all of CIFAR-10's training or test set."""
+    whole = paper.CIFAR10 if is_of_training(run, likelihood) else paper.CIFAR10_TEST
+    return (
+        likelihood.weights == "ema"
+        and likelihood.images == whole.reference_images
+        and paper_data(likelihood.data) is paper.CIFAR10
+    )
 
 
 def is_of_training(run: RunRecord, likelihood: LikelihoodRecord) -> bool:

@@ -123,14 +123,24 @@ def test_a_point_with_a_distance_that_is_not_finite_has_no_standing() -> None:
 
 
 def test_words_say_no_more_than_the_numbers() -> None:
-    assert words(trials(1.0, reach=0.1)) == "a has the lowest fd, 1 (1 seed); there is nothing to compare it with"
+    assert words(trials(1.0, reach=0.1)) == "a, with fd 1, is the only one: there is nothing to compare it with"
     near = [*trials(1.0, reach=0.3), *trials(1.2, point="b", reach=0.3)]
-    assert "b is 0.2 above (95 % interval -0.224 to 0.624); not to be told apart from it: b" in words(near)
-    assert "one seed says nothing of the training's" in words(near)
+    assert words(near) == (
+        "By fd: a 1 and b 1.2, but their intervals overlap, so this sweep cannot say which is better. b is 0.2 above a "
+        "(95 % interval -0.224 to 0.624, of the samples' noise alone: each was trained with one seed)"
+    )
+    far = [*near, *trials(1.3, point="c", reach=0.3), *trials(2.5, point="d", reach=0.3)]
+    assert words(far).startswith(
+        "By fd: a 1, b 1.2 and c 1.3, but their intervals overlap, so this sweep cannot say which is best; a 1 is better "
+        "than d 2.5, by more than noise. "
+    )
+    seeds = [*trials(1.0, 1.2), *trials(1.1, 1.5, 1.6, point="b")]
+    assert words(seeds).startswith("By fd, mean over 2 to 3 seeds: a 1.1 +- 0.14 and b 1.4 +- 0.26, but")
+    assert "one seed" not in words(seeds)
     apart = [*trials(1.0, reach=0.1), *trials(2.0, point="b", reach=0.1)]
-    assert "all others are above it for certain" in words(apart)
+    assert words(apart).startswith("By fd: a 1 is better than b 2, by more than noise. b is 1 above a")
     unknown = [*trials(1.0), *trials(2.0, point="b")]
-    assert "nothing says whether that is more than noise" in words(unknown)
+    assert words(unknown) == "By fd: a 1 and b 2, but no interval says whether that is more than noise"
     assert conclude([], [], "fd") == "no point has a result"
 
 
@@ -140,5 +150,5 @@ def test_the_papers_choice_is_confirmed_only_as_far_as_it_is_certain() -> None:
     assert words(near, "a").endswith("The paper chose a too, which this sweep supports without proving it")
     assert words(apart, "a").endswith("The paper chose a too")
     assert words(apart, "b").endswith("The paper chose b, which is 1 above here: that does not agree")
-    assert words(near, "b").endswith("does not tell apart from it: that is no disagreement")
+    assert words(near, "b").endswith("The paper chose b: that is no contradiction")
     assert words(near, "c").endswith("The paper chose c, which has no result here")

@@ -159,6 +159,31 @@ def test_tables_sort_by_value_and_pictures_open_and_close_by_key(tmp_path: Path)
     assert state["wide"], "the page is wider than a phone"
 
 
+def test_figures_say_their_values_to_pointer_and_key_and_without_a_script_as_titles(tmp_path: Path) -> None:
+    script = """(() => {
+      const chart = document.querySelector(".chart"), places = [...chart.querySelectorAll(".at")];
+      const tip = () => document.querySelector(".tip")?.textContent, slider = chart.querySelector("input");
+      places[3].dispatchEvent(new PointerEvent("pointerenter", { pointerType: "mouse" }));
+      const pointed = tip();
+      chart.firstElementChild.dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
+      const left = tip() ?? "none";
+      slider.focus();
+      slider.stepUp();
+      slider.dispatchEvent(new Event("input"));
+      return { pointed, left, keyed: tip(), said: slider.getAttribute("aria-valuetext"),
+        sliders: document.querySelectorAll(".chart input").length, charts: document.querySelectorAll(".chart").length,
+        names: chart.querySelectorAll("title").length };
+    })()"""
+    state = value_of(browse(with_script(everything(), returning(script)), tmp_path)[0])
+    assert state["pointed"] == "step 400\nFID: 6.20 (5.70 to 6.70)"
+    assert state["left"] == "none"
+    assert state["keyed"] == "step 500\nFID: 6.00 (5.50 to 6.50)"
+    assert state["said"] == "step 500, FID: 6.00 (5.50 to 6.50)"
+    assert state["sliders"] == state["charts"] > 5
+    assert state["names"] == 0  # else the browser would show them too
+    assert "<title>step 400\nFID: 6.20 (5.70 to 6.70)</title>" in everything()
+
+
 def test_what_was_not_measured_sorts_last_both_ways(tmp_path: Path) -> None:
     cells = ["2.9 × 10⁻⁵", "not measured", "−1.5", "1,234.5", "≤ 3.75", "infinite", "9.0 ± 0.1", "–"]
     rows = "".join(f"<tr><td>{cell}</td></tr>" for cell in cells)

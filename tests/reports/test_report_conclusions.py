@@ -207,20 +207,20 @@ def test_every_departure_from_the_papers_protocol_is_told() -> None:
 
 def test_a_sweep_says_which_trials_it_tells_apart() -> None:
     assert conclusion(run("linear", point(1, 9.0)), run("quad", point(1, 12.0))) == (
-        "linear has the lowest fd_digits, 9 (1 seed); quad is 3 above (95 % interval 1.59 to 4.41); all others are above it "
-        "for certain, as far as the samples' noise goes: one seed says nothing of the training's"
+        "By fd_digits: linear 9 is better than quad 12, by more than noise. quad is 3 above linear (95 % interval 1.59 to "
+        "4.41, of the samples' noise alone: each was trained with one seed)"
     )
     text = conclusion(
         run("a", point(1, 9.0)), run("b", point(1, 9.5)), run("c", point(1, 10.0)), run("d", point(1, 20.0))
     )
-    assert "not to be told apart from it: b, c, as far" in text
+    assert "a 9, b 9.5 and c 10, but their intervals overlap, so this sweep cannot say which is best" in text
     unknown = conclusion(run("a", point(1, 9.0)), run("b", point(1, 10.0, half=None)))
-    assert unknown.endswith("and nothing says whether that is more than noise")
+    assert unknown.endswith("but no interval says whether that is more than noise")
 
 
 def test_a_trial_counts_by_its_last_checkpoint_not_its_luckiest() -> None:
     text = conclusion(run("a", point(1, 1.0), point(2, 9.0)), run("b", point(1, 8.0), point(2, 5.0)))
-    assert text.startswith("b has the lowest fd_digits, 5 ")
+    assert text.startswith("By fd_digits: b 5 is better than a 9")
 
 
 def test_a_sweep_at_different_steps_says_that_it_compares_more() -> None:

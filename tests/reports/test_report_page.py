@@ -74,8 +74,8 @@ def test_a_checkpoint_whose_interval_overlaps_is_not_distinguishable(full: Page)
 def test_the_sweep_concludes_and_shows_its_failed_trial(full: Page) -> None:
     sweep = full.section("Sweep")
     assert (
-        "linear has the lowest fd_digits, 9.6 (1 seed); quad is 2.4 above (95 % interval 1.69 to 3.11); "
-        "all others are above it for certain" in sweep.text
+        "By fd_digits: linear 9.6 is better than quad 12, by more than noise. quad is 2.4 above linear (95 % interval 1.69 to "
+        "3.11, of the samples' noise alone: each was trained with one seed)." in sweep.text
     )
     assert full.tables("Trials without a result") == [[["const", "300", "not measured", "failed"]]]
     assert "2.90 × 10⁻⁵" in sweep.text
@@ -122,12 +122,14 @@ def test_the_page_is_accessible(full: Page) -> None:
     assert html.attributes["lang"] == "en"
     levels = [int(heading.tag[1]) for heading in full.root.all("h1", "h2", "h3", "h4")]
     assert levels[0] == 1
+    for strip in (element for element in full.elements if element.attributes.get("class") == "at"):
+        assert ": " in strip.all("title")[0].text
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
     assert all(image.attributes["alt"] for image in full.root.all("img"))
     for drawing in full.root.all("svg"):
         assert drawing.attributes["role"] == "img"
-        assert drawing.attributes["aria-label"] == drawing.all("title")[0].text
+        assert " ".join(drawing.attributes["aria-label"].split()) == drawing.all("title")[0].text
     for table in full.root.all("table"):
         assert len(table.all("caption")) == 1
         assert {cell.attributes["scope"] for cell in table.all("th")} == {"col", "row"}
@@ -204,11 +206,16 @@ def test_a_run_without_anything_says_so() -> None:
     writer.run("train", "tiny-bare", status="RUNNING")
     page = page_of("bare")
     assert page.root.all("h1")[0].text == "No checkpoint has been evaluated yet"
-    assert "Not measured: no checkpoint" in page.section("Checkpoints").text
-    assert "Not measured: no sample grid" in page.section("Samples").text
-    assert "Not measured: no loss" in page.section("Training").text
-    assert "No sweep was run" in page.section("Sweep").text
-    assert "No data card was recorded." in page.section("How it was made").text
+    assert [heading.text for heading in page.root.all("h2")] == ["How it was made", "Not in this report"]
+    assert [link.attributes["href"] for link in page.root.all("nav")[0].all("a")] == ["#making", "#absent"]
+    absent = [item.text for item in page.section("Not in this report").all("li")]
+    assert absent[0] == (
+        "Checkpoints: none of this experiment has been evaluated. python jobs/evaluate.py --run tiny-bare"
+    )
+    assert [line.partition(":")[0] for line in absent[1:]] == [
+        "Training curves", "Samples by training step", "Chains, latents and interpolations", "Copies of training images",
+        "The paper's tables", "Likelihood", "Compression", "Sweep", "Data card", "Contact sheet of the training data",
+    ]  # fmt: skip
     assert not page.root.all("img", "svg")
 
 
@@ -227,7 +234,7 @@ def test_one_checkpoint_is_not_called_a_minimum() -> None:
     assert "Its interval is not measured." in page.text
     assert "It is the only checkpoint evaluated" in page.text
     assert "optimistic" not in page.text
-    assert "no sample grid was stored with this evaluation" in page.text
+    assert "Samples by training step: no sample grid was stored." in page.section("Not in this report").text
     (rows,) = page.tables("Checkpoints by")
     assert rows[0][3] == "not measured"
 
@@ -294,6 +301,9 @@ def test_an_fid_stands_beside_the_paper() -> None:
     page = page_of("cifar10")
     assert page.root.all("h1")[0].text == "Step 2,000 has the lowest FID, 3.420"
     assert "The paper reports 3.17 for CIFAR-10 (Table 1, against the training set); this is 0.250 higher." in page.text
+    fid, score = (figure.text for figure in page.section("Checkpoints").all("figure"))
+    assert "Dotted: the paper's 3.17 (Table 1, against the training set), which was measured alike." in fid
+    assert "Dotted: the paper's 9.46 (Table 1), which was measured alike." in score
 
 
 def test_five_hundred_checkpoints_are_fast_and_small() -> None:

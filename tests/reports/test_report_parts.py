@@ -4,6 +4,7 @@ import base64
 import doctest
 import io
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -91,6 +92,69 @@ def test_points_that_cannot_be_told_from_the_best_are_shaded() -> None:
     far = Line(label="a", points=[point._replace(close=False) for point in near.points])
     plain = by_step("n", [far], metric="fd", alt="x", mark_lowest=True)
     assert by_step("n", [near], metric="fd", alt="x", mark_lowest=True).count("<use") == plain.count("<use") + 2
+
+
+def strips_of(svg: str) -> list[tuple[list[str], float, float]]:
+    """(lines of words, left, right) of each strip of a figure."""
+    root = ElementTree.fromstring(svg)
+    areas = [
+        (strip.findtext("title") or "", strip.find("rect")) for strip in root.iter("g") if strip.get("class") == "at"
+    ]
+    return [
+        (text.split("\n"), float(area.attrib["x"]), float(area.attrib["x"]) + float(area.attrib["width"]))
+        for text, area in areas
+        if area is not None
+    ]
+
+
+def test_a_figure_says_every_value_where_it_is_pointed_at() -> None:
+    one = Line(
+        label="one", points=[LinePoint(100, 14.0, (9.7, 18.3)), LinePoint(200, float("nan")), LinePoint(300, 9.0)]
+    )
+    two = Line(label="two", points=[LinePoint(100, 20.0), LinePoint(200, 8.0)])
+    strips = strips_of(by_step("n", [one, two], metric="fd", alt="x", mark_lowest=True))
+    assert [words for words, _, _ in strips] == [
+        ["step 100", "one: 14.0 (9.7 to 18.3)", "two: 20.00"],
+        ["step 200", "two: 8.000"],
+        ["step 300", "one: 9.000"],
+    ]
+    alone = strips_of(by_step("n", [one], metric="fd", alt="x"))
+    assert alone[0][0] == ["step 100", "fd: 14.0 (9.7 to 18.3)"]
+
+
+def test_strips_cover_a_plot_without_gap_and_a_long_one_keeps_its_lowest() -> None:
+    points = [LinePoint(step, 10 + abs(step - 4_321) / 1000) for step in range(1, 10_000, 10)]
+    strips = strips_of(by_step("n", [Line(label="a", points=points)], metric="fd", alt="x", mark_lowest=True))
+    assert 20 < len(strips) <= 40
+    assert ["step 4,321", "fd: 10.00"] in [words for words, _, _ in strips]
+    edges = [(right, left) for (_, _, right), (_, left, _) in pairwise(strips)]
+    assert all(right == pytest.approx(left, abs=0.11) for right, left in edges)
+
+
+def test_a_point_read_off_beside_its_line_says_where_it_lies() -> None:
+    ours = figures.Relation(label="ours", points=[(x / 1000, 1.0) for x in range(1001)])
+    paper = figures.Relation(label="paper", points=[(0.5, 2.0)], marks=True)
+    texts = [words for words, _, _ in strips_of(figures.relation("n", [ours, paper], x="rate", y="rmse", alt="x"))]
+    assert [words[1:] for words in texts if len(words) == 3] in (
+        [["ours: 1.000", "paper: 2.000"]],
+        [["ours: 1.000", "paper: 2.000 (at rate: 0.5000)"]],
+    )
+
+
+def test_a_legend_stands_above_the_plot() -> None:
+    names = [f"lsun_bedroom_large-{i:012d}" for i in range(figures.MAX_LINES)]
+    lines = [Line(label=name, points=[LinePoint(1, 1.0), LinePoint(2, 2.0)]) for name in names]
+    for small in (False, True):
+        root = ElementTree.fromstring(by_step("n", lines, metric="fd", alt="x", small=small))
+        tops = {float(area.attrib["y"]) for area in root.iter("rect") if "x" in area.attrib}
+        heights = [re.search(r"translate\(\S+ (\S+)\)", text.get("transform", "")) for text in root.iter("text")]
+        lowest = [
+            float(text.get("y") or (place[1] if place else "nan"))
+            for text, place in zip(root.iter("text"), heights, strict=True)
+            if "lsun" in (text.text or "")
+        ]
+        assert len(lowest) == len(names)
+        assert max(lowest) < min(tops)
 
 
 def test_lines_differ_without_their_colour() -> None:

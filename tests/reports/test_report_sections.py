@@ -95,10 +95,12 @@ def test_pictures_of_another_checkpoint_are_told_as_such() -> None:
     writer = writer_of("other-pictures")
     evaluation = writer.evaluate(writer.train("tiny-pictures"), DIGITS, {100: 4.0, 200: 3.0})
     writer.pictures(evaluation, 100, kinds=[*KINDS, "novel_kind"])
-    samples = page_of("other-pictures").section("Samples")
+    page = page_of("other-pictures")
+    samples = page.section("Samples")
+    assert "Copies of training images: no nearest neighbours were looked up." in page.section("Not in this report").text
     assert "Of step 100." in samples.text
     assert len(samples.all("h4")) == 6
-    assert "Not measured: no nearest neighbours were looked up." in samples.text
+    assert "Copies of training images" not in samples.text
 
 
 @pytest.mark.parametrize(
@@ -114,10 +116,12 @@ def test_a_picture_that_is_not_as_it_says_is_left_out(change: dict[str, object])
     writer.file(evaluation, "secret.png", png(24, 16))
     writer.file(evaluation, "pictures/step-00000100/a/b.png", png(24, 16))  # a folder that a path could lead through
     writer.json(evaluation, "pictures/step-00000100/pictures.json", [{**facts, **change}])
-    samples = page_of(name).section("Samples")
-    assert not samples.all("h4")
-    assert "This command makes them:" in samples.text
-    assert "jobs/evaluate.py --run tiny-odd" in samples.text
+    page = page_of(name)
+    assert not page.section("Samples").all("h4")
+    assert (
+        "Chains, latents and interpolations: no picture of them was stored. python jobs/evaluate.py --run tiny-odd"
+        in page.section("Not in this report").text
+    )
 
 
 def test_an_alarm_comes_before_the_headline() -> None:
@@ -156,8 +160,9 @@ def test_rate_and_distortion_are_drawn_in_three_panels_and_tabled(full: Page) ->
 
 
 def test_data_that_the_paper_has_no_number_for_stands_beside_nothing(full: Page) -> None:
-    assert "It has no number for the data of the leading run" in full.section("Beside the paper").text
-    assert not full.section("Beside the paper").all("table")
+    absent = full.section("Not in this report").text
+    assert "The paper's tables: it has no number for the data of the leading run" in absent
+    assert "Beside the paper" not in [heading.text for heading in full.root.all("h2")]
 
 
 def test_the_cost_adds_up_from_logged_speeds(full: Page, tmp_path: Path) -> None:
@@ -190,10 +195,10 @@ def test_a_report_of_one_run_or_sweep_holds_no_other(full: Page, tmp_path: Path)
         page = read_page((tmp_path / "one.html").read_text())
         assert page.root.all("h1")[0].text == "Step 300 has fd_digits 12.00"
         assert "tiny-linear" not in page.text
-        assert "No sweep was run" in page.section("Sweep").text
+        assert "Sweep: none was run in this experiment." in page.section("Not in this report").text
     build_report(tracking_uri(), "digits", tmp_path / "one.html", run="schedules-4e4e4e4e4e4e")
     page = read_page((tmp_path / "one.html").read_text())
-    assert "linear has the lowest fd_digits" in page.section("Sweep").text
+    assert "linear 9.6 is better than quad 12" in page.section("Sweep").text
     assert "tiny-const" not in page.text
     assert json.loads((tmp_path / "one.json").read_text())["run"] == "schedules-4e4e4e4e4e4e"
     with pytest.raises(InputError, match=r"Run 'tiny-quad' is no training run and no sweep with trials in experiment"):
@@ -208,7 +213,7 @@ def test_weights_from_elsewhere_are_reported_without_a_training() -> None:
     assert page.root.all("h1")[0].text == "Step 790,000 has FID 3.210"
     assert "Checkpoint of google-ddpm." in page.text
     assert "The paper reports 3.17 for CIFAR-10 (Table 1, against the training set); this is 0.040 higher." in page.text
-    assert "Not measured: no loss" in page.section("Training").text
+    assert "Training curves: no loss" in page.section("Not in this report").text
     (rows,) = page.tables("Table 1 of the paper")
     assert rows[-1][:3] == ["Ours: google-ddpm, step 790,000", "795.00 ± 0.10", "3.210"]
 
@@ -266,7 +271,7 @@ def test_a_run_of_two_thousand_checkpoints_gives_one_page_of_them() -> None:
 def test_coded_files_stand_beside_their_bound_and_other_formats() -> None:
     writer_of("uncompressed").train("tiny-coded")
     command = "python jobs/compress.py curve --run tiny-coded --data TEST_SHARDS"
-    assert command in page_of("uncompressed").section("Compression").text
+    assert command in page_of("uncompressed").section("Not in this report").text
     writer = writer_of("compressed")
     run = writer.train("tiny-coded")
     curve = {

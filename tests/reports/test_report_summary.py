@@ -45,7 +45,7 @@ def test_programs_get_what_the_page_says() -> None:
         (5.0, False),
         (5.2, True),
     ]
-    assert facts["sweeps"][0]["conclusions"][0].startswith("linear has the lowest fd_digits")
+    assert facts["sweeps"][0]["conclusions"][0].startswith("By fd_digits: linear 9.6 is better")
     assert facts["previous"] is None
 
 
