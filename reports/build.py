@@ -141,7 +141,7 @@ def _absent(report: Report, lead: RunRecord) -> tuple[Absence, ...]:
     """What the page has nothing of, in its order. A lone command stands for all that it makes."""
     likelihood, making = report.likelihood, report.making
     pictured = commands.evaluate(lead, "--pictures 8", "--nearest 1000")
-    no_number = "it has no number for the data of the leading run; its tables are of CIFAR-10 and LSUN"
+    no_number = "they are of CIFAR-10 and LSUN, and have no number for the data of the leading run"
     rates = "Rate and distortion" + (" of the whole test set, as the paper's" if likelihood.charts else "")
     lines = (
         (report.protocols, "Checkpoints", "none of this experiment has been evaluated", commands.evaluate(lead)),

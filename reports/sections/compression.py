@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from reports.drawing import figures
 from reports.drawing.elements import Chart, Column, Row, Table, numeric
-from reports.formatting import count, counted, fixed
+from reports.formatting import count, counted, fixed, listed, number
 from reports.records.entities import CompressionRecord, RunRecord
 from reports.sections import commands
 
@@ -32,22 +32,23 @@ def _chart(record: CompressionRecord) -> Chart:
     """Distortion against rate, up to a little above that of the whole files."""
     curves = {"files, cut": record.coded, "theory": record.theory, **record.others}
     most = 1.05 * max(rate for rate, _ in record.coded)
-    lines = [
-        figures.Relation(label=name, points=[point for point in points if point[0] <= most])
-        for name, points in curves.items()
-    ]
+    shown = {name: [point for point in points if point[0] <= most] for name, points in curves.items()}
+    lines = [figures.Relation(label=name, points=points) for name, points in shown.items() if points]
+    beyond = [name for name, points in shown.items() if not points]
     images = f"{counted(record.images, 'image')} of {record.data}, step {record.step:,}"
     svg = figures.relation(
         "compression",
         lines,
         x="rate (bits/dim)",
         y="distortion (RMSE)",
-        alt=f"Distortion against rate of coded files, of the theory and of {' and '.join(record.others)}: {images}.",
+        alt=f"Distortion against rate of {listed([line.label for line in lines])}: {images}.",
     )
     caption = (
         f"Distortion (RMSE on 0..255) against rate in bits/dim: files of {record.steps} steps that were cut, the theory of "
         f"Fig. 5 for the same images, and other formats. {images}."
     )
+    if beyond:
+        caption += f" {listed(beyond)} {'needs' if len(beyond) == 1 else 'need'} more than {number(most, 3)} bits/dim."
     return Chart(svg=svg, caption=caption)
 
 

@@ -227,5 +227,5 @@ def test_the_papers_table_is_of_its_data_alone() -> None:
     writer = writer_of("celeba")
     writer.train("celebahq256-a", L_SIMPLE, {**CARD, "name": "celebahq256"})
     page = page_of("celeba")
-    assert "The paper's tables: it has no number for the data of the leading run" in page.text
+    assert "The paper's tables: they are of CIFAR-10 and LSUN, and have no number for the data" in page.text
     assert not re.search(r"3\.17|7\.89", page.text)
