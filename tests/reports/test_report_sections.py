@@ -245,7 +245,7 @@ def test_a_sweep_of_several_seeds_concludes_from_their_spread() -> None:
     writer.json(sweep, "summary.json", {"conclusion": "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)"})
     page = page_of("seeds")
     text = page.section("Sweep").text
-    assert "linear has the lowest fd_digits, 9.2 +- 0.28 (2 seeds)" in text  # the sweep's own words, and no second ones
+    assert "linear has the lowest fd_digits, 9.2 ± 0.28 (2 seeds)." in text  # the sweep's own words, and no second ones
     assert "to be told apart" not in text
     assert "stopped: 21 is wholly above 9" in text
     assert "Each setting was trained once" not in text
