@@ -1,11 +1,14 @@
 """The whole workflow at laptop size: python jobs/demo.py (make demo)"""
 
 import os
+import shlex
 import sys
+import webbrowser
 from dataclasses import dataclass
 
 from ddpm_core.ranges import FilePath
 from jobs.cli import parse, run, say
+from jobs.ui import has_screen
 from pipelines import demo
 from pipelines.runtime.locations import absolute
 from pipelines.runtime.options import Checked
@@ -17,6 +20,8 @@ class DemoConfig(Checked):
 
     storage: FilePath = "runs"
     """The folder for everything it makes."""
+    open: bool = True
+    """Open the report in a browser, if this machine has a screen."""
 
 
 def main() -> None:
@@ -29,7 +34,23 @@ def main() -> None:
     say("")
     say(f"  report           {result.report}")
     say(f"  best checkpoint  {result.best}")
-    say("  MLflow UI        make ui")
+    say("")
+    say("Next:")
+    for what, command in next_steps(config.storage):
+        say(f"  {what}")
+        say(f"    $ {command}")
+    if config.open and has_screen():
+        webbrowser.open(result.report.as_uri())
+
+
+def next_steps(storage: str) -> list[tuple[str, str]]:
+    """What a person may do after the demo, and the command that does it."""
+    ui = "make ui" if storage == "runs" else f"python jobs/ui.py --storage {shlex.quote(storage)}"
+    return [
+        ("every run and checkpoint in MLflow", ui),
+        ("your own images", "python jobs/preprocess.py --source YOUR_IMAGES --output data/mine --image-size 32"),
+        ("what training on them will cost", "python jobs/train_cifar10.py --shards data/mine --dry-run"),
+    ]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ PROTOCOL = {
     "--sampler": "ddim",
     "--sampler-steps": "20",
 }
+SEEDS = {"--seeds": "2"}  # trainings of each schedule: two give a spread between them
 NEAREST = "200"  # samples whose nearest training images are looked up
+LIKELIHOOD = {"--images": "50", "--chunk-size": "25", "--batch-size": "25"}
+COMPRESSION = {"--images": "4", "--theory-steps": "100"}
+BAR = 30  # characters of the longest bar of the stages' shares
 
 
 class Finished(TypedDict):
@@ -62,7 +66,8 @@ def demo(storage: Path, say: Say) -> DemoResult:
     """Run every stage that is not finished. Raises InputError with the end of its log if one fails."""
     home = storage / "demo"
     finished = home / "finished.json"
-    identity = fingerprint({"train": TRAIN, "sweep": SWEEP, "protocol": PROTOCOL, "nearest": NEAREST})
+    asked = {"train": TRAIN, "sweep": {**SWEEP, **SEEDS}, "protocol": PROTOCOL, "nearest": NEAREST}
+    identity = fingerprint({**asked, "likelihood": LIKELIHOOD, "compression": COMPRESSION})
     result = read_finished(finished, identity)
     if result is not None:
         say("Everything is there: nothing to do.")
@@ -73,18 +78,20 @@ def demo(storage: Path, say: Say) -> DemoResult:
 
 def run_stages(storage: Path, home: Path, identity: str, say: Say) -> DemoResult:
     """demo(), as the only one who writes to its folder. identity: of what it shall make."""
-    started = time.monotonic()
     source, shards, extractor = home / "digits_train_lmdb", home / "digits", home / "digits.pt"
     finished, report = home / "finished.json", home / "report.html"
-    say("[1/7] images: 1,797 handwritten digits as an LSUN-layout LMDB of WebP files")
+    clock = Clock()
+    say("[1/9] images: 1,797 handwritten digits as an LSUN-layout LMDB of WebP files")
     if not (source / "data.mdb").is_file():
         write_lmdb(source)
+    clock.lap("images")
     events = EventReader(home / "events.jsonl")
     with ray_cluster({EVENTS: str(events.path)}) as environment:
-        stages = Stages(environment, home / "logs", events, say)
+        clock.lap("starting Ray")
+        stages = Stages(environment, home / "logs", events, clock, say)
         size = {"--image-size": "8", "--channels": "1", "--name": "digits", "--images-per-shard": "256"}
         stages.run(
-            "[2/7] preprocess: LMDB to 8x8 shards, with Ray Data",
+            "[2/9] preprocess: LMDB to 8x8 shards, with Ray Data",
             ["python", "jobs/preprocess.py", "--source", str(source), "--output", str(shards), *flat(size)],
         )
         if not extractor.is_file():
@@ -93,7 +100,7 @@ def run_stages(storage: Path, home: Path, identity: str, say: Say) -> DemoResult
         place = {"--storage": str(storage), "--experiment": EXPERIMENT}
         measure = {**PROTOCOL, "--extractor": str(extractor)}
         trained = stages.run(
-            "[3/7] train: a submitted job, two data-parallel workers under Ray Train",
+            "[3/9] train: a submitted job, two data-parallel workers under Ray Train",
             [
                 *("ray", "job", "submit", "--working-dir", ".", "--"),
                 *("python", "jobs/train_lsun.py", "tiny", "--shards", str(shards), *flat(TRAIN), *flat(place)),
@@ -101,28 +108,39 @@ def run_stages(storage: Path, home: Path, identity: str, say: Say) -> DemoResult
         )
         run = trained["run"]
         stages.run(
-            "[4/7] sweep: linear against quadratic betas under Ray Tune, two short trials",
+            "[4/9] sweep: linear against quadratic betas under Ray Tune, two seeds each",
             [
                 *("python", "jobs/sweep.py", "schedules", "tiny", "--schedules", "linear", "quad", "--no-matched"),
-                *("--train.shards", str(shards), *flat(SWEEP)),
+                *("--train.shards", str(shards), *flat(SWEEP), *flat(SEEDS)),
                 *(*flat(under("train", place)), *flat(under("evaluate", {**measure, "--pictures": "0"}))),
             ],
         )
         evaluated = stages.run(
-            "[5/7] evaluate: every checkpoint, 1,000 samples each, fanned out over workers",
+            "[5/9] evaluate: every checkpoint, 1,000 samples each, fanned out over workers",
             ["python", "jobs/evaluate.py", "--run", run, "--nearest", NEAREST, *flat(measure), *flat(place)],
         )
         best = f"{run}, {evaluated['best']}"
         stages.run(
-            "[6/7] report: one HTML file from what MLflow holds",
+            "[6/9] likelihood: bits/dim of 50 images, all 1,000 terms of the bound",
+            ["python", "jobs/evaluate.py", "likelihood", "--run", run, *flat(LIKELIHOOD), *flat(place)],
+        )
+        coding = {"--run": run, "--data": str(shards), "--output": str(home / "curve"), **COMPRESSION}
+        stages.run(
+            "[7/9] compress: images as files, beside theory, PNG, JPEG and WebP",
+            ["python", "jobs/compress.py", "curve", *flat(coding), *flat(place)],
+        )
+        stages.run(
+            "[8/9] report: one HTML file from what MLflow holds",
             ["python", "jobs/report.py", "--output", str(report), *flat(place)],
         )
-        say("[7/7] stopping Ray")
+        say("[9/9] stopping Ray")
+    clock.lap("stopping Ray")
     watched = [source / "data.mdb", extractor, report, *shards.iterdir(), *storage.rglob("manifest.json")]
     # Relative to this file's folder: a storage can be moved.
     files = {os.path.relpath(path, home): sha256_file(path) for path in sorted(set(watched)) if path.is_file()}
     write_json(finished, {"identity": identity, "report": report.name, "best": best, "files": files})
-    say(f"Done in {duration(time.monotonic() - started)}.")
+    for line in clock.describe():
+        say(line)
     return DemoResult(report, best)
 
 
@@ -145,6 +163,33 @@ def under(prefix: str, options: Mapping[str, str]) -> dict[str, str]:
     return {f"--{prefix}.{option[2:]}": value for option, value in options.items()}
 
 
+class Clock:
+    """How long each stage took."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, stage: str) -> float:
+        """End a stage; the seconds since the last one ended."""
+        now = time.monotonic()
+        self._last, seconds = now, now - self._last
+        self._laps[stage] = seconds
+        return seconds
+
+    def describe(self) -> list[str]:
+        """A line for each stage with its share of the whole."""
+        whole = sum(self._laps.values())
+        longest = max(self._laps.values())
+        return [
+            f"Done in {duration(whole)}:",
+            *(
+                f"  {stage:<12} {duration(seconds):>5} {seconds / whole:>4.0%}  {'#' * round(BAR * seconds / longest)}".rstrip()
+                for stage, seconds in self._laps.items()
+            ),
+        ]
+
+
 @dataclass(frozen=True)
 class Stages:
     """Runs the demo's commands one after the other, from the repository's root."""
@@ -152,6 +197,7 @@ class Stages:
     environment: Mapping[str, str]
     logs: Path
     events: EventReader
+    clock: Clock
     say: Say
 
     def run(self, title: str, command: Sequence[str]) -> dict[str, Any]:
@@ -160,9 +206,9 @@ class Stages:
         self.say(title)
         # Paths below the repository as a person at its root would type them.
         self.say(f"  $ {shlex.join(word.removeprefix(f'{ROOT}/') for word in command)}")
-        started = time.monotonic()
         result: dict[str, Any] = {}
-        log_path = self.logs / f"{title.split(']')[0][1]}-{title.split()[1].rstrip(':')}.log"
+        name = title.split()[1].rstrip(":")
+        log_path = self.logs / f"{title.split(']')[0][1]}-{name}.log"
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("w") as log:
             process = subprocess.Popen(
@@ -187,5 +233,5 @@ class Stages:
                 f"{title.split('] ')[1].split(':')[0]} failed with exit code {process.returncode}; run make demo again after "
                 f"fixing what its log, {str(log_path)!r}, says; it ends:\n{tail}"
             )
-        self.say(f"  {duration(time.monotonic() - started)}")
+        self.say(f"  {duration(self.clock.lap(name))}")
         return result

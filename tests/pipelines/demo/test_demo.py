@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from support.processes import ROOT
 from ddpm_core.commit import sha256_file
 from ddpm_core.features import load_extractor
 from pipelines.demo.digits import digit_key, train_extractor
-from pipelines.demo.driver import demo, read_finished
+from pipelines.demo.driver import Clock, demo, read_finished
 from pipelines.shards.dataset import ShardedDataset
 
 
@@ -61,6 +62,20 @@ def test_a_finished_demo_is_recognised_only_while_all_of_it_is_there(tmp_path: P
     assert read_finished(finished, "a") is None
 
 
+def test_the_demo_tells_what_share_of_its_time_each_stage_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([10.0, 12.0, 72.0, 110.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    clock = Clock()
+    assert [clock.lap(stage) for stage in ("images", "train", "sweep")] == [2.0, 60.0, 38.0]
+    done, *lines = clock.describe()
+    assert done == "Done in 1:40:"
+    assert [line.split()[:3] for line in lines] == [
+        ["images", "0:02", "2%"], ["train", "1:00", "60%"], ["sweep", "0:38", "38%"],
+    ]  # fmt: skip
+    bars = [line.count("#") for line in lines]
+    assert bars == [1, 30, 19]
+
+
 SUBMIT = """
 import subprocess
 from pipelines.demo.local_ray import ray_cluster
@@ -89,7 +104,9 @@ def test_the_whole_demo_runs_and_a_second_time_finds_everything_there(tmp_path: 
     command = [sys.executable, "jobs/demo.py", "--storage", str(tmp_path)]
     first = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    assert (tmp_path / "demo" / "report.html").is_file()
+    page = (tmp_path / "demo" / "report.html").read_text().partition("<script>")[0]
+    assert "not measured" not in page.lower()
+    assert len(re.findall(r"<li>[^<]*</li>", page.partition('<ul class="absent">')[2])) == 1  # the paper's tables
     lines: list[str] = []
     demo(tmp_path, lines.append)
     assert lines == ["Everything is there: nothing to do."]
