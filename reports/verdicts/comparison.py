@@ -64,6 +64,7 @@ def departures(card: DataCard | None, protocol: Protocol, reported: paper.Report
         ),
         (f"{protocol.weights} weights", "their moving average", protocol.weights != "ema"),
         ("predictions of x_0 that are not clipped", "clipped ones", not protocol.clip_denoised),
+        (f"the variance {protocol.var_type}", "the training's own", protocol.var_type is not None),
     ]
     if card is not None and card.shape:
         size = f"{card.shape[0]} × {card.shape[1] if len(card.shape) > 1 else card.shape[0]} pixels"

@@ -87,6 +87,7 @@ def test_every_field_of_the_protocol_separates() -> None:
         "precision": "bfloat16",
         "purpose": "report",
         "against": "test",
+        "var_type": "fixedsmall",
     }
     names = {field.name for field in fields(Protocol)} - {"rounding"}
     for name in names - changed.keys():

@@ -77,6 +77,7 @@ def test_a_number_measured_as_the_papers_stands_in_its_cell() -> None:
         ({"sampler": "ddim", "sampler_steps": 50}, "50 ddim steps instead of 1,000 ancestral ones"),
         ({"weights": "raw"}, "raw weights instead of their moving average"),
         ({"clip_denoised": False}, "predictions of x_0 that are not clipped instead of clipped ones"),
+        ({"var_type": "fixedsmall"}, "the variance fixedsmall instead of the training's own"),
         ({"reference_images": 49_999}, "49,999 reference images instead of 50,000"),
     ],
 )
