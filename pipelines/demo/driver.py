@@ -40,7 +40,7 @@ PROTOCOL = {
 }
 SEEDS = {"--seeds": "2"}  # trainings of each schedule: two give a spread between them
 NEAREST = "200"  # samples whose nearest training images are looked up
-LIKELIHOOD = {"--images": "50", "--chunk-size": "25", "--batch-size": "25"}
+LIKELIHOOD = {"--images": "100", "--chunk-size": "50", "--batch-size": "50"}
 COMPRESSION = {"--images": "4", "--theory-steps": "100"}
 BAR = 30  # characters of the longest bar of the stages' shares
 
@@ -121,7 +121,7 @@ def run_stages(storage: Path, home: Path, identity: str, say: Say) -> DemoResult
         )
         best = f"{run}, {evaluated['best']}"
         stages.run(
-            "[6/9] likelihood: bits/dim of 50 images, all 1,000 terms of the bound",
+            "[6/9] likelihood: bits/dim of 100 images, all 1,000 terms of the bound",
             ["python", "jobs/evaluate.py", "likelihood", "--run", run, *flat(LIKELIHOOD), *flat(place)],
         )
         coding = {"--run": run, "--data": str(shards), "--output": str(home / "curve"), **COMPRESSION}
