@@ -112,6 +112,20 @@ def test_the_difference_of_points_with_seeds_is_welchs() -> None:
     assert ranking[0].std == pytest.approx(first.std(ddof=1), rel=1e-12)
 
 
+@pytest.mark.parametrize(("points", "seeds"), [(2, 5), (3, 5), (5, 2), (6, 1)])
+def test_equal_points_are_told_apart_in_one_sweep_of_twenty_at_most(points: int, seeds: int) -> None:
+    """Without the correction 3 points of 5 seeds and 5 of 2 are in one of ten, 6 of one seed in four of ten."""
+    generator, sweeps, wrong = np.random.default_rng(0), 400, 0
+    for _ in range(sweeps):
+        measurements = []
+        for point in range(points):
+            distances = generator.normal(10.0, 1.0, seeds).tolist()
+            measurements += trials(*distances, point=str(point), reach=1.96 if seeds == 1 else None)
+        comparisons = compare_with_best(standings(measurements), measurements)
+        wrong += any(comparison.apart for comparison in comparisons)
+    assert scipy.stats.binomtest(wrong, sweeps, 0.05, alternative="greater").pvalue > 0.001
+
+
 def test_the_mean_is_ranked_never_the_best_of_the_seeds() -> None:
     ranking = standings([*trials(0.1, 5.0, point="lucky", reach=0.1), *trials(2.0, 2.1, point="even", reach=0.1)])
     assert [standing.point for standing in ranking] == ["even", "lucky"]
@@ -132,13 +146,13 @@ def test_words_say_no_more_than_the_numbers() -> None:
     far = [*near, *trials(1.3, point="c", reach=0.3), *trials(2.5, point="d", reach=0.3)]
     assert words(far).startswith(
         "By fd: a 1, b 1.2 and c 1.3, but their intervals overlap, so this sweep cannot say which is best; a 1 is better "
-        "than d 2.5, by more than noise. "
+        "than d 2.5 at 95 % confidence. "
     )
     seeds = [*trials(1.0, 1.2), *trials(1.1, 1.5, 1.6, point="b")]
     assert words(seeds).startswith("By fd, mean over 2 to 3 seeds: a 1.1 +- 0.14 and b 1.4 +- 0.26, but")
     assert "one seed" not in words(seeds)
     apart = [*trials(1.0, reach=0.1), *trials(2.0, point="b", reach=0.1)]
-    assert words(apart).startswith("By fd: a 1 is better than b 2, by more than noise. b is 1 above a")
+    assert words(apart).startswith("By fd: a 1 is better than b 2 at 95 % confidence. b is 1 above a")
     unknown = [*trials(1.0), *trials(2.0, point="b")]
     assert words(unknown) == "By fd: a 1 and b 2, but no interval says whether that is more than noise"
     assert conclude([], [], "fd") == "no point has a result"

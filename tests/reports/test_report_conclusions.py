@@ -208,7 +208,7 @@ def test_every_departure_from_the_papers_protocol_is_told() -> None:
 
 def test_a_sweep_says_which_trials_it_tells_apart() -> None:
     assert conclusion(run("linear", point(1, 9.0)), run("quad", point(1, 12.0))) == (
-        "By fd_digits: linear 9 is better than quad 12, by more than noise. quad is 3 above linear (95 % interval 1.59 to "
+        "By fd_digits: linear 9 is better than quad 12 at 95 % confidence. quad is 3 above linear (95 % interval 1.59 to "
         "4.41, of the samples' noise alone: each was trained with one seed)"
     )
     text = conclusion(

@@ -74,7 +74,7 @@ def test_a_checkpoint_whose_interval_overlaps_is_not_distinguishable(full: Page)
 def test_the_sweep_concludes_and_shows_its_failed_trial(full: Page) -> None:
     sweep = full.section("Sweep")
     assert (
-        "By fd_digits: linear 9.6 is better than quad 12, by more than noise. quad is 2.4 above linear (95 % interval 1.69 to "
+        "By fd_digits: linear 9.6 is better than quad 12 at 95 % confidence. quad is 2.4 above linear (95 % interval 1.69 to "
         "3.11, of the samples' noise alone: each was trained with one seed)." in sweep.text
     )
     assert full.tables("Trials without a result") == [[["const", "300", "not measured", "failed"]]]

@@ -52,7 +52,7 @@ def test_a_summary_holds_standings_comparisons_and_their_words() -> None:
                 "apart": True,
             }
         ],
-        "conclusion": "By fd: a 1 is better than b 2, by more than noise. b is 1 above a (95 % interval 0.859 to 1.14, of the "
+        "conclusion": "By fd: a 1 is better than b 2 at 95 % confidence. b is 1 above a (95 % interval 0.859 to 1.14, of the "
         "samples' noise alone: each was trained with one seed). The paper chose b, which is 1 above here: that does not agree",
     }
 
