@@ -114,7 +114,7 @@ def test_the_difference_of_points_with_seeds_is_welchs() -> None:
 
 @pytest.mark.parametrize(("points", "seeds"), [(2, 5), (3, 5), (5, 2), (6, 1)])
 def test_equal_points_are_told_apart_in_one_sweep_of_twenty_at_most(points: int, seeds: int) -> None:
-    """Without the correction 3 points of 5 seeds and 5 of 2 are in one of ten, 6 of one seed in four of ten."""
+    """Without the correction 3 points of 5 seeds and 5 of 2 are in one of ten, 6 of one seed in more than a third."""
     generator, sweeps, wrong = np.random.default_rng(0), 400, 0
     for _ in range(sweeps):
         measurements = []
