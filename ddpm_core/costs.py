@@ -19,15 +19,6 @@ from ddpm_core.dropout import dropout_keys
 from ddpm_core.precision import autocast
 from ddpm_core.unet import UNet
 
-# Dense tensor-core FLOP/s by the makers' data sheets: (part of the device's name, TF32, bfloat16). The longer name first.
-_PEAKS = (
-    ("A100", 156e12, 312e12),
-    ("L40S", 183e12, 362e12),
-    ("H100 PCIe", 378e12, 756e12),
-    ("H100 80GB HBM3", 494e12, 989e12),
-    ("H200", 494e12, 989e12),
-)
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -96,15 +87,6 @@ def plan(
         checkpoint_bytes=size,
         disk_bytes=size * -(-steps // checkpoint_every),
     )
-
-
-def peak_flops(device: str, execution: Execution) -> float | None:
-    """FLOP/s that a GPU of this name (torch.cuda.get_device_name) can do with the precision's tensor cores; None for one
-    whose data sheet is not noted here, or a CPU."""
-    for name, tf32, bfloat16 in _PEAKS:
-        if name in device:
-            return bfloat16 if execution.precision == "bfloat16" else tf32
-    return None
 
 
 @functools.cache

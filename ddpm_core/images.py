@@ -15,7 +15,11 @@ def to_float(pixels: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
     """uint8 [b,h,w,c] -> float32 [b,c,h,w] in [-1, 1], by pixel/127.5 - 1."""
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}: uint8 [B,H,W,C] is wanted")
-    return pixels.permute(0, 3, 1, 2).to(torch.float32) / SCALE + OFFSET
+    # A GPU divides float32 by a number as a product with its reciprocal, which rounds otherwise. In float64 either rounds to
+    # the same 256 values.
+    scaled = torch.arange(256, dtype=torch.float64, device=pixels.device) / SCALE
+    values = scaled.to(torch.float32) + OFFSET
+    return values.index_select(0, pixels.reshape(-1).to(torch.int32)).reshape(pixels.shape).permute(0, 3, 1, 2)
 
 
 def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:

@@ -26,11 +26,24 @@ def in_precision(network: Callable[..., Tensor], precision: Precision) -> Callab
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Inside, networks compute in float32 on every device: no autocast, no TF32 convolutions, and no cuDNN
-    algorithm that is chosen by timing."""
+    """Inside, networks compute in float32 on every device: no autocast, no TF32 in convolutions or products, whatever
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says, and no cuDNN algorithm that is chosen by timing."""
     with autocast(device, "float32"):
         if device.type != "cuda":
             yield
             return
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False), _products_in_float32():
             yield
+
+
+@contextmanager
+def _products_in_float32() -> Iterator[None]:
+    """Inside, cuBLAS multiplies float32 without TF32."""
+    products = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision(), products.fp32_precision
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        products.fp32_precision = before[1]

@@ -28,6 +28,9 @@ STEPS_TAG = "ddpm.steps"  # of a training, up to which it was last asked to go
 PRESET_TAG = "ddpm.preset"
 WORKERS_TAG = "ddpm.workers"
 DEVICE_TAG = "ddpm.device"  # such as "2 x CPU"
+PEAK_TAG = (
+    "ddpm.peak"  # of a training's GPUs, what its utilisation is a share of, such as "989 TFLOP/s, the data sheet's ..."
+)
 CPU_DEVICE = "CPU"  # what that ends with for workers without a GPU
 ALARM_TAG = "ddpm.alarm"  # what a person must know of a run, in sentences; empty if all is well
 DISTANCE_TAG = "ddpm.distance"  # the name of an evaluation's distance

@@ -20,6 +20,7 @@ from ddpm_core.records import (
     IMAGES_PER_SECOND,
     LEARNING_RATE,
     LOSS,
+    PEAK_TAG,
     STEP,
     UTILISATION,
     training_metric,
@@ -62,6 +63,8 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
                 log_missing(run, entry["records"], logged, entry["timestamp"])
             case "bytes":
                 run.log_bytes(entry["name"], base64.b64decode(entry["data"]))
+            case "tags":
+                run.set_tags(entry["tags"])
             case "json":
                 run.log_json(entry["name"], entry["value"])
             case "model":
@@ -172,6 +175,9 @@ class Follower:
             self.say(
                 f"train: {self.name} from step {message['step']:,} on {workers} worker{'' if workers == 1 else 's'}"
             )
+            if message["peak"] is not None:
+                self.say(f"train: the peak of a GPU is taken to be {message['peak']}")
+                self.unsent.put({"call": "tags", "tags": {PEAK_TAG: message["peak"]}})
         elif kind == "record":
             record = message["record"]
             if record["step"] not in self._logged:

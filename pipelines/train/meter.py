@@ -9,7 +9,9 @@ import torch
 import torch.distributed
 
 from ddpm_core import records
-from ddpm_core.costs import peak_flops, training_flops
+from ddpm_core.configs import Precision
+from ddpm_core.costs import training_flops
+from ddpm_core.devices import Peak, peak_flops
 from ddpm_core.training import StepMetrics, TrainState
 from pipelines.train.config import TrainConfig
 
@@ -21,8 +23,7 @@ class Meter:
 
     def __init__(self, config: TrainConfig, device: torch.device, world_size: int) -> None:
         self._config, self._device, self._world_size = config, device, world_size
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self._peak = peak_flops(name, config.execution)
+        self.peak = peak_of(device, config.execution.precision)
         self._reset(0.0)
 
     def _reset(self, waited: float) -> None:
@@ -76,9 +77,9 @@ class Meter:
         for number, (total, count) in enumerate(zip(quarters[:4], quarters[4:], strict=True), 1):
             if count:
                 record[records.loss_quarter(number)] = total / count
-        if self._peak is not None:
+        if self.peak is not None:
             flops = speed * training_flops(self._config.unet) / self._world_size
-            record[records.UTILISATION] = flops / self._peak
+            record[records.UTILISATION] = flops / self.peak.flops
         self._reset(seconds_waited)
         return record
 
@@ -87,3 +88,11 @@ class Meter:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_of(device: torch.device, precision: Precision) -> Peak | None:
+    """What the device that is at hand can do; None for a CPU, and a GPU that nothing is known of."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return peak_flops(properties.name, precision, properties)

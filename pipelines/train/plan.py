@@ -1,6 +1,7 @@
 """What a training run will be, in words, before anything is started."""
 
-from ddpm_core.costs import peak_flops, plan
+from ddpm_core.costs import plan
+from ddpm_core.devices import peak_flops
 from ddpm_core.errors import InputError
 from ddpm_core.records import flatten
 from pipelines.train.config import TrainConfig
@@ -11,10 +12,10 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
 
     InputError for a GPU whose speed is not known here, or a fraction that is none.
     """
-    peak = peak_flops(gpu, config.execution)
+    peak = peak_flops(gpu, config.execution.precision)
     if peak is None:
         raise InputError(
-            f"--gpu is {gpu!r}, whose peak FLOP/s are not known here: give A100, H100 80GB HBM3, H200 or L40S"
+            f"--gpu is {gpu!r}, whose peak FLOP/s are not known here: give A100, H100 80GB HBM3, H200, B200, L40S or L4"
         )
     if not 0.0 < utilisation <= 1.0:
         raise InputError(f"--utilisation is {utilisation}: give a fraction of the peak, above 0 and up to 1")
@@ -25,10 +26,10 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
         workers=config.workers,
-        peak_flops=peak,
+        peak_flops=peak.flops,
         utilisation=utilisation,
     )
-    memory, peak_tflops = costs.memory, f"{peak / 1e12:,.0f} TFLOP/s ({config.execution.precision})"
+    memory, assumed = costs.memory, f"assumed to do {utilisation:.0%} of {peak.describe()}"
     parts = ("weights", "gradients", "adam", "ema", "activations")
     each = ", ".join(f"{name} {getattr(memory, name) / 2**30:.1f}" for name in parts)
     size = costs.checkpoint_bytes
@@ -38,7 +39,7 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
         "parameters": f"{costs.parameters:,}",
         "FLOPs": f"{costs.step_flops / 1e12:,.2f} T a step, {costs.training_flops / 1e9:,.2f} G an image",
         "memory": f"at least {memory.total / 2**30:.1f} GiB a GPU: {each}",
-        "speed": f"{costs.images_per_second:,.0f} images/s on {config.workers} x {gpu} at {utilisation:.0%} of {peak_tflops}",
+        "speed": f"{costs.images_per_second:,.0f} images/s on {config.workers} x {gpu}, {assumed}",
         "time": f"{costs.hours:,.1f} hours for {config.steps:,} steps",
         "disk": f"{kept * size / 1e9:,.1f} GB for at most {kept} checkpoints of {size / 1e9:.2f} GB",
     }

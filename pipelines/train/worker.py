@@ -98,7 +98,8 @@ class Worker:
             devices = [self.device] if self.device.type == "cuda" else None
             denoise_fn = DistributedDataParallel(state.model, device_ids=devices, gradient_as_bucket_view=True)
         denoise_fn.train()
-        self.send("start", step=state.step, workers=self.world_size)
+        peak = None if self.meter.peak is None else self.meter.peak.describe()
+        self.send("start", step=state.step, workers=self.world_size, peak=peak)
         loader = Loader(
             config,
             self.task.dataset,

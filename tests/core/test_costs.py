@@ -182,13 +182,6 @@ def test_hours_of_the_papers_run_follow_from_its_speed() -> None:
     assert json.dumps(planned.__dict__, default=vars)  # plain numbers
 
 
-def test_peaks_are_found_by_the_devices_name() -> None:
-    assert costs.peak_flops("NVIDIA H100 PCIe", Execution(precision="bfloat16")) == 756e12
-    assert costs.peak_flops("NVIDIA H100 80GB HBM3", Execution(precision="bfloat16")) == 989e12
-    assert costs.peak_flops("NVIDIA A100-SXM4-80GB", Execution()) == 156e12
-    assert costs.peak_flops("NVIDIA GeForce GTX 1080", Execution()) is None
-
-
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

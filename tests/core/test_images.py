@@ -14,6 +14,7 @@ from support.gaussian_case import unchecked
 from torch import Tensor
 
 from ddpm_core import images
+from ddpm_core.pixel_range import OFFSET, SCALE, scaled_values
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
 
@@ -31,6 +32,17 @@ def test_levels_are_the_papers_numbers() -> None:
     assert {level: float(x[level]) for level in expected} == pytest.approx(expected, abs=6e-8)
     assert (float(x[0]), float(x[255])) == (-1.0, 1.0)
     assert x.double().diff().tolist() == pytest.approx([2 / 255] * 255, abs=1.2e-7)
+
+
+def test_levels_are_the_tables_bits_however_a_device_divides() -> None:
+    """A GPU makes a division by a number a product with its reciprocal: in float32 111 of the 256 values are others then."""
+    table = torch.from_numpy(scaled_values())
+    assert torch.equal(images.to_float(LEVELS).flatten(), table)
+    levels = torch.arange(256)
+    product = (levels.double() * (1 / SCALE)).float() + OFFSET
+    assert torch.equal(product, table)
+    in_float32 = levels.float() * torch.tensor(1 / SCALE, dtype=torch.float32) + OFFSET
+    assert int((in_float32 != table).sum()) == 111
 
 
 @given(st.floats(-1.5, 1.5, width=32))

@@ -1,16 +1,25 @@
 """In which precision a network computes: what was asked for, whatever surrounds it."""
 
 import contextlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm_core.configs import Precision
+from ddpm_core.checkpoint import snapshot, write_checkpoint
+from ddpm_core.configs import DiffusionConfig, OptimConfig, Precision, UNetConfig
 from ddpm_core.precision import autocast, full_float32, in_precision
+from ddpm_core.samplers import sample
+from ddpm_core.training import TrainState
+from ddpm_core.unet import UNet
+from pipelines.checkpoints.network import NetworkHolder
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU = torch.device("cpu")
+SMALL = UNetConfig(image_size=8, in_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
 
 
 class Recorder(nn.Conv2d):
@@ -59,9 +68,44 @@ def test_full_float32_ends_an_autocast_and_gives_it_back(fails: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_full_float32_on_a_gpu_is_without_tf32_and_of_fixed_algorithms() -> None:
-    """cuDNN's switches can be read where there is no GPU."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
-    with full_float32(torch.device("cuda")):
-        assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == (False, True, False)
-    assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark) == before
+    """The switches of cuDNN and cuBLAS can be read where there is no GPU."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def switches() -> list[object]:
+        cublas = products.allow_tf32, products.fp32_precision, torch.get_float32_matmul_precision()
+        return [cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, *cublas]
+
+    default = torch.get_float32_matmul_precision()
+    try:
+        for outside in (
+            "highest",
+            "high",
+            "medium",
+        ):  # high is what TORCH_ALLOW_TF32_CUBLAS_OVERRIDE makes of the default
+            torch.set_float32_matmul_precision(outside)
+            before = switches()
+            with full_float32(torch.device("cuda")):
+                assert switches()[:4] == [False, True, False, False]
+                assert switches()[5] == "highest"
+            assert switches() == before
+    finally:
+        torch.set_float32_matmul_precision(default)
+
+
+def test_samples_are_drawn_in_the_precision_asked_for(tmp_path: Path) -> None:
+    """As evaluation draws them: the network of a checkpoint, in a chain."""
+    state = TrainState(UNet(SMALL), OptimConfig())
+    config = {"unet": asdict(SMALL), "diffusion": asdict(DiffusionConfig(num_timesteps=10))}
+    checkpoint = write_checkpoint(tmp_path, snapshot(state), config)
+    for precision, dtype in DTYPES.items():
+        diffusion, network = NetworkHolder("ema", precision).of(checkpoint)
+        seen: set[torch.dtype] = set()
+
+        def watch(module: nn.Module, args: Any, out: Tensor, seen: set[torch.dtype] = seen) -> None:
+            if isinstance(module, nn.Conv2d):
+                seen.add(out.dtype)
+
+        with nn.modules.module.register_module_forward_hook(watch):
+            x = sample(diffusion, network, (1, 1, 8, 8), noise=torch.randn(1, 1, 8, 8), method="ddim", steps=2)
+        assert seen == {dtype}
+        assert x.dtype == torch.float32

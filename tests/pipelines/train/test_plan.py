@@ -14,3 +14,8 @@ def test_a_plan_has_every_option_with_its_value_beside_it(preset: str) -> None:
     printed = [line.split(maxsplit=1) for line in describe_plan(config, "A100", 0.3).splitlines()]
     for name, value in flatten(config).items():
         assert [name, str(value)] in printed
+
+
+def test_a_plan_says_that_its_utilisation_is_assumed_and_of_which_peak() -> None:
+    text = describe_plan(config_for("cifar10", shards="shards"), "A100", 0.3)
+    assert "on 1 x A100, assumed to do 30% of 156 TFLOP/s, the data sheet's for A100 in TF32" in text
