@@ -24,7 +24,7 @@ from ddpm_core.unet import UNet
 class Memory:
     """Bytes on one GPU during a step. A floor: workspaces of kernels and the allocator's gaps come on top."""
 
-    weights: int  # float32, and their bfloat16 copies, if any
+    weights: int  # float32, and copies: bfloat16 ones, if any, and those of attention, stacked
     gradients: int  # in the wrapper's buckets (gradient_as_bucket_view); with clip_replicas, sums and buckets besides
     adam: int
     ema: int

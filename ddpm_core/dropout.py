@@ -22,17 +22,18 @@ def dropout_keys(seed: int, positions: Int[Tensor, " b"], layers: int) -> Int32[
 
 
 def addressed_dropout(h: Float[Tensor, "b c *rest"], p: float, key: Int32[Tensor, "b 2"]) -> Float[Tensor, "b c *rest"]:
-    """h with each unit 0 with probability p, rounded to a multiple of 2^-16, and scaled so that its mean stays. An image
-    must have an even number of units."""
+    """h with each unit 0 with probability p, rounded to a multiple of 2^-16, and scaled so that its mean stays."""
     cut = min(round(p * 65536), 65535)  # of the 2^16 values of a half of a word, how many drop a unit
-    word = torch.arange(h[0].numel() // 2, dtype=torch.int32, device=h.device).mul_(_WEYL) + key[:, :1]
+    word = torch.arange(-(-h[0].numel() // 2), dtype=torch.int32, device=h.device).mul_(_WEYL) + key[:, :1]
     word ^= (word >> 16) & 0xFFFF  # >> repeats the sign
     word *= _FIRST
     word ^= (word >> 15) & 0x1FFFF
     word += key[:, 1:]
     word *= _SECOND
     word ^= (word >> 16) & 0xFFFF
-    keep = (word.view(torch.int16) >= cut - 32768).view(h.shape)  # two units a word
+    # Two units a word: the lower half decides the even one, the upper half the odd one.
+    halves = word[:, :, None] << torch.arange(16, -1, -16, dtype=torch.int32, device=h.device)
+    keep = (halves >= (cut - 32768) * 65536).flatten(1)[:, : h[0].numel()].view(h.shape)
     if not h.is_contiguous():
         keep = keep.contiguous(memory_format=torch.channels_last)  # units are numbered alike in both formats
     return h * keep.to(h.dtype).mul_(65536 / (65536 - cut))

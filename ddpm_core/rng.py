@@ -10,14 +10,17 @@ so sample 31,337 draws the same noise on any worker, in any batch, in any order.
 arithmetic: the integers are equal on every device; normals are equal to float32 rounding.
 """
 
+import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+RoundKeys = tuple[tuple[int, int], ...]  # two 32-bit words for each of Philox's ten rounds
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -36,49 +39,90 @@ def derive_seed(seed: int, purpose: str, *address: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
+def key_schedule(key: tuple[int, int]) -> RoundKeys:
+    """The keys of Philox's rounds: the key, raised by the Weyl constants from round to round."""
+    return tuple(((key[0] + i * _WEYL[0]) & _MASK, (key[1] + i * _WEYL[1]) & _MASK) for i in range(10))
+
+
+@functools.cache
+def _round_keys(seed: int, purpose: str) -> RoundKeys:
+    return key_schedule(derive_key(seed, purpose))
+
+
+def round_keys(seed: int, purpose: str) -> RoundKeys:
+    """The keys of the rounds in a stream, hashed once."""
+    return _round_keys(seed, purpose)
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler: compiled code holds the keys themselves.
+round_keys._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def philox4x32(
-    counter: tuple[Int[Tensor, "*#s"], Int[Tensor, "*#s"], Int[Tensor, "*#s"], Int[Tensor, "*#s"]],
-    key: tuple[int, int],
+    counter: tuple[Int[Tensor, "*#s"], Int[Tensor, "*#s"], Int[Tensor, "*#s"], Int[Tensor, "*#s"]], keys: RoundKeys
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32. Words are int64 tensors that hold 32-bit values; shapes broadcast."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        # 32 x 32 -> 64 bits: the product wraps modulo 2^64, its bits are right, and the mask drops the sign.
+    for k0, k1 in keys:
+        # 32 x 32 -> 64 bits: the product wraps modulo 2^64, and its bits are right. The mask drops the sign that >> repeats;
+        # what c1 and c3 have above their 32 bits goes with it.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
-            ((product1 >> 32) & _MASK) ^ c1 ^ k0,
-            product1 & _MASK,
-            ((product0 >> 32) & _MASK) ^ c3 ^ k1,
-            product0 & _MASK,
+            ((product1 >> 32) ^ c1 ^ k0) & _MASK,
+            product1,
+            ((product0 >> 32) ^ c3 ^ k1) & _MASK,
+            product0,
         )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def bits(seed: int, purpose: str, indices: Int[Tensor, " b"], step: int, count: int) -> Int[Tensor, "b {4*count}"]:
     """4 * `count` words of 32 random bits for each index, as int64."""
-    device = indices.device
+    words = _blocks(round_keys(seed, purpose), indices, step, count)
+    return torch.stack(words, dim=-1).flatten(1)
+
+
+def _blocks(keys: RoundKeys, indices: Tensor, step: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four words of each of `count` blocks of each index, int64 [b, count]."""
     index = indices.to(torch.int64)[:, None]
-    block = torch.arange(count, device=device)[None, :]
-    step_word = torch.full((1, 1), step & _MASK, dtype=torch.int64, device=device)
-    words = philox4x32((block, step_word, index & _MASK, (index >> 32) & _MASK), derive_key(seed, purpose))
-    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)
+    block = torch.arange(count, device=indices.device)[None, :]
+    step_word = torch.full((1, 1), step & _MASK, dtype=torch.int64, device=indices.device)
+    return philox4x32((block, step_word, index & _MASK, (index >> 32) & _MASK), keys)
 
 
 def normal(
-    seed: int, purpose: str, indices: Int[Tensor, " b"], step: int, shape: Sequence[int]
+    seed: int,
+    purpose: str,
+    indices: Int[Tensor, " b"],
+    step: int,
+    shape: Sequence[int],
+    *,
+    compiled: bool = False,
 ) -> Float[Tensor, "b ..."]:
-    """Standard normals, float32 [b, *shape], by Box and Muller; item i depends on indices[i] alone."""
-    size = math.prod(shape)
-    words = bits(seed, purpose, indices, step, -(-size // 4)).reshape(len(indices), -1, 2)
+    """Standard normals, float32 [b, *shape], by Box and Muller; item i depends on indices[i] alone.
+
+    compiled: by one kernel of torch.compile's in place of 140; the integers are the same, the normals to float32 rounding.
+    """
+    draw = _compiled_normals() if compiled else _normals
+    return draw(round_keys(seed, purpose), indices, step & _MASK, math.prod(shape)).reshape(len(indices), *shape)
+
+
+def _normals(keys: RoundKeys, indices: Tensor, step: int, size: int) -> Tensor:
+    words = _blocks(keys, indices, step, -(-size // 4))
     # (w + 1/2) / 2^32 lies in (0, 1], so the logarithm is finite; the largest normal is 6.8.
-    uniform = (words.to(torch.float32) + 0.5) * 2.0**-32
+    uniform = [(word.to(torch.float32) + 0.5) * 2.0**-32 for word in words]
     # Box & Muller 1958: sqrt(-2 ln u1) (cos 2 pi u2, sin 2 pi u2)
-    radius = torch.sqrt(-2.0 * torch.log(uniform[..., 0]))
-    angle = (2.0 * math.pi) * uniform[..., 1]
-    pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return pairs.flatten(1)[:, :size].reshape(len(indices), *shape)
+    normals = []
+    for u1, u2 in (uniform[:2], uniform[2:]):
+        radius, angle = torch.sqrt(-2.0 * torch.log(u1)), (2.0 * math.pi) * u2
+        normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(normals, dim=-1).flatten(1)[:, :size]
+
+
+@functools.cache
+def _compiled_normals() -> Callable[[RoundKeys, Tensor, int, int], Tensor]:
+    """Compiled once for all streams, steps and sizes, which it takes as numbers."""
+    return torch.compile(_normals, fullgraph=True, dynamic=True)
 
 
 def integers(seed: int, purpose: str, indices: Int[Tensor, " b"], step: int, high: int) -> Int[Tensor, " b"]:
@@ -107,6 +151,7 @@ class SampleNoise:
     indices: Tensor  # int64 [b]: the samples' numbers in the whole evaluation
     shape: tuple[int, ...]  # of one sample, (C, H, W)
     purpose: str = "sample"
+    compiled: bool = False  # in one kernel: equal to float32 rounding, not to the bit
 
     def __call__(self, address: int) -> Tensor:
-        return normal(self.seed, self.purpose, self.indices, address, self.shape)
+        return normal(self.seed, self.purpose, self.indices, address, self.shape, compiled=self.compiled)

@@ -116,7 +116,11 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # [B,C,H,W] -> [B,1,HW,C]: one head, pixels as the sequence; the attention's scale C^-1/2 is the default.
         h = self.norm(x).flatten(2).transpose(1, 2).unsqueeze(1)
-        h = self.proj_out(F.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h)))
+        # One product for all three, by weights stacked here, for they keep their names in files.
+        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
+        bias = torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        q, k, v = F.linear(h, weight, bias).chunk(3, dim=-1)
+        h = self.proj_out(F.scaled_dot_product_attention(q, k, v))
         return x + h.squeeze(1).transpose(1, 2).reshape(x.shape)
 
 

@@ -83,7 +83,13 @@ class Sampler:
         features, logits, kept, progress = [], [], [], []
         for start in range(0, len(wanted), protocol.batch_size):
             indices = torch.tensor(wanted[start : start + protocol.batch_size])
-            noise = rng.SampleNoise(protocol.seed, indices.to(self.device), settings.shape, purpose=protocol.purpose)
+            noise = rng.SampleNoise(
+                protocol.seed,
+                indices.to(self.device),
+                settings.shape,
+                purpose=protocol.purpose,
+                compiled=settings.compile and self.device.type == "cuda",
+            )
             chain = sample_steps(
                 diffusion,
                 network,

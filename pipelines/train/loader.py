@@ -41,9 +41,18 @@ def share_indices(config: TrainConfig, dataset: ShardedDataset, step: int, rank:
 def draw(config: TrainConfig, pixels: Tensor, step: int, rank: int, world_size: int) -> Batch:
     """A batch from its pixels, uint8 [b,H,W,C], on whichever device they are. t and flips are equal on every device,
     the noise to float32 rounding."""
-    size = config.optim.batch_size
-    share = rank_slice(size, rank, world_size)
-    positions = torch.arange(step * size + share.start, step * size + share.stop, device=pixels.device)
+    return draw_at(config, pixels, positions_of(config, step, rank, world_size, pixels.device))
+
+
+def positions_of(config: TrainConfig, step: int, rank: int, world_size: int, device: torch.device) -> Tensor:
+    """The places of a worker's share in the stream of all steps' batches, int64 [b]."""
+    share = rank_slice(config.optim.batch_size, rank, world_size)
+    first = step * config.optim.batch_size
+    return torch.arange(first + share.start, first + share.stop, device=device)
+
+
+def draw_at(config: TrainConfig, pixels: Tensor, positions: Tensor) -> Batch:
+    """draw() of tensors alone, which compiles into a few kernels."""
     x_start = images.to_float(pixels)
     if config.horizontal_flip:
         flip = rng.coins(config.seed, "flip", positions, 0)
@@ -90,6 +99,9 @@ class Loader(Iterator[Batch]):
         self._config, self._dataset = config, dataset
         self._rank, self._world_size = rank, world_size
         self._device, self._cuda = device, device.type == "cuda"
+        # 500 kernels of a microsecond each, as they are.
+        compiled = self._cuda and config.execution.compile
+        self._draw_at = torch.compile(draw_at, fullgraph=True, dynamic=False) if compiled else draw_at
         self._resident = _on_device(dataset, device) if self._cuda else None
         self._pool = ThreadPoolExecutor(
             depth,
@@ -140,7 +152,9 @@ class Loader(Iterator[Batch]):
         allocator sees to that."""
         moved = made.to(self._device, non_blocking=True)  # pixels, or indices into the resident ones
         pixels = moved if self._resident is None else self._resident[moved]
-        return draw(self._config, pixels, step, self._rank, self._world_size)
+        return self._draw_at(
+            self._config, pixels, positions_of(self._config, step, self._rank, self._world_size, self._device)
+        )
 
 
 def _on_device(dataset: ShardedDataset, device: torch.device) -> Tensor | None:

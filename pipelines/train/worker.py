@@ -155,12 +155,12 @@ class Worker:
         notice = ray.train.get_preemption_info()
         lost = notice is not None and notice != self.notice
         self.notice = notice
-        asked = torch.zeros(1, device=self.device)
-        if self.rank == 0 and not self.task.stop.empty():
-            asked += 1
+        stop = self.rank == 0 and not self.task.stop.empty()
         if self.world_size > 1:
+            asked = torch.full((1,), float(stop), device=self.device)
             torch.distributed.broadcast(asked, 0)
-        return bool(asked), lost
+            stop = bool(asked)
+        return stop, lost
 
     def diverged(self) -> bool:
         """Whether a loss, gradient or weight was not finite since the start; then the driver is told the whole story."""

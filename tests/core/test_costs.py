@@ -140,8 +140,9 @@ def test_the_256_pixel_models_memory_is_the_known_floor() -> None:
 def test_memory_counts_what_each_switch_holds() -> None:
     optim, w = OptimConfig(batch_size=16), 4 * costs.parameters(SMALL)
     alone = costs.memory(SMALL, optim, Execution(), workers=1)
-    assert (alone.weights, alone.gradients, alone.adam, alone.ema) == (w, w, 2 * w, w)
-    assert alone.total == 5 * w + alone.activations
+    stacked = 4 * 3 * 64 * 64 * 4  # the four attention layers' weights of q, k and v, kept once more for their product
+    assert (alone.weights, alone.gradients, alone.adam, alone.ema) == (w + stacked, w, 2 * w, w)
+    assert alone.total == 5 * w + stacked + alone.activations
     four = costs.memory(SMALL, optim, Execution(), workers=4)
     assert (four.gradients, four.activations) == (w, alone.activations // 4)
     assert costs.memory(SMALL, optim, Execution(micro_batch=2), workers=1).activations == alone.activations // 8

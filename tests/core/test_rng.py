@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.gaussian_case import unchecked
 
 from ddpm_core import rng
 
@@ -27,7 +28,8 @@ def philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
 
 def ours(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
     a, b, c, d = (torch.tensor(word) for word in counter)
-    return tuple(int(word) for word in rng.philox4x32((a, b, c, d), (key[0], key[1])))
+    keys = rng.key_schedule((key[0], key[1]))
+    return tuple(int(word) for word in rng.philox4x32((a, b, c, d), keys))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_normals_are_standard_and_independent() -> None:
 
 @pytest.mark.parametrize("word", [0, 1, 2**31, 2**32 - 129, 2**32 - 1])
 def test_normals_stay_finite_at_the_ends_of_the_range(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rng, "bits", lambda seed, purpose, indices, step, count: torch.full((1, 4 * count), word))
+    monkeypatch.setattr(rng, "philox4x32", lambda counter, keys: tuple(torch.full((1, 2), word) for _ in range(4)))
     x = rng.normal(0, "sample", torch.tensor([0]), 0, (8,))
     assert bool(x.isfinite().all())
     assert float(x.abs().max()) < 6.8
@@ -215,3 +217,18 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
     assert torch.equal(rng.normal(0, "sample", torch.arange(3), 0, (4,)), first)
+
+
+def test_a_compiled_draw_is_one_graph_for_all_streams_steps_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced without a break and run operator by operator, so that even the normals are equal to the bit."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    graph = torch.compile(rng._normals, fullgraph=True, dynamic=True, backend=counter)
+    monkeypatch.setattr(rng, "_compiled_normals", lambda: graph)
+    for seed, purpose, step, count, shape in [(0, "sample", 999, 4, (3, 8, 8)), (7, "report", 500, 3, (1, 6, 6))]:
+        indices = torch.arange(31_337, 31_337 + count)
+        with unchecked():
+            drawn = rng.normal(seed, purpose, indices, step, shape, compiled=True)
+        assert torch.equal(drawn, rng.normal(seed, purpose, indices, step, shape))
+    assert counter.frame_count == 1

@@ -1,0 +1,85 @@
+"""How many kernels an eager step launches on a GPU, and that a step's randomness compiles whole. The counts are held: what
+adds a kernel says so here."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.gaussian_case import unchecked
+from support.kernels import fused_kernels, kernels
+
+from ddpm_core import rng
+from ddpm_core.configs import Precision
+from ddpm_core.dropout import addressed_dropout, dropout_keys
+from ddpm_core.presets import PRESETS
+from ddpm_core.samplers import sample_steps
+from ddpm_core.training import Execution, TrainState, train_step
+from ddpm_core.unet import UNet
+from pipelines.train.config import TrainConfig, config_for
+from pipelines.train.loader import draw, draw_at, positions_of
+
+PRESET = PRESETS["cifar10"]
+PIXELS = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def config() -> TrainConfig:
+    return config_for("cifar10", shards="shards", optim=replace(PRESET.optim, batch_size=1))
+
+
+def step_with(precision: Precision) -> Callable[[], Any]:
+    """A training step of an image, as on a GPU with Adam as one kernel; clipping is counted a tensor at a time."""
+    how = config()
+    state = TrainState(UNet(how.unet), how.optim, Execution(precision=precision, fused_adam=True))
+    diffusion, batch = how.diffusion.build(), draw(how, PIXELS, 3, 0, 1)
+
+    def step() -> None:
+        train_step(state, diffusion, state.model, how.optim, **batch._asdict())
+
+    step()  # Adam makes its moments in the first
+    return step
+
+
+def test_the_kernels_of_a_training_step_are_no_more_than_they_were() -> None:
+    assert kernels(lambda: draw(config(), PIXELS, 3, 0, 1)) <= 474
+    assert kernels(step_with("float32")) <= 1348
+    assert kernels(step_with("bfloat16")) <= 1960
+
+
+def test_the_kernels_of_a_sampling_step_are_no_more_than_they_were() -> None:
+    network, diffusion = UNet(PRESET.unet).eval(), PRESET.diffusion.build()
+    noise = rng.SampleNoise(0, torch.arange(2), (3, 32, 32))
+    chain = sample_steps(diffusion, network, (2, 3, 32, 32), noise=noise)
+    next(chain)
+    assert kernels(lambda: noise(5)) <= 136
+    assert kernels(lambda: next(chain)) <= 518
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
+def test_a_batchs_randomness_compiles_into_one_graph_of_the_same_numbers() -> None:
+    """Hashing of keys included, which stays outside; operator by operator, so to the bit."""
+    how = config()
+    with unchecked():
+        graph = torch.compile(draw_at, fullgraph=True, dynamic=False, backend="aot_eager")
+        for step in (3, 4):
+            positions = positions_of(how, step, 0, 1, torch.device("cpu"))
+            ours, expected = graph(how, PIXELS, positions), draw(how, PIXELS, step, 0, 1)
+            assert all(
+                a is not None and b is not None and torch.equal(a, b) for a, b in zip(ours, expected, strict=True)
+            )
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_dropout_compiles_into_one_kernel(format: torch.memory_format) -> None:
+    """By the code that the compiler generates. A view of each word as two halves, which it does not fuse, made five."""
+    h = torch.randn(2, 32, 8, 8).to(memory_format=format)
+    assert (
+        fused_kernels(lambda h, key: addressed_dropout(h, 0.1, key), h, dropout_keys(0, torch.arange(2), 1)[:, 0]) == 1
+    )
+
+
+def test_addressed_normals_compile_into_two_kernels() -> None:
+    """All of Philox and of Box and Muller in the first, their order in memory in the second."""
+    keys = rng.round_keys(0, "noise")
+    assert fused_kernels(lambda indices: rng._normals(keys, indices, 7, 3072), torch.arange(4)) <= 2
