@@ -4,7 +4,7 @@ Importable without torch, so that a command line can be read, checked and explai
 the module whose object it describes: `from ddpm_core.unet import UNet, UNetConfig`.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from ddpm_core.ranges import Count, Fraction, Positive, Variance, check_ranges, up_to
@@ -20,6 +20,7 @@ VarType = Literal["fixedlarge", "fixedsmall", "learned", "learned_range"]
 LossType = Literal["mse", "kl", "hybrid"]
 EmaStart = Literal["copy", "initial", "warmup"]
 Precision = Literal["float32", "bfloat16"]
+Mode = Literal["auto", "exact", "fast"]  # of execution: fast on GPUs that multiply in bfloat16, as options say, or fast
 Weights = Literal["ema", "raw"]  # averaged, as in the paper, or the last ones
 FixedVariance = Literal["fixedlarge", "fixedsmall"]  # what a network without a learned variance may be sampled with
 Method = Literal["ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_second_order"]  # of sampling
@@ -213,24 +214,46 @@ class Execution:
     """How a step is carried out. `precision` changes what is computed and belongs to a run's identity; the other values
     change the order and the rounding of sums alone."""
 
-    precision: Precision = "float32"
+    mode: Mode = "auto"
+    """fast: bfloat16 unless --execution.precision says otherwise, channels-last and torch.compile. exact: what the options
+    say, float32 by default. auto: fast if the cluster's GPUs multiply in bfloat16, else exact."""
+    precision: Precision | None = None
     """Of the network's convolutions and products. Weights, norms, loss, gradients, Adam and EMA are float32 with both; on
     a GPU, float32 convolutions multiply in TF32, as PyTorch's default is."""
     micro_batch: Positive[int] | None = None
-    """Most images at once: a worker's share is cut into parts of so many, whose gradients add up; by default it is whole.
-    Best a divisor of the share."""
+    """Most images at once: a worker's share is cut into parts of so many, whose gradients add up; by default as many as fit
+    its GPU. Best a divisor of the share."""
     activation_checkpointing: bool = False
     """Keep each layer's input alone for the backward pass: far less memory for a third more work."""
     channels_last: bool = False
     """NHWC storage, for tensor cores."""
     compile: bool = False
     """torch.compile the network: minutes at the start, fewer and larger kernels after."""
+    deterministic: bool = False
+    """On GPUs, only kernels that add up in a fixed order, chosen without timing them, which costs some speed: a killed and
+    resumed training then equals an undisturbed one bit for bit, on the same kind and number of GPUs, with the same versions
+    and micro-batch. Without it, it does so on CPUs."""
     fused_adam: bool | None = None
     """Adam as one kernel; by default on GPUs alone. On a CPU it takes a third of the time and rounds otherwise."""
 
     def __post_init__(self) -> None:
         check_ranges(self, options=False)
 
+    @property
+    def network_precision(self) -> Precision:
+        """Float32 unless something else was said or chosen."""
+        return self.precision or "float32"
+
+    def resolved(self, *, fast: bool) -> "Execution":
+        """With every choice made: as in mode fast, or as the options say. Stays what it is if it is resolved again."""
+        return replace(
+            self,
+            mode="exact",
+            precision=self.precision or ("bfloat16" if fast else "float32"),
+            channels_last=self.channels_last or fast,
+            compile=self.compile or fast,
+        )
+
     def identity(self) -> dict[str, Any]:
         """The values that name a run: none if all is float32."""
-        return {} if self.precision == "float32" else {"precision": self.precision}
+        return {} if self.network_precision == "float32" else {"precision": self.network_precision}

@@ -6,7 +6,7 @@ activations, which take time but little arithmetic, are left out.
 
 import functools
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_core.configs import Execution, OptimConfig, Precision, UNetConfig
 from ddpm_core.dropout import dropout_keys
+from ddpm_core.errors import InputError
 from ddpm_core.precision import autocast
 from ddpm_core.unet import UNet
+
+_ON_TOP = 0.35  # of the activations: gradients that pass through on top of them
+_WORKSPACE = 2 << 30  # bytes for what kernels and the allocator need, and the driver
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,44 @@ def memory(unet: UNetConfig, optim: OptimConfig, execution: Execution, workers: 
     weights = 4 * parameters(unet)
     share = -(-optim.batch_size // workers)
     images = min(share, execution.micro_batch or share, optim.batch_size // optim.clip_replicas)
-    copies, activations = _activations(unet, execution.precision, execution.activation_checkpointing)
+    copies, activations = _activations(unet, execution.network_precision, execution.activation_checkpointing)
     # The wrapper's buckets are the gradients. Clipped apart, the sum over replicas is held besides, and with several workers
     # the buckets, which are not used then, and what is exchanged.
     held_gradients = 1 if optim.clip_replicas == 1 else 2 if workers == 1 else 4
     return Memory(weights + copies, held_gradients * weights, 2 * weights, weights, images * activations)
+
+
+def fit_micro_batch(
+    unet: UNetConfig, optim: OptimConfig, execution: Execution, workers: int, capacity: int
+) -> Execution:
+    """The execution with a micro-batch for which a GPU of `capacity` bytes has room: the one asked for, else the share of a
+    worker, or the largest of its halves that fits.
+
+    Raises InputError if none does, or the one asked for cannot fit: then by the floor, which is lower if the network is
+    compiled, and recomputes what is cheap.
+    """
+    share = -(-optim.batch_size // workers)
+    if execution.micro_batch is not None:
+        least = memory(unet, optim, execution, workers)
+        floor = least.total - (least.activations // 2 if execution.compile else 0)
+        if floor > capacity:
+            raise InputError(
+                f"--execution.micro-batch is {execution.micro_batch}, which needs at least {floor / 2**30:.1f} GiB of a GPU that "
+                f"has {capacity / 2**30:.1f}: give fewer, --execution.activation-checkpointing, or more --workers"
+            )
+        return execution
+    size = share
+    while True:
+        chosen = replace(execution, micro_batch=size if size < share else None)
+        needed = memory(unet, optim, chosen, workers)
+        if needed.total + int(_ON_TOP * needed.activations) + _WORKSPACE <= capacity:
+            return chosen
+        if size == 1:
+            raise InputError(
+                f"one image at a time needs about {needed.total / 2**30:.1f} GiB of a GPU that has {capacity / 2**30:.1f}: give "
+                "--execution.activation-checkpointing, --execution.precision bfloat16, or a smaller network"
+            )
+        size = -(-size // 2)
 
 
 @functools.cache

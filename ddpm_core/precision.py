@@ -1,5 +1,7 @@
-"""In which floating-point numbers a network computes. Weights, and everything outside the network, stay float32."""
+"""In which floating-point numbers a network computes, and in which order it adds them up. Weights, and everything outside
+the network, stay float32."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +22,16 @@ def in_precision(network: Callable[..., Tensor], precision: Precision) -> Callab
     def run(x: Tensor, *others: Tensor) -> Tensor:
         with autocast(x.device, precision):
             return network(x, *others).to(x.dtype)
+
+    return run
+
+
+def in_slices(network: Callable[..., Tensor], images: int) -> Callable[..., Tensor]:
+    """A network that sees at most so many images at once."""
+
+    def run(*columns: Tensor) -> Tensor:
+        parts = zip(*(column.split(images) for column in columns), strict=True)
+        return torch.cat([network(*part) for part in parts])
 
     return run
 
@@ -47,3 +59,13 @@ def _products_in_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         products.fp32_precision = before[1]
+
+
+def compute_deterministically() -> None:
+    """From now on, this process computes on a GPU by kernels that add up in a fixed order, chosen without timing them. To be
+    called before the first product and before anything is compiled. An operator without such a kernel raises RuntimeError."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # read when the compiler is imported
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads such memory
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True

@@ -28,6 +28,7 @@ STEPS_TAG = "ddpm.steps"  # of a training, up to which it was last asked to go
 PRESET_TAG = "ddpm.preset"
 WORKERS_TAG = "ddpm.workers"
 DEVICE_TAG = "ddpm.device"  # such as "2 x CPU"
+EXECUTION_TAG = "ddpm.execution"  # why a training is executed as its values execution.* say
 PEAK_TAG = (
     "ddpm.peak"  # of a training's GPUs, what its utilisation is a share of, such as "989 TFLOP/s, the data sheet's ..."
 )

@@ -154,7 +154,7 @@ def _backward(
 ) -> Tensor:
     """Add the gradient of factor * (sum of losses) / divisor to the weights', a micro-batch at a time; the losses [b].
     Workers exchange gradients in the last micro-batch's backward pass, or not at all."""
-    network = in_precision(denoise_fn, state.execution.precision)
+    network = in_precision(denoise_fn, state.execution.network_precision)
     parts = share.split(state.execution.micro_batch or len(share.t))
     losses = []
     for number, part in enumerate(parts, 1):

@@ -8,7 +8,12 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import LEARNED, DiffusionConfig, FixedVariance, Precision, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
-from ddpm_core.precision import in_precision
+from ddpm_core.precision import in_precision, in_slices
+from ddpm_core.unet import UNet
+
+# Of the images that a network sees at once on a GPU, whatever the batch of the chain: 64 of 256x256, which need 20 GiB, and
+# 4,096 of 32x32. A function of their size alone, so that a batch size names the same numbers on every GPU.
+PIXELS_AT_ONCE = 1 << 22
 
 
 def process_of(checkpoint: Checkpoint, var_type: FixedVariance | None = None) -> DiffusionConfig:
@@ -26,10 +31,11 @@ def process_of(checkpoint: Checkpoint, var_type: FixedVariance | None = None) ->
 
 
 class NetworkHolder:
-    """Holds one checkpoint's network and process at a time.
+    """Holds one checkpoint's network and process at a time. Checkpoints of one configuration go through the same network, so
+    that it is compiled once.
 
     precision: bfloat16 lets the network compute under autocast, as in training; it takes and gives float32 all the same.
-    compile: torch.compile the network. var_type: in place of the checkpoint's own.
+    channels_last: NHWC storage. compile: torch.compile the network. var_type: in place of the checkpoint's own.
     """
 
     def __init__(
@@ -38,19 +44,36 @@ class NetworkHolder:
         precision: Precision = "float32",
         *,
         compile: bool = False,
+        channels_last: bool = False,
         var_type: FixedVariance | None = None,
     ) -> None:
-        self.weights, self.precision, self.compile, self.var_type = weights, precision, compile, var_type
+        self.weights, self.precision, self.var_type = weights, precision, var_type
+        self.compile, self.channels_last = compile, channels_last
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._held: tuple[object, GaussianDiffusion, DenoiseFn] | None = None
+        self._path: object = None  # of the checkpoint whose weights the network has
+        self._network: UNet | None = None
 
     def of(self, checkpoint: Checkpoint) -> tuple[GaussianDiffusion, DenoiseFn]:
         """(process, network in eval mode). Raises InputError if the weights are damaged or gone."""
-        if self._held is None or self._held[0] != checkpoint.path:
-            self._held = None  # before the next is loaded: there may not be room for two
-            network = checkpoint.network(self.weights).to(self.device).eval()
-            if self.compile:
-                network.compile(fullgraph=True)
-            process = process_of(checkpoint, self.var_type).build().to(self.device)
-            self._held = (checkpoint.path, process, in_precision(network, self.precision))
-        return self._held[1:]
+        if self._network is None or self._path != checkpoint.path:
+            self._path = None
+            if self._network is not None and self._network.config == checkpoint.unet_config():
+                self._network.load_state_dict(checkpoint.network(self.weights).state_dict())
+            else:
+                self._network = None  # before the next is loaded: there may not be room for two
+                self._network = self._prepare(checkpoint.network(self.weights))
+            self._path = checkpoint.path
+        process = process_of(checkpoint, self.var_type).build().to(self.device)
+        network = in_precision(self._network, self.precision)
+        if self.device.type == "cuda":
+            config = self._network.config
+            network = in_slices(network, max(1, PIXELS_AT_ONCE // config.image_size**2))
+        return process, network
+
+    def _prepare(self, network: UNet) -> UNet:
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(self.device).eval()
+        if self.compile:
+            network.compile(fullgraph=True)
+        return network

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from ddpm_core.configs import LATER, FixedVariance, Method, Precision, Purpose, Spacing
+from ddpm_core.configs import LATER, FixedVariance, Method, Mode, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
@@ -44,8 +44,13 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     """Of ddim: from 0, without noise, to 1, with that of the ancestral chain under fixedsmall."""
     var_type: FixedVariance | None = field(default=None, metadata=LATER)
     """Of the reverse process, sigma^2: fixedlarge (beta_t) or fixedsmall (beta-tilde_t); the run's own by default."""
-    precision: Precision = "float32"
+    mode: Mode = "auto"
+    """fast: bfloat16 unless --precision says otherwise, channels-last and torch.compile. exact: what the options say, float32
+    by default. auto: fast if the cluster's GPUs multiply in bfloat16, else exact."""
+    precision: Precision | None = None
     """Of the network: float32, or bfloat16 for autocast; extractor, process and statistics stay what they are."""
+    channels_last: bool = False
+    """NHWC storage, for tensor cores."""
     compile: bool = False
     """torch.compile the network: minutes at the start, faster chains after, equal to the last digits but not to the bit."""
     seed: Seed = 0

@@ -1,12 +1,12 @@
 """What is evaluated, what it is compared with, and under which protocols."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import Purpose
+from ddpm_core.configs import Execution, Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from pipelines.checkpoints.foreign import import_weights
@@ -19,6 +19,7 @@ from pipelines.evaluate.measure import GRID
 from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps
 from pipelines.runtime.chunks import chunk_ranges
+from pipelines.runtime.hardware import choose_execution
 from pipelines.runtime.layout import Run, Storage, shards_of
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
@@ -58,7 +59,7 @@ class Subject:
             clip_denoised=True,
             weights="raw" if config.weights == "raw" else "ema",
             batch_size=min(config.batch_size, config.chunk_size),
-            precision=config.precision,
+            precision=config.precision or "float32",
             extractor=extractor.name,
             extractor_sha256=extractor.sha256,
             resize=extractor.resize,
@@ -97,6 +98,7 @@ class Subject:
             protocol=self.protocol("train", purpose),
             shape=(channels, height, width),
             compile=self.config.compile,
+            channels_last=self.config.channels_last,
             images_to_keep=max(GRID, self.config.nearest),
             progress=self.timesteps,
         )
@@ -136,6 +138,7 @@ def open_subject(
             f"evaluate: {config.samples:,} samples for {extractor.dim:,} features: the covariance is singular and "
             "the distance far above its value at large n"
         )
+    config = with_execution(config, say)
     process = process_of(first, config.var_type)
     T = process.num_timesteps
     steps = sampler_steps(config, T)
@@ -148,6 +151,21 @@ def open_subject(
     timesteps = progress_timesteps(process.build(), steps, spacing, config.progress)
     chunks = chunk_ranges(config.samples, config.chunk_size)
     return Subject(config, run, checkpoints, references, extractor, chunks, timesteps)
+
+
+def with_execution(config: EvaluateConfig, say: Say) -> EvaluateConfig:
+    """The configuration with its precision, memory format and compilation chosen."""
+    asked = Execution(
+        mode=config.mode, precision=config.precision, channels_last=config.channels_last, compile=config.compile
+    )
+    chosen, _ = choose_execution(asked, lambda line: say(f"evaluate: {line}"))
+    return replace(
+        config,
+        mode=chosen.mode,
+        precision=chosen.precision,
+        channels_last=chosen.channels_last,
+        compile=chosen.compile,
+    )
 
 
 def is_finished(folder: Path, checkpoint: Checkpoint, protocol: Protocol, timesteps: Sequence[int]) -> bool:

@@ -35,6 +35,7 @@ class SampleSettings:
     protocol: Protocol
     shape: tuple[int, int, int]  # (C, H, W) of a sample
     compile: bool
+    channels_last: bool = False
     images_to_keep: int  # the samples below this index are stored as images
     progress: tuple[int, ...] = ()  # timesteps whose predictions of x_0 are measured too
 
@@ -55,7 +56,11 @@ class Sampler:
         self.settings, self.protocol = settings, settings.protocol
         protocol = settings.protocol
         self.networks = NetworkHolder(
-            protocol.weights, protocol.precision, compile=settings.compile, var_type=protocol.var_type
+            protocol.weights,
+            protocol.precision,
+            compile=settings.compile,
+            channels_last=settings.channels_last,
+            var_type=protocol.var_type,
         )
         self.device = self.networks.device
         self.extractor = load_extractor(extractor, settings.shape).to(self.device)

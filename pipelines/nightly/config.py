@@ -58,9 +58,10 @@ class NightlyConfig(EvaluateConfig):
     def identity(self) -> str:
         """A fingerprint of what decides a checkpoint's result. Nights that share it share a ledger."""
         irrelevant = {"run", "workers", "cpus_per_worker", "storage", "tracking_uri", "experiment", "compile"}
-        irrelevant |= {"report", "pictures", "nearest"}
+        irrelevant |= {"report", "pictures", "nearest", "mode", "channels_last"}
         names = {field.name for field in fields(EvaluateConfig)} - irrelevant
-        return fingerprint({name: value for name, value in identity(self).items() if name in names})
+        values = {name: value for name, value in identity(self).items() if name in names}
+        return fingerprint({**values, "precision": self.precision or "float32"})
 
     def evaluation(self, run: str) -> EvaluateConfig:
         """The evaluation of one training's checkpoints."""

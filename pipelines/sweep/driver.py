@@ -18,8 +18,9 @@ from ddpm_core.protocol import fingerprint
 from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
-from pipelines.evaluate.subject import sampler_steps
+from pipelines.evaluate.subject import sampler_steps, with_execution
 from pipelines.runtime.cluster import check_fits, connect
+from pipelines.runtime.hardware import choose_execution
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
@@ -50,6 +51,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     for point in points.values():
         check_dataset(point.config, dataset)
         sampler_steps(config.evaluate, point.config.diffusion.num_timesteps)
+    config, points = with_execution_chosen(config, points, say)
     names = {
         label: [run_name(config.training(point, seed, 1), dataset) for seed in seeds_of(config)]
         for label, point in points.items()
@@ -78,6 +80,18 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     except BaseException as error:
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+
+
+def with_execution_chosen(
+    config: SweepConfig, points: Mapping[str, Point], say: Say
+) -> tuple[SweepConfig, dict[str, Point]]:
+    """How everything is executed, chosen before anything is named by it."""
+
+    def chosen(train: TrainConfig) -> TrainConfig:
+        return replace(train, execution=choose_execution(train.execution, lambda line: None)[0])
+
+    config = replace(config, train=chosen(config.train), evaluate=with_execution(config.evaluate, say))
+    return config, {label: replace(point, config=chosen(point.config)) for label, point in points.items()}
 
 
 def seeds_of(config: SweepConfig) -> range:

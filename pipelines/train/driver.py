@@ -24,6 +24,7 @@ from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
 from pipelines.runtime.cluster import Resources, check_fits, connect
+from pipelines.runtime.hardware import choose_execution, gpu_kinds
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import Location, commit_json, location
@@ -74,23 +75,25 @@ def train(config: TrainConfig, say: Say = lambda line: None, *, parent_run_id: s
     storage = open_storage(config.storage, to_write=True)
     dataset = ShardedDataset.open(location(config.shards, option="--shards"))
     check_dataset(config, dataset)
+    execution, reason = choose_execution(config.execution, lambda line: say(f"train: {line}"))
     # As a reader elsewhere finds them: a relative path means something in this process's folder alone.
-    config = replace(config, storage=str(storage.root), shards=str(dataset.path))
+    config = replace(config, execution=execution, storage=str(storage.root), shards=str(dataset.path))
     run = storage.run(run_name(config, dataset))
     # A trial of Tune's outlives the killed driver of its sweep by a moment.
     with sole_writer(run.folder, "run", say, wait=0.0 if parent_run_id is None else TRIAL_ENDS):
-        return train_alone(config, dataset, storage, run, say, parent_run_id)
+        return train_alone(config, reason, dataset, storage, run, say, parent_run_id)
 
 
 def train_alone(
     config: TrainConfig,
+    reason: str,
     dataset: ShardedDataset,
     storage: Storage[Location],
     run: Run[Location],
     say: Say,
     parent_run_id: str | None,
 ) -> TrainResult:
-    """train(), as the only one who writes to the run's folder."""
+    """train(), as the only one who writes to the run's folder. reason: why it is executed so."""
     set_aside_damaged(run.folder, config.steps, say)
     done = checkpoints_until(run, config.steps)
     resources = None
@@ -108,7 +111,7 @@ def train_alone(
     training = TrainingSession(config, dataset, storage, run, tracked, unsent_entries(tracked, run.folder, say), say)
     if resources is None:
         return training.already_done(done)
-    training.begin(done, resources)
+    training.begin(done, resources, reason)
     with training.queues() as (outbox, stop):
         trainer = training.trainer(WorkerTask(config, dataset, run.folder, outbox, stop), use_gpu=resources.gpus > 0)
         follower = training.follow(trainer, outbox, stop)
@@ -138,7 +141,7 @@ class TrainingSession:
         self.say(f"train: {self.run.name} is done, {self.config.steps:,} steps")
         return TrainResult(self.storage, self.run, self.tracked.run_id, done)
 
-    def begin(self, done: Sequence[Checkpoint], resources: Resources) -> None:
+    def begin(self, done: Sequence[Checkpoint], resources: Resources, reason: str) -> None:
         """Make the run's folder, and record how it is trained."""
         folder, config = self.run.folder, self.config
         if isinstance(folder, Path):
@@ -153,6 +156,7 @@ class TrainingSession:
                 records.STEPS_TAG: str(config.steps),
                 records.WORKERS_TAG: str(config.workers),
                 records.DEVICE_TAG: device_name(resources, config.workers),
+                records.EXECUTION_TAG: reason,
             }
         )
         synchronise(self.tracked, self.run.name, done)
@@ -320,5 +324,4 @@ def contact_sheet_of(dataset: ShardedDataset) -> Location:
 def device_name(resources: Resources, workers: int) -> str:
     if not resources.gpus:
         return f"{workers} x {records.CPU_DEVICE}"
-    kinds = [key.removeprefix("accelerator_type:") for key in ray.cluster_resources() if "accelerator_type:" in key]
-    return f"{workers} x {' or '.join(kinds) or 'GPU'}"
+    return f"{workers} x {' or '.join(gpu_kinds()) or 'GPU'}"

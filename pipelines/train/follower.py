@@ -175,6 +175,8 @@ class Follower:
             self.say(
                 f"train: {self.name} from step {message['step']:,} on {workers} worker{'' if workers == 1 else 's'}"
             )
+            if message["micro_batch"] != self.config.execution.micro_batch:
+                self.say(f"train: {message['micro_batch']} images at a time, since no more fit the GPU")
             if message["peak"] is not None:
                 self.say(f"train: the peak of a GPU is taken to be {message['peak']}")
                 self.unsent.put({"call": "tags", "tags": {PEAK_TAG: message["peak"]}})

@@ -23,7 +23,7 @@ class Meter:
 
     def __init__(self, config: TrainConfig, device: torch.device, world_size: int) -> None:
         self._config, self._device, self._world_size = config, device, world_size
-        self.peak = peak_of(device, config.execution.precision)
+        self.peak = peak_of(device, config.execution.network_precision)
         self._reset(0.0)
 
     def _reset(self, waited: float) -> None:

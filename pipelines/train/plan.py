@@ -1,5 +1,7 @@
 """What a training run will be, in words, before anything is started."""
 
+from dataclasses import replace
+
 from ddpm_core.costs import plan
 from ddpm_core.devices import peak_flops
 from ddpm_core.errors import InputError
@@ -12,7 +14,9 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
 
     InputError for a GPU whose speed is not known here, or a fraction that is none.
     """
-    peak = peak_flops(gpu, config.execution.precision)
+    if config.execution.mode != "exact":  # the GPUs that are known here multiply in bfloat16
+        config = replace(config, execution=config.execution.resolved(fast=True))
+    peak = peak_flops(gpu, config.execution.network_precision)
     if peak is None:
         raise InputError(
             f"--gpu is {gpu!r}, whose peak FLOP/s are not known here: give A100, H100 80GB HBM3, H200, B200, L40S or L4"

@@ -13,7 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
+from ddpm_core.configs import Execution
+from ddpm_core.costs import fit_micro_batch
 from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.precision import compute_deterministically
 from ddpm_core.records import GRAD_NORM, LOSS
 from ddpm_core.samplers import sample
 from ddpm_core.training import TrainState, train_step
@@ -41,12 +44,12 @@ class WorkerTask:
     stop: ray.util.queue.Queue  # holds something when the driver wants the training to save and end
 
 
-def initial_state(config: TrainConfig) -> TrainState:
+def initial_state(config: TrainConfig, execution: Execution | None = None) -> TrainState:
     """The state before the first step: weights from the seed, drawn on the CPU, the global generator left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive_seed(config.seed, "weights"))
         model = UNet(config.unet)
-    return TrainState(model, config.optim, config.execution)
+    return TrainState(model, config.optim, execution or config.execution)
 
 
 def run_worker(arguments: dict[str, Any]) -> None:
@@ -63,9 +66,14 @@ class Worker:
     def __init__(self, task: WorkerTask, rank: int, world_size: int, device: torch.device) -> None:
         self.task, self.config = task, task.config
         self.rank, self.world_size, self.device = rank, world_size, device
+        execution = self.config.execution
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # one shape, a million times
-        self.state = initial_state(self.config)
+            capacity = torch.cuda.get_device_properties(device).total_memory
+            execution = fit_micro_batch(self.config.unet, self.config.optim, execution, world_size, capacity)
+        if execution.deterministic:
+            compute_deterministically()
+        self.state = initial_state(self.config, execution)
         self.state.to(device)
         self.history: list[dict[str, Any]] = []  # the run's records, from its first step
         self.meter = Meter(self.config, device, world_size)
@@ -99,7 +107,13 @@ class Worker:
             denoise_fn = DistributedDataParallel(state.model, device_ids=devices, gradient_as_bucket_view=True)
         denoise_fn.train()
         peak = None if self.meter.peak is None else self.meter.peak.describe()
-        self.send("start", step=state.step, workers=self.world_size, peak=peak)
+        self.send(
+            "start",
+            step=state.step,
+            workers=self.world_size,
+            peak=peak,
+            micro_batch=state.execution.micro_batch,
+        )
         loader = Loader(
             config,
             self.task.dataset,

@@ -12,6 +12,7 @@ from ddpm_core import costs
 from ddpm_core.checkpoint import snapshot, write_checkpoint
 from ddpm_core.costs import plan
 from ddpm_core.dropout import dropout_keys
+from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS
 from ddpm_core.training import Execution, OptimConfig, TrainState
 from ddpm_core.unet import UNet, UNetConfig
@@ -196,3 +197,37 @@ def test_a_plan_that_cannot_be_is_refused_by_name(values: dict[str, float], sent
     given = {"steps": 10, "checkpoint_every": 5, "workers": 1, "peak_flops": 1e12, "utilisation": 0.5, **values}
     with pytest.raises(ValueError, match=sentence):
         plan(SMALL, OptimConfig(), **given)  # type: ignore[arg-type]
+
+
+def test_a_micro_batch_is_the_largest_half_of_the_share_that_fits() -> None:
+    """More memory never makes it smaller, all of it leaves the share whole, and what is chosen has room for its floor."""
+    optim, sizes = OptimConfig(batch_size=24), []
+    for gib in (2.2, 2.4, 2.6, 3.0, 4.0, 8.0):
+        capacity = int(gib * 2**30)
+        chosen = costs.fit_micro_batch(SMALL, optim, Execution(), 1, capacity)
+        assert costs.memory(SMALL, optim, chosen, 1).total < capacity
+        sizes.append(chosen.micro_batch or 24)
+    assert sizes == sorted(sizes)
+    assert set(sizes) <= {1, 2, 3, 6, 12, 24}
+    assert sizes[0] < 24 == sizes[-1]
+
+
+def test_the_256_pixel_models_share_is_cut_for_a_gpu_of_80_gib() -> None:
+    optim, capacity = PRESETS["lsun_church"].optim, 80 << 30
+    for execution in (Execution(), Execution(precision="bfloat16")):
+        chosen = costs.fit_micro_batch(AT_256, optim, execution, 1, capacity)
+        assert chosen.micro_batch is not None
+        assert chosen.micro_batch >= 16
+        assert costs.memory(AT_256, optim, replace(chosen, micro_batch=None), 1).total > capacity
+
+
+def test_a_micro_batch_that_cannot_fit_is_refused() -> None:
+    optim = OptimConfig(batch_size=64)
+    with pytest.raises(
+        InputError, match=r"--execution.micro-batch is 64, which needs at least \d+\.\d GiB of a GPU that has 1.0"
+    ):
+        costs.fit_micro_batch(CIFAR10, optim, Execution(micro_batch=64), 1, 1 << 30)
+    with pytest.raises(InputError, match="one image at a time needs about"):
+        costs.fit_micro_batch(CIFAR10, optim, Execution(), 1, 1 << 30)
+    asked = Execution(micro_batch=4)
+    assert costs.fit_micro_batch(CIFAR10, optim, asked, 1, 8 << 30) == asked

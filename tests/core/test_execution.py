@@ -339,6 +339,7 @@ def test_replicas_that_workers_cannot_share_are_refused() -> None:
 def test_only_what_changes_results_is_in_a_runs_identity() -> None:
     assert Execution(compile=True, channels_last=True, micro_batch=3, fused_adam=True).identity() == {}
     assert Execution(precision="bfloat16").identity() == {"precision": "bfloat16"}
+    assert Execution(precision="float32").identity() == Execution().identity() == {}
     plain = OPTIM.identity()
     assert set(plain) == {"batch_size", "lr", "warmup_steps", "adam_betas", "adam_eps", "grad_clip", "ema_decay"}
     for change in ({"clip_replicas": 4}, {"adam_eps_hat": True}, {"ema_start": "initial"}):

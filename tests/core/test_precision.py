@@ -1,17 +1,20 @@
 """In which precision a network computes: what was asked for, whatever surrounds it."""
 
 import contextlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.gaussian_case import unchecked
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ddpm_core.checkpoint import snapshot, write_checkpoint
 from ddpm_core.configs import DiffusionConfig, OptimConfig, Precision, UNetConfig
-from ddpm_core.precision import autocast, full_float32, in_precision
+from ddpm_core.precision import autocast, compute_deterministically, full_float32, in_precision, in_slices
 from ddpm_core.samplers import sample
 from ddpm_core.training import TrainState
 from ddpm_core.unet import UNet
@@ -109,3 +112,52 @@ def test_samples_are_drawn_in_the_precision_asked_for(tmp_path: Path) -> None:
             x = sample(diffusion, network, (1, 1, 8, 8), noise=torch.randn(1, 1, 8, 8), method="ddim", steps=2)
         assert seen == {dtype}
         assert x.dtype == torch.float32
+
+
+def test_a_deterministic_process_times_no_kernels_and_refuses_unordered_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TORCHINDUCTOR_DETERMINISTIC": "1"}
+    for name in variables:
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    try:
+        compute_deterministically()
+        assert {name: os.environ[name] for name in variables} == variables
+        assert torch.are_deterministic_algorithms_enabled()
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+def test_a_network_in_slices_sees_every_image_once_and_no_more_at_a_time() -> None:
+    seen: list[int] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x + t[:, None, None, None]
+
+    x, t = torch.randn(10, 1, 2, 2), torch.arange(10)
+    assert torch.equal(in_slices(network, 4)(x, t), x + t[:, None, None, None])
+    assert seen == [4, 4, 2]
+
+
+def test_ten_checkpoints_go_through_one_compiled_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph for each would reach the compiler's limit, after minutes of compiling; and each gives its own samples."""
+    graphs = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(
+        UNet, "compile", lambda network, **options: nn.Module.compile(network, backend=graphs, **options)
+    )
+    holder, config = NetworkHolder("raw", compile=True), {"unet": asdict(SMALL), "diffusion": asdict(DiffusionConfig())}
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
+    for step in range(10):
+        torch.manual_seed(step)
+        state = TrainState(UNet(SMALL), OptimConfig())
+        state.step = step
+        checkpoint = write_checkpoint(tmp_path, snapshot(state), config)
+        with unchecked(), torch.no_grad():
+            ours, expected = holder.of(checkpoint)[1](x, t), state.model.eval()(x, t)
+        assert torch.equal(ours, expected)
+    assert graphs.frame_count == 1

@@ -142,7 +142,7 @@ def test_a_training_goes_on_and_stops_when_asked_while_the_server_is_away(
     settings = config_for("tiny", shards="/nowhere", steps=40)
     values = {"grad_norm": 1.0, "lr": 1e-4, "images_per_second": 10.0}
     with StopRequest() as request, Follower("r", settings, outbox, stop, request, unsent, set(), lines.append):
-        outbox.put({"kind": "start", "step": 0, "workers": 1, "peak": None})
+        outbox.put({"kind": "start", "step": 0, "workers": 1, "peak": None, "micro_batch": None})
         server.kill()
         for step in range(1, 41):
             outbox.put({"kind": "record", "record": {"step": step, "loss": 1 / step, **values}})
