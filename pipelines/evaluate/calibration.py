@@ -16,6 +16,7 @@ from ddpm_core.metrics.frechet import frechet_distance
 from ddpm_core.protocol import INCEPTION, metric_name
 from pipelines.evaluate.config import CalibrateConfig
 from pipelines.evaluate.reference import Extractor, describe_extractor, reference_statistics
+from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import Storage, local_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
@@ -67,9 +68,8 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
             "two parts of one data set"
         )
     extractor = describe_extractor(config.extractor, train)
-    of_train, of_test = (
-        reference_statistics(dataset, extractor, config.cpus_per_worker, say) for dataset in (train, test)
-    )
+    with Pool(None, config.cpus_per_worker, say) as pool:
+        of_train, of_test = (reference_statistics(dataset, extractor, pool) for dataset in (train, test))
     name = metric_name("fd", extractor.name)
     whole = of_train.statistics.moments()
     halves = frechet_distance(*of_train.halves[0].moments(), *of_train.halves[1].moments())

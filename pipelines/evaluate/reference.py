@@ -1,10 +1,8 @@
-"""Reference statistics: a Ray Data pass over the shards, made once for a data set and extractor, and kept with them."""
+"""Reference statistics: a pass of the pool over the shards, made once for a data set and extractor, and kept with them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import ray.data
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -19,10 +17,10 @@ from ddpm_core.metrics.mergeable import check_features
 from ddpm_core.precision import full_float32
 from ddpm_core.rng import permutation
 from pipelines.runtime.chunks import content_sha256
-from pipelines.runtime.cluster import connect
+from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import shards_of
 from pipelines.runtime.locations import Location, absolute, committed, location
-from pipelines.runtime.progress import Progress, Say
+from pipelines.runtime.progress import Progress
 from pipelines.shards.dataset import ShardedDataset
 
 FORMAT = 2
@@ -131,7 +129,7 @@ class Sums:
 
 
 class ShardFeatures:
-    """Ray Data's worker: a range of images -> the sums over them. Holds the extractor once."""
+    """The pool's worker: a range of images -> the sums over them. Holds the extractor once."""
 
     def __init__(self, extractor: Extractor, dataset: ShardedDataset) -> None:
         self.dataset, self.facts = dataset, extractor
@@ -140,10 +138,10 @@ class ShardFeatures:
         self.place = torch.argsort(permutation(0, "reference", 0, len(dataset)))  # of each image in a random order
 
     @torch.no_grad()
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def run(self, unit: range) -> dict[str, Tensor]:
         sums, count = Sums(len(self.dataset), self.facts), len(self.dataset)
-        for start in range(int(row["first"]), int(row["stop"]), BATCH):
-            chosen = np.arange(start, min(start + BATCH, int(row["stop"])))
+        for start in range(unit.start, unit.stop, BATCH):
+            chosen = np.arange(start, min(start + BATCH, unit.stop))
             pixels = torch.from_numpy(self.dataset.pixels(chosen)).to(self.device)
             with full_float32(self.device):
                 features, logits = self.extractor(pixels.permute(0, 3, 1, 2).contiguous())
@@ -153,7 +151,7 @@ class ShardFeatures:
             sums.features.append(features[place < NEIGHBOURS])
             if sums.score is not None and logits is not None:
                 sums.score.update(logits.cpu(), place)
-        return {"unit": int(row["unit"]), **{name: value.numpy() for name, value in sums.state().items()}}
+        return sums.state()
 
 
 def reference_path(dataset: ShardedDataset, extractor: Extractor) -> Location:
@@ -162,9 +160,9 @@ def reference_path(dataset: ShardedDataset, extractor: Extractor) -> Location:
     return dataset.path / "reference" / name
 
 
-def reference_statistics(dataset: ShardedDataset, extractor: Extractor, cpus: float, say: Say) -> Reference:
-    """The statistics of all images of a data set, read from beside its shards or made and put there. Units are merged in
-    their order, so that the sums do not depend on the workers."""
+def reference_statistics(dataset: ShardedDataset, extractor: Extractor, pool: Pool) -> Reference:
+    """The statistics of all images of a data set, read from beside its shards or made by the pool and put there. Units are
+    merged in their order, so that the sums do not depend on the workers."""
     path = reference_path(dataset, extractor)
     if path.exists():
         try:
@@ -172,24 +170,14 @@ def reference_statistics(dataset: ShardedDataset, extractor: Extractor, cpus: fl
         except InputError as error:
             if path.is_dir():
                 raise
-            say(f"reference: {error}")
+            pool.say(f"reference: {error}")
     merged = Sums(len(dataset), extractor)
-    gpus = 1 if connect().gpus else 0
     units = units_of(dataset)
-    progress = Progress("reference", len(dataset), "images", say)
-    tasks = [{"unit": number, "first": unit.start, "stop": unit.stop} for number, unit in enumerate(units)]
-    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        ShardFeatures,
-        fn_constructor_args=(extractor, dataset),
-        num_cpus=cpus,
-        num_gpus=gpus,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(tasks)),
-    )
+    progress = Progress("reference", len(dataset), "images", pool.say)
     early: dict[int, dict[str, Tensor]] = {}  # what came before its turn
     turn = 0
-    for row in rows.iter_rows():
-        number = int(row.pop("unit"))
-        early[number] = {name: torch.from_numpy(np.array(value)) for name, value in row.items()}
+    for number, sums in pool.fan_out(ShardFeatures, [extractor, dataset], units):
+        early[number] = sums
         while turn in early:
             merged.merge(early.pop(turn))
             turn += 1

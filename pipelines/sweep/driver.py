@@ -20,6 +20,7 @@ from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.evaluate.subject import sampler_steps, with_execution
 from pipelines.runtime.cluster import check_fits, connect
+from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.hardware import choose_execution
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import location
@@ -73,7 +74,8 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     priors = check_priors(points, float(dataset.manifest["second_moment"]), say)
     try:
         # Once, here: two trials would make it at the same time.
-        reference_statistics(dataset, extractor, config.evaluate.cpus_per_worker, say)
+        with Pool(None, config.evaluate.cpus_per_worker, say) as pool:
+            reference_statistics(dataset, extractor, pool)
         trials = Trials(config, points, run.run_id, folder, storage, concurrent, say)
         outcomes = run_rungs(config, points, trials, run, say)
         return record_result(run, name, folder, config, points, outcomes, priors)

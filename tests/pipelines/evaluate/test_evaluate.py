@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from support.evaluation import numbers
 from support.gaussian_case import unchecked
 from support.processes import IMPORTED, wait_for, workers_of
+from support.synthetic_shards import random_pixels, write_dataset
 from support.training import NETWORK, OPTIM
 
 from ddpm_core import images, rng
@@ -286,7 +287,8 @@ def test_another_protocol_is_another_evaluation(
 
 def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits: ShardedDataset) -> None:
     extractor = describe_extractor("pixels", digits)
-    first = reference_statistics(digits, extractor, 0.5, lambda line: None)
+    with Pool(None, 0.5, lambda line: None) as pool:
+        first = reference_statistics(digits, extractor, pool)
     path = reference_path(digits, extractor)
     assert digits.sha256[:12] in path.name
     assert extractor.sha256[:12] in path.name
@@ -295,8 +297,21 @@ def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits:
     assert mean.numpy() == pytest.approx(real.mean(0), abs=1e-6)  # float32 features
     assert covariance.numpy() == pytest.approx(np.cov(real.T), abs=1e-6)
     stamp = path.stat().st_mtime_ns
-    reference_statistics(digits, extractor, 0.5, lambda line: None)
+    with Pool(None, 0.5, lambda line: None) as pool:
+        reference_statistics(digits, extractor, pool)
+    assert not pool.actors
     assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_second_data_sets_reference_is_made_while_the_pool_holds_the_whole_cluster(
+    ray_session: None, tmp_path: Path
+) -> None:
+    """As one worker does that has the only GPU. Workers of another kind would wait for it, and the pool for them."""
+    one, other = (write_dataset(tmp_path / name, random_pixels(20, (8, 8, 1)), [20]) for name in ("one", "other"))
+    with Pool(1, 4.0, lambda line: None) as pool:
+        for dataset in (one, other):
+            assert reference_statistics(dataset, describe_extractor("pixels", dataset), pool).statistics.n == 20
+        assert len(pool.actors) == 1
 
 
 @pytest.mark.parametrize(
