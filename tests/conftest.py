@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,11 @@ def s3_bucket() -> Iterator[str]:
     s3fs.S3FileSystem().mkdir("ddpm-tests")
     yield "s3://ddpm-tests"
     server.stop()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of all contests with peers, if benchmarks ran."""
+    contest = sys.modules.get("support.contest")
+    if contest is not None and contest.ROWS:
+        terminalreporter.section("ours against peers: their time over ours")
+        terminalreporter.write_line(contest.table())

@@ -11,10 +11,12 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddpm_core.metrics.mergeable import IndexedFeatures, Mergeable, check_features
+from ddpm_core.metrics.mergeable import IndexedFeatures, Mergeable, check_features, is_finite
 from ddpm_core.rng import permutation
 
 _BLOCK = 4096  # features converted to float64 at a time
+_STRIP = 256  # columns of a matrix at a time
+_CERTAIN = 2.5e-11  # of the distance: a quarter of what it may be off by
 
 
 def frechet_distance(
@@ -26,22 +28,72 @@ def frechet_distance(
     """The squared Frechet (2-Wasserstein) distance of two Gaussians, >= 0, computed in float64.
 
     `mu` is [d], `sigma` a symmetric positive semi-definite [d, d]; covariances of any rank are fine. The
-    trace is tr (S1^(1/2) S2 S1^(1/2))^(1/2) by two symmetric eigen-decompositions with eigenvalues clipped
-    at 0: always real, and eight times as fast as scipy's sqrtm at d = 2048. Rounding moves it by about 1e-16
-    of the traces times the condition number of the sigmas, and if they are singular by up to 1e-8 of the
-    largest eigenvalue for each direction that is lost. Raises ValueError if a shape does not fit, a value is
-    not finite or a sigma is not symmetric.
+    trace is that of (L^T S1 L)^(1/2) with S2 = L L^T by Cholesky, and one symmetric eigen-decomposition. If
+    rounding could move the distance by 1e-10 of itself (`is_certain`), or S2 is singular, it is that of
+    (S1^(1/2) S2 S1^(1/2))^(1/2) by two, with eigenvalues clipped at 0: always real. Rounding moves the latter
+    by about 1e-16 of the traces times the condition number of the sigmas, and if they are singular by up to
+    1e-8 of the largest eigenvalue for each direction that is lost. Raises ValueError if a shape does not fit,
+    a value is not finite or a sigma is not symmetric.
     """
     mean1, cov1 = _checked(mu1, sigma1, "1")
     mean2, cov2 = _checked(mu2, sigma2, "2")
     if mean1.shape != mean2.shape:
         raise ValueError(f"mu2 must be [{len(mean1)}] as mu1 is; it is [{len(mean2)}]")
+    mean2, cov2 = mean2.to(mean1.device), cov2.to(cov1.device)
+    return _distance(mean1, cov1, mean2, cov2, cholesky(cov2))
+
+
+def _distance(
+    mean1: Float64[Tensor, " d"],
+    cov1: Float64[Tensor, "d d"],
+    mean2: Float64[Tensor, " d"],
+    cov2: Float64[Tensor, "d d"],
+    factor2: Float64[Tensor, "d d"] | None,
+) -> float:
+    """The distance, from what `cholesky` says of cov2."""
     # |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2)
+    others = (mean1 - mean2).square().sum().item() + cov1.trace().item() + cov2.trace().item()
+    if factor2 is not None:
+        # L^T S1 L has the eigenvalues of S1 L L^T = S1 S2, and so of S1^(1/2) S2 S1^(1/2). eigvalsh reads the lower triangle.
+        eigenvalues = torch.linalg.eigvalsh(congruent(factor2, cov1))
+        distance = others - 2 * eigenvalues.clamp(min=0).sqrt().sum().item()
+        if is_certain(eigenvalues, distance):
+            return distance
     root1 = symmetric_root(cov1)
     # The product is symmetric up to rounding, and eigvalsh reads one triangle of it.
-    eigenvalues = torch.linalg.eigvalsh(root1 @ cov2.to(cov1.device) @ root1)
-    trace = cov1.trace().item() + cov2.trace().item() - 2 * eigenvalues.clamp(min=0).sqrt().sum().item()
-    return max(0.0, (mean1 - mean2.to(mean1.device)).square().sum().item() + trace)
+    eigenvalues = torch.linalg.eigvalsh(root1 @ cov2 @ root1)
+    return max(0.0, others - 2 * eigenvalues.clamp(min=0).sqrt().sum().item())
+
+
+def cholesky(sigma: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"] | None:
+    """The lower triangular L with L L^T = sigma; None if sigma is singular to rounding."""
+    factor, failed = torch.linalg.cholesky_ex(sigma)
+    return None if failed.item() else factor
+
+
+def congruent(factor: Float64[Tensor, "d d"], sigma: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+    """L^T S L for a lower triangular L, in the lower triangle; what stands above it is no result.
+
+    That is a third of the work of two whole products.
+    """
+    result = torch.zeros_like(sigma)
+    for i in range(0, len(sigma), _STRIP):
+        lower = factor[i:, i:]  # the rows of these columns of L that are not 0
+        result[i:, i : i + _STRIP] = lower.T @ (sigma[i:, i:] @ lower[:, :_STRIP])
+    return result
+
+
+def is_certain(eigenvalues: Float64[Tensor, " d"], distance: float) -> bool:
+    """Whether rounding moves a distance by less than 1e-10 of itself. eigenvalues: of S1 S2, ascending.
+
+    An eigenvalue v is off by about eps / sqrt(d) of the largest, its root by that over 2 sqrt(v), and the sum of the
+    roots by the root of the sum of their squares, for the signs are random; adding them up rounds, too. Over spectra of
+    condition 10 to 1e14 in 4 to 768 dimensions, distances by either root that pass differ by 2e-11 at most.
+    """
+    if eigenvalues[0] <= 0:
+        return False
+    error = eigenvalues[-1] * (1 / eigenvalues).mean().sqrt() + 4 * eigenvalues.sqrt().sum()
+    return bool(torch.finfo(torch.float64).eps * error < _CERTAIN * distance)
 
 
 def symmetric_root(sigma: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
@@ -58,12 +110,18 @@ def _checked(mu: NDArray[Any] | Tensor, sigma: NDArray[Any] | Tensor, which: str
     if cov.shape != (len(mean), len(mean)):
         raise ValueError(f"sigma{which} must be [{len(mean)}, {len(mean)}], to fit mu{which}; it is {list(cov.shape)}")
     for name, value in ((f"mu{which}", mean), (f"sigma{which}", cov)):
-        if not torch.isfinite(value).all():
+        if not is_finite(value):
             raise ValueError(f"{name} must be finite; it holds NaN or infinity")
     # 1e-6: float32 files of published statistics are symmetric to about 1e-7 of their largest entry.
-    if (cov - cov.T).abs().max() > 1e-6 * cov.abs().max():
+    if _asymmetry(cov) > 1e-6 * cov.abs().max():
         raise ValueError(f"sigma{which} must be symmetric; it differs from its transpose")
     return mean, cov
+
+
+def _asymmetry(matrix: Float64[Tensor, "d d"]) -> float:
+    """The largest difference from the transpose; by strips, which stay in the cache."""
+    strips = range(0, len(matrix), _STRIP)
+    return max((matrix[i : i + _STRIP, i:] - matrix[i:, i : i + _STRIP].T).abs().max().item() for i in strips)
 
 
 class FeatureStatistics(Mergeable):
@@ -145,12 +203,14 @@ class ExtrapolatedFrechetDistance(IndexedFeatures):
                 f"min_samples must be below the number of samples, {len(features)}; it is {self.min_samples}"
             )
         sizes = np.linspace(self.min_samples, len(features), self.num_points).astype(int)
-        mean, cov = self.reference.moments()
+        mean, cov = (moment.to(features.device) for moment in self.reference.moments())
+        factor = cholesky(cov)
         distances = []
         for point, size in enumerate(sizes):
             subset = permutation(self.seed, "fid-infinity", point, len(features))[:size]
-            statistics = FeatureStatistics(self.dim)
+            statistics = FeatureStatistics(self.dim).to(features.device)
             statistics.update(features[subset.to(features.device)])
-            distances.append(frechet_distance(*statistics.moments(), mean, cov))
+            subset_mean, subset_cov = statistics.moments()
+            distances.append(_distance(subset_mean, subset_cov, mean, cov, factor))
         slope_and_intercept = np.polyfit(1 / sizes, distances, deg=1)
         return torch.tensor(slope_and_intercept[1], dtype=torch.float64, device=features.device)

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from support.gaussian_case import centred_statistics
 from torch import Tensor
 
-from ddpm_core.metrics import ExtrapolatedFrechetDistance, FeatureStatistics, FrechetDistance, frechet_distance
+from ddpm_core.metrics import (
+    ExtrapolatedFrechetDistance,
+    FeatureStatistics,
+    FrechetDistance,
+    frechet,
+    frechet_distance,
+)
 from ddpm_core.rng import permutation
 
 Array = NDArray[np.float64]
@@ -75,6 +81,39 @@ def test_distance_of_singular_covariances_equals_the_singular_value_form() -> No
     # 42 eigenvalues are 0 up to about 1e-14 of the largest (1e4): 2 * 42 * sqrt(1e-10) = 8e-4 at worst.
     assert frechet_distance(np.zeros(50), sigma1, np.zeros(50), sigma2) == pytest.approx(expected, abs=8e-4)
     assert frechet_distance(np.zeros(50), sigma1, np.zeros(50), sigma1) == pytest.approx(0, abs=8e-4)
+
+
+@pytest.mark.parametrize("d", [4, 60])
+@pytest.mark.parametrize("decades", [1, 3, 5, 8, 14])
+@pytest.mark.parametrize("other", ["same axes", "near", "nearer", "other axes", "round", "large"])
+def test_cholesky_and_the_symmetric_root_give_one_distance(d: int, decades: int, other: str) -> None:
+    """Whichever is taken: of any condition, and if rounding is all that the distance consists of."""
+    rng = np.random.default_rng(decades)
+    axes, others = (np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(2))
+    spectrum = 10.0 ** (-decades * np.arange(d) / (d - 1))
+    change = np.eye(d) + {"near": 0.1, "nearer": 1e-7}.get(other, 0.0) * rng.standard_normal((d, d)) / np.sqrt(d)
+    root = {
+        "same axes": axes * np.sqrt(1.3 * spectrum),
+        "near": axes * np.sqrt(spectrum) @ change,
+        "nearer": axes * np.sqrt(spectrum) @ change,
+        "other axes": others * np.sqrt(spectrum),
+        "round": others * np.sqrt(np.linspace(0.5, 1.5, d)),
+        "large": others * np.sqrt(1e6 * spectrum),
+    }[other]
+    mu = torch.zeros(d, dtype=torch.float64)
+    sigma1, sigma2 = (torch.tensor(x @ x.T) for x in (axes * np.sqrt(spectrum), root))
+    by_root = frechet._distance(mu, sigma1, mu, sigma2, factor2=None)
+    assert frechet_distance(mu, sigma1, mu, sigma2) == pytest.approx(by_root, rel=1e-10, abs=0)
+
+
+def test_cholesky_is_taken_unless_a_covariance_is_nearly_singular(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frechet, "symmetric_root", lambda sigma: pytest.fail("the slower way"))
+    one, other = statistics_of(gaussian_features(0, 500, 40)), statistics_of(gaussian_features(1, 600, 40, scale=1.1))
+    assert frechet_distance(*one.moments(), *other.moments()) > 0
+    few = statistics_of(gaussian_features(2, 30, 40))
+    for pair in ((one, few), (few, one)):
+        with pytest.raises(pytest.fail.Exception, match="the slower way"):
+            frechet_distance(*pair[0].moments(), *pair[1].moments())
 
 
 def test_distance_is_symmetric_and_never_negative() -> None:
