@@ -7,17 +7,20 @@ All are torchmetrics metrics that merge in any order, save (`statistics()`) and 
 from ddpm_core.metrics.frechet import (
     ExtrapolatedFrechetDistance,
     FeatureStatistics,
+    FeatureSums,
     FrechetDistance,
     frechet_distance,
 )
 from ddpm_core.metrics.inception_score import InceptionScore
-from ddpm_core.metrics.intervals import frechet_interval
+from ddpm_core.metrics.intervals import ChunkSums, frechet_interval
 from ddpm_core.metrics.kernel_distance import KernelDistance
 from ddpm_core.metrics.precision_recall import PrecisionRecall
 
 __all__ = [
+    "ChunkSums",
     "ExtrapolatedFrechetDistance",
     "FeatureStatistics",
+    "FeatureSums",
     "FrechetDistance",
     "InceptionScore",
     "KernelDistance",

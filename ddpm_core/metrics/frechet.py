@@ -3,6 +3,7 @@
 Heusel et al. 2017 (TTUR): |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), covariances with ddof = 1, float64.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_core.metrics.mergeable import IndexedFeatures, Mergeable, check_features, is_finite
+from ddpm_core.metrics.products import add_gram, symmetric
 from ddpm_core.rng import permutation
 
 _BLOCK = 4096  # features converted to float64 at a time
@@ -124,13 +126,35 @@ def _asymmetry(matrix: Float64[Tensor, "d d"]) -> float:
     return max((matrix[i : i + _STRIP, i:] - matrix[i:, i : i + _STRIP].T).abs().max().item() for i in strips)
 
 
-class FeatureStatistics(Mergeable):
+@dataclass(eq=False)
+class FeatureSums:
     """Count, sum and uncentred outer product of features, float64: all that a Frechet distance needs.
 
-    `compute()` is (mean [dim], covariance [dim, dim] with ddof = 1). The covariance is the difference of two
-    sums, so it loses as many digits as mean^2 / variance has: none that matter for the features of a network
-    with ReLU, which has both of order 1.
+    Of `outer` the upper triangle counts. The covariance is the difference of two sums, so it loses as many digits as
+    mean^2 / variance has: none that matter for the features of a network with ReLU, which has both of order 1.
     """
+
+    n: Float64[Tensor, ""]
+    sum: Float64[Tensor, " d"]
+    outer: Float64[Tensor, "d d"]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "n d"]) -> "FeatureSums":
+        """Of n features. Raises ValueError if one is not finite."""
+        dim = features.shape[-1]
+        check_features(features, dim)
+        zeros = (torch.zeros(shape, dtype=torch.float64, device=features.device) for shape in ((), (dim,), (dim, dim)))
+        sums = cls(*zeros)
+        add_features(sums, features)
+        return sums
+
+    def moments(self) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+        """Mean and covariance (ddof = 1). Raises ValueError below two samples."""
+        return moments(self)
+
+
+class FeatureStatistics(Mergeable):
+    """`FeatureSums` as a metric: `compute()` is (mean [dim], covariance [dim, dim] with ddof = 1)."""
 
     n: Tensor
     sum: Tensor
@@ -146,21 +170,35 @@ class FeatureStatistics(Mergeable):
     def update(self, features: Float[Tensor, "n d"]) -> None:
         """Add n features. Raises ValueError if one is not finite or their dimension is another."""
         check_features(features, self.dim)
-        for start in range(0, len(features), _BLOCK):
-            x = features[start : start + _BLOCK].detach().to(self.sum.device, torch.float64)
-            self.n = self.n + len(x)
-            self.sum = self.sum + x.sum(0)
-            self.outer = self.outer + x.T @ x
+        add_features(self, features)
+
+    def statistics(self) -> dict[str, Tensor]:
+        return {**super().statistics(), "outer": symmetric(self.outer)}
 
     def compute(self) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
         return self.moments()
 
     def moments(self) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
         """Mean and covariance (ddof = 1). Raises ValueError below two samples."""
-        if self.n < 2:
-            raise ValueError(f"a covariance needs 2 samples or more; {type(self).__name__} has {int(self.n)}")
-        mean = self.sum / self.n
-        return mean, (self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
+        return moments(self)
+
+
+def add_features(sums: FeatureSums | FeatureStatistics, features: Float[Tensor, "n d"]) -> None:
+    """Add n features to sums, in place."""
+    for start in range(0, len(features), _BLOCK):
+        x = features[start : start + _BLOCK].detach().to(sums.sum.device, torch.float64)
+        sums.n += len(x)
+        sums.sum += x.sum(0)
+        add_gram(sums.outer, x)
+
+
+def moments(sums: FeatureSums | FeatureStatistics) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """Mean and covariance (ddof = 1). Raises ValueError below two samples."""
+    if sums.n < 2:
+        raise ValueError(f"a covariance needs 2 samples or more; {type(sums).__name__} has {int(sums.n)}")
+    mean = sums.sum / sums.n
+    square = torch.outer(mean, mean).mul_(sums.n)
+    return mean, symmetric(torch.sub(sums.outer, square, out=square).div_(sums.n - 1))
 
 
 class FrechetDistance(FeatureStatistics):

@@ -2,9 +2,9 @@
 
 The former's method is a delete-one-chunk jackknife. Its m replicates come from one eigen-decomposition: the mean and
 the traces of each leave-one-out sample are exact, and only the trace of the root is replaced by its
-first-order term,
+first-order term, with any L of S2 = L L^T,
 
-    d tr M^(1/2) = 1/2 tr[ S2^(1/2) M^(-1/2) S2^(1/2) dS1 ],   M = S2^(1/2) S1 S2^(1/2).
+    d tr M^(1/2) = 1/2 tr[ L M^(-1/2) L^T dS1 ],   M = L^T S1 L.
 
 Leaving samples out keeps S1 inside its range, so if M is singular its pseudo-inverse is the right one.
 """
@@ -16,13 +16,64 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ddpm_core.metrics.frechet import FeatureStatistics, symmetric_root
+from ddpm_core.metrics.frechet import (
+    FeatureStatistics,
+    FeatureSums,
+    cholesky,
+    congruent,
+    is_certain,
+    moments,
+    symmetric_root,
+)
+from ddpm_core.metrics.products import add_gram
 
 _MIN_CHUNKS = 5
+KEPT_BYTES = 336 << 20  # of chunks' outer products; one of 2048 dimensions takes 16 MiB
+
+
+class ChunkSums:
+    """Sums of chunks, each of which is read once.
+
+    total: of all. counts [m], sums [m, d], traces [m]: each chunk's n, sum and trace of the outer product. The upper
+    triangles of the outer products are kept up to KEPT_BYTES; what is beyond them is read again when it is asked for, so
+    that `chunks` may load them lazily. Raises ValueError if a chunk is empty or there is none.
+    """
+
+    def __init__(self, chunks: "Sequence[FeatureSums | FeatureStatistics]") -> None:
+        if not len(chunks):
+            raise ValueError("chunks must be 1 or more; they are 0")
+        self._chunks = chunks
+        self._triangles: list[Float64[Tensor, " triangle"]] = []
+        counts, sums, traces = [], [], []
+        for number, chunk in enumerate(chunks):
+            if chunk.n < 1:
+                raise ValueError("chunks must not be empty; one has no samples")
+            if number == 0:
+                self.total = FeatureSums(*(torch.zeros_like(each) for each in (chunk.n, chunk.sum, chunk.outer)))
+                self._upper = torch.ones_like(chunk.outer, dtype=torch.bool).triu()
+            self.total.n += chunk.n
+            self.total.sum += chunk.sum
+            self.total.outer += chunk.outer
+            counts.append(chunk.n)
+            sums.append(chunk.sum)
+            traces.append(chunk.outer.trace())
+            if (number + 1) * chunk.outer.nbytes // 2 <= KEPT_BYTES:
+                self._triangles.append(chunk.outer[self._upper])
+        self.counts, self.sums, self.traces = torch.stack(counts), torch.stack(sums), torch.stack(traces)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def inner(self, triangle: Float64[Tensor, "d d"]) -> Float64[Tensor, " m"]:
+        """The sum of each outer product's upper triangle times this one, 0 below it."""
+        packed, flat = triangle[self._upper], triangle.flatten()
+        kept = [packed @ each for each in self._triangles]
+        again = [flat @ self._chunks[number].outer.flatten() for number in range(len(kept), len(self))]
+        return torch.stack(kept + again)
 
 
 def frechet_interval(
-    chunks: Sequence[FeatureStatistics], reference: FeatureStatistics, level: float = 0.95
+    chunks: Sequence[FeatureSums | FeatureStatistics] | ChunkSums, reference: FeatureStatistics, level: float = 0.95
 ) -> tuple[float, float]:
     """(low, high): a two-sided confidence interval for the Frechet distance of all chunks from the reference.
 
@@ -38,8 +89,8 @@ def frechet_interval(
     measures vanishes. A bootstrap over chunks is two to five times too wide then: each resample holds fewer
     distinct chunks, so it adds the bias of a smaller n.
 
-    `chunks` is read twice, one at a time, so that it may load them lazily. Raises ValueError below 5 chunks, if
-    a chunk is empty or if `level` is not inside (0, 1).
+    `chunks` is read as `ChunkSums` says, or has been read so. Raises ValueError below 5 chunks, if a chunk is empty or if
+    `level` is not inside (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be inside (0, 1); it is {level}")
@@ -62,38 +113,54 @@ def jackknife_error(value: float, replicates: Float64[Tensor, " m"], counts: Flo
 
 
 def leave_one_out_distances(
-    chunks: Sequence[FeatureStatistics], reference: FeatureStatistics
+    chunks: Sequence[FeatureSums | FeatureStatistics] | ChunkSums, reference: FeatureStatistics
 ) -> tuple[float, Float64[Tensor, " m"], Float64[Tensor, " m"]]:
     """(distance of all chunks, distance without chunk j to first order, number of samples of chunk j)."""
     if len(chunks) < _MIN_CHUNKS:
         raise ValueError(f"chunks must be {_MIN_CHUNKS} or more for an interval; they are {len(chunks)}")
-    total = FeatureStatistics(reference.dim)
-    for chunk in chunks:
-        total.merge_state(chunk)
+    if not isinstance(chunks, ChunkSums):
+        chunks = ChunkSums(chunks)
+    total = chunks.total
     reference_mean, reference_cov = reference.moments()
-    root = symmetric_root(reference_cov)
-    mean, cov = total.moments()
-    eigenvalues, vectors = torch.linalg.eigh(root @ cov @ root)
+    mean, cov = moments(total)
+    reference_trace = reference_cov.trace()
+    others = (mean - reference_mean).square().sum() + cov.trace() + reference_trace
+    factor, eigenvalues, vectors = _spectrum(cov, reference_cov, others.item())
+    del cov, reference_cov
     # Below this an eigenvalue is the rounding of a 0.
     kept = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
     roots = eigenvalues.clamp(min=0).sqrt()
-    inverse = torch.where(kept, 1 / roots, 0.0)
-    weight = root @ (vectors * inverse) @ vectors.T @ root
-    trace = reference_cov.trace() - roots.sum()  # <weight, cov> is the other sum of roots
+    half = factor @ (vectors * torch.where(kept, roots.rsqrt(), 0.0))
+    del factor, vectors
+    # weight = L M^(-1/2) L^T = half half^T; <weight, cov> is the sum of roots.
+    weight = torch.zeros_like(half)
+    add_gram(weight, half.T)
+    # With a symmetric matrix what is above the diagonal counts twice.
+    weight = 2 * weight.triu() - weight.diagonal().diag()
 
-    replicates, counts = [], []
-    for chunk in chunks:
-        if chunk.n < 1:
-            raise ValueError("chunks must not be empty; one has no samples")
-        n = total.n - chunk.n
-        left = (total.sum - chunk.sum) / n
-        rest = total.outer - chunk.outer
-        cov_trace = (rest.trace() - n * left.square().sum()) / (n - 1)
-        weighted = ((weight * rest).sum() - n * (left @ weight @ left)) / (n - 1)
-        replicates.append((left - reference_mean).square().sum() + cov_trace + trace - weighted)
-        counts.append(chunk.n)
-    distance = (mean - reference_mean).square().sum() + cov.trace() + reference_cov.trace() - 2 * roots.sum()
-    return max(0.0, distance.item()), torch.stack(replicates), torch.stack(counts)
+    # Of all but chunk j.
+    n = total.n - chunks.counts
+    left = (total.sum - chunks.sums) / n[:, None]
+    trace = total.outer.trace() - chunks.traces
+    weighted = weight.flatten() @ total.outer.flatten() - chunks.inner(weight)
+    cov_trace = (trace - n * left.square().sum(1)) / (n - 1)
+    cov_weighted = (weighted - n * (left @ half).square().sum(1)) / (n - 1)
+    replicates = (left - reference_mean).square().sum(1) + cov_trace + reference_trace - roots.sum() - cov_weighted
+    return max(0.0, (others - 2 * roots.sum()).item()), replicates, chunks.counts
+
+
+def _spectrum(
+    cov: Float64[Tensor, "d d"], reference_cov: Float64[Tensor, "d d"], others: float
+) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+    """(L with S2 = L L^T, eigenvalues and eigenvectors of L^T S1 L): L by Cholesky, or the symmetric root if rounding could
+    move the distance else. others: the distance without the trace of the root."""
+    factor = cholesky(reference_cov)
+    if factor is not None:
+        eigenvalues, vectors = torch.linalg.eigh(congruent(factor, cov))
+        if is_certain(eigenvalues, others - 2 * eigenvalues.clamp(min=0).sqrt().sum().item()):
+            return factor, eigenvalues, vectors
+    root = symmetric_root(reference_cov)
+    return root, *torch.linalg.eigh(root @ cov @ root)
 
 
 def proportion_interval(hits: int, n: int) -> tuple[float, float]:

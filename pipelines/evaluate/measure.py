@@ -90,8 +90,8 @@ def add_chain(
             point.score.update(logits[number], torch.tensor(indices))
 
 
-class ChunkStatistics(Sequence[metrics.FeatureStatistics]):
-    """The statistics of each chunk's features, made when they are asked for: 33 MB each at 2048 dimensions."""
+class ChunkFeatures(Sequence[metrics.FeatureSums]):
+    """The sums of each chunk's features, made when they are asked for: 33 MB each at 2048 dimensions."""
 
     def __init__(self, features: Sequence[Tensor]) -> None:
         self.features = features
@@ -100,25 +100,22 @@ class ChunkStatistics(Sequence[metrics.FeatureStatistics]):
         return len(self.features)
 
     @overload
-    def __getitem__(self, number: int) -> metrics.FeatureStatistics: ...
+    def __getitem__(self, number: int) -> metrics.FeatureSums: ...
     @overload
-    def __getitem__(self, number: slice) -> Sequence[metrics.FeatureStatistics]: ...
-    def __getitem__(self, number: int | slice) -> metrics.FeatureStatistics | Sequence[metrics.FeatureStatistics]:
+    def __getitem__(self, number: slice) -> Sequence[metrics.FeatureSums]: ...
+    def __getitem__(self, number: int | slice) -> metrics.FeatureSums | Sequence[metrics.FeatureSums]:
         if isinstance(number, slice):
-            return ChunkStatistics(self.features[number])
-        statistics = metrics.FeatureStatistics(self.features[number].shape[1])
-        statistics.update(self.features[number])
-        return statistics
+            return ChunkFeatures(self.features[number])
+        return metrics.FeatureSums.of(self.features[number])
 
 
 def distance_and_interval(
     features: Sequence[Tensor], reference: metrics.FeatureStatistics
 ) -> tuple[float, tuple[float, float] | None]:
     """(Frechet distance, its 95 % interval) of the features [n,d] of chunks; None if they are too few for one."""
-    parts, distance = ChunkStatistics(features), metrics.FrechetDistance(reference)
-    for part in parts:
-        distance.merge_state(part.statistics())
-    return float(distance.compute()), metrics.frechet_interval(parts, reference) if len(parts) >= MIN_CHUNKS else None
+    chunks = metrics.ChunkSums(ChunkFeatures(features))
+    distance = metrics.frechet_distance(*chunks.total.moments(), *reference.moments())
+    return distance, metrics.frechet_interval(chunks, reference) if len(chunks) >= MIN_CHUNKS else None
 
 
 def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset: ShardedDataset) -> dict[str, float]:

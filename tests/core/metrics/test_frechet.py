@@ -156,6 +156,19 @@ def test_statistics_give_the_mean_and_the_unbiased_covariance() -> None:
     np.testing.assert_allclose(cov, np.cov(double.T), rtol=1e-11, atol=1e-12)
 
 
+def test_stored_statistics_are_symmetric_and_those_of_earlier_versions_still_merge() -> None:
+    features = gaussian_features(0, 50, 5)
+    stored = statistics_of(features).statistics()
+    assert torch.equal(stored["outer"], stored["outer"].T)
+    # As they were made before: the whole product, symmetric up to rounding.
+    earlier = {"n": torch.tensor(50.0, dtype=torch.float64), "sum": features.sum(0), "outer": features.T @ features}
+    merged = FeatureStatistics(5)
+    merged.merge_state(earlier)
+    merged.update(features)
+    for moment, expected in zip(merged.moments(), statistics_of(features.repeat(2, 1)).moments(), strict=True):
+        torch.testing.assert_close(moment, expected, rtol=1e-12, atol=1e-14)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_frechet_distance_merges_in_any_partition_and_order(data: st.DataObject) -> None:

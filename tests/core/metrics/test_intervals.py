@@ -1,5 +1,7 @@
 """The confidence interval of the Frechet distance: its derivative, its jackknife, its coverage."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import overload
 
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 from support.gaussian_case import centred_statistics
 from torch import Tensor
 
-from ddpm_core.metrics.frechet import FeatureStatistics, frechet_distance
+from ddpm_core.metrics import intervals
+from ddpm_core.metrics.frechet import FeatureStatistics, FeatureSums, frechet_distance
 from ddpm_core.metrics.intervals import (
+    ChunkSums,
     frechet_interval,
     jackknife_error,
     leave_one_out_distances,
@@ -206,8 +210,30 @@ class Stored(Sequence[FeatureStatistics]):
         return statistics_of(normal(index, 30, 4))
 
 
-def test_chunks_may_be_loaded_one_at_a_time() -> None:
-    assert frechet_interval(Stored(), reference_of(4)) == frechet_interval(list(Stored()), reference_of(4))
+@pytest.mark.parametrize("kept", [0, 3, 6])
+def test_chunks_may_be_loaded_one_at_a_time_and_kept_or_read_again(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_kept = frechet_interval(list(Stored()), reference_of(4))
+    monkeypatch.setattr(intervals, "KEPT_BYTES", kept * 4 * 4 * 8 // 2)
+    # Sums over a triangle and over a matrix round differently.
+    assert frechet_interval(Stored(), reference_of(4)) == pytest.approx(all_kept, rel=1e-12)
+
+
+def test_sums_of_chunks_are_freed_with_the_last_reference_to_them() -> None:
+    """Without the garbage collector, which counts objects and not bytes."""
+    gc.disable()
+    try:
+        parts = [weakref.ref(FeatureSums.of(normal(seed, 10, 3))) for seed in range(5)]
+        assert [part() for part in parts] == [None] * 5
+    finally:
+        gc.enable()
+
+
+def test_sums_read_before_give_the_same_interval() -> None:
+    chunks = ChunkSums([FeatureSums.of(normal(seed, 30, 4)) for seed in range(6)])
+    assert frechet_interval(chunks, reference_of(4)) == frechet_interval(Stored(), reference_of(4))
+    everything = torch.cat([normal(seed, 30, 4) for seed in range(6)])
+    for moment, expected in zip(chunks.total.moments(), (everything.mean(0), torch.cov(everything.T)), strict=True):
+        torch.testing.assert_close(moment, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_arguments_that_are_wrong_are_named() -> None:
@@ -217,5 +243,7 @@ def test_arguments_that_are_wrong_are_named() -> None:
         frechet_interval(chunks, reference, level=95.0)
     with pytest.raises(ValueError, match=r"^chunks must be 5 or more for an interval; they are 4"):
         frechet_interval(chunks[:4], reference)
+    with pytest.raises(ValueError, match=r"^chunks must be 1 or more; they are 0"):
+        ChunkSums([])
     with pytest.raises(ValueError, match=r"^chunks must not be empty"):
         frechet_interval([*chunks, FeatureStatistics(3)], reference)

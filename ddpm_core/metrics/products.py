@@ -1,0 +1,22 @@
+"""Symmetric products at half the work of general ones: BLAS's syrk makes one triangle. torch has none."""
+
+import torch
+from jaxtyping import Float64
+from scipy.linalg.blas import dsyrk
+from torch import Tensor
+
+
+def add_gram(triangle: Float64[Tensor, "d d"], x: Float64[Tensor, "n d"]) -> None:
+    """Add x^T x to the upper triangle, in place; what stands below it afterwards is no result."""
+    if x.device.type == "cpu" and triangle.is_contiguous():
+        # Fortran's order is that of the transpose, so its lower triangle is the upper one here.
+        dsyrk(1.0, x.contiguous().numpy().T, beta=1.0, c=triangle.numpy().T, lower=1, overwrite_c=1)
+    else:
+        triangle.addmm_(x.T, x)
+
+
+def symmetric(triangle: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
+    """The symmetric matrix with this upper triangle."""
+    result = torch.triu(triangle)
+    result += torch.triu(triangle, 1).T
+    return result
