@@ -12,7 +12,6 @@ from typing_extensions import TypedDict
 from ddpm_core import typed
 from ddpm_core.commit import write_json
 from ddpm_core.errors import InputError
-from ddpm_core.metrics.frechet import frechet_distance
 from ddpm_core.protocol import INCEPTION, metric_name
 from pipelines.evaluate.config import CalibrateConfig
 from pipelines.evaluate.reference import Extractor, describe_extractor, reference_statistics
@@ -57,6 +56,8 @@ class Check:
 
 def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Check, ...]:
     """Measure real images and compare with what is known. Raises InputError if a check fails, after all are said and kept."""
+    from ddpm_core.metrics.frechet import frechet_distance  # here: evaluations look up what it said, without measuring
+
     storage = local_storage(config.storage, to_write=True)
     train, test = (
         ShardedDataset.open(location(given, option=option))

@@ -23,7 +23,6 @@ from pipelines.checkpoints.store import saved_steps
 from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
 from pipelines.evaluate.illustrate import illustrate
-from pipelines.evaluate.measure import chain_values, distance_and_interval, measure, read_samples
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import Reference, reference_statistics
 from pipelines.evaluate.subject import Role, Subject, choose_subject
@@ -181,6 +180,8 @@ class Evaluator:
 
     def _measure(self, checkpoint: Checkpoint, purpose: Purpose, references: dict[Role, Reference]) -> None:
         """Measure a checkpoint's samples against each reference, and commit the numbers."""
+        from pipelines.evaluate.measure import chain_values, measure, read_samples  # here: with torchmetrics
+
         subject = self.subject
         samples = read_samples(subject.samples(purpose) / checkpoint.path.name, subject.chunks, subject.timesteps)
         for role, protocol in subject.protocols(purpose).items():
@@ -197,6 +198,8 @@ class Evaluator:
 
     def _preview(self, checkpoint: Checkpoint, purpose: Purpose, done: Sequence[range], reference: Reference) -> None:
         """Say what the distance is on the samples so far."""
+        from pipelines.evaluate.measure import distance_and_interval
+
         folder = self.subject.samples(purpose) / checkpoint.path.name
         features = [load_chunk(folder, indices)[0]["features"] for indices in done]
         value, interval = distance_and_interval(features, reference.statistics)

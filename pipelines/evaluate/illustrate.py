@@ -1,6 +1,7 @@
 """What is shown of one checkpoint besides its numbers: pictures and nearest training images, made and put into MLflow."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,7 +9,6 @@ from torch import Tensor
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.protocol import Protocol, fingerprint
 from ddpm_core.records import neighbours_path, picture_path, pictures_path
-from pipelines.evaluate.neighbours import Memorization, find_neighbours
 from pipelines.evaluate.pictures import Picture, PictureProtocol, draw_pictures
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.subject import Subject
@@ -17,8 +17,11 @@ from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
 from pipelines.tracking.run import TrackedRun
 
+if TYPE_CHECKING:
+    from pipelines.evaluate.neighbours import Memorization
 
-def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool) -> Memorization | None:
+
+def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool) -> "Memorization | None":
     """Draw the pictures and look up the neighbours that are asked for, or find them there; what the latter say."""
     config = subject.config
     if not (config.pictures or config.nearest):
@@ -60,8 +63,10 @@ def pictures_of(subject: Subject, checkpoint: Checkpoint, protocol: Protocol, po
 
 def memorization_of(
     subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool
-) -> tuple[Memorization, list[Picture]]:
+) -> "tuple[Memorization, list[Picture]]":
     """How many of the first samples look memorized, and those nearest to training images."""
+    from pipelines.evaluate.neighbours import find_neighbours  # here: with torchmetrics
+
     dataset = subject.references["train"]
     samples = first_samples(subject, checkpoint, pool)
     memorization = find_neighbours(

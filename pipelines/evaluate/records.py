@@ -37,7 +37,6 @@ from ddpm_core.records import (
     samples_path,
 )
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
-from pipelines.evaluate.measure import first_images
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
 from pipelines.tracking.origin import DataInput, data_input
@@ -230,6 +229,8 @@ def samples_image(of_protocol: TrackedRun, step: int) -> str:
 
 def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: Sequence[range]) -> None:
     """The grid of a checkpoint's first samples into MLflow."""
+    from pipelines.evaluate.measure import first_images  # here: with torchmetrics
+
     shown = first_images(samples, chunks)
     columns = min(16, len(shown))
     run.log_bytes(samples_path(evaluation.step), images.encode_png(images.tile(shown, columns)))

@@ -1,6 +1,7 @@
 """Reference statistics: a pass of the pool over the shards, made once for a data set and extractor, and kept with them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,6 @@ from ddpm_core import typed
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError, one_line
 from ddpm_core.features import FeatureExtractor, load_extractor
-from ddpm_core.metrics import FeatureStatistics, InceptionScore
-from ddpm_core.metrics.mergeable import check_features
 from ddpm_core.precision import full_float32
 from ddpm_core.rng import permutation
 from pipelines.runtime.chunks import content_sha256
@@ -22,6 +21,9 @@ from pipelines.runtime.layout import shards_of
 from pipelines.runtime.locations import Location, absolute, committed, location
 from pipelines.runtime.progress import Progress
 from pipelines.shards.dataset import ShardedDataset
+
+if TYPE_CHECKING:
+    from ddpm_core.metrics import FeatureStatistics
 
 FORMAT = 2
 BATCH = 250  # images an extractor sees at once; its float32 features depend on it in the last digits
@@ -38,13 +40,17 @@ class Reference:
     of images. score: the images' own Inception score (mean, std over splits of random images), None without logits.
     """
 
-    halves: tuple[FeatureStatistics, FeatureStatistics]
+    halves: "tuple[FeatureStatistics, FeatureStatistics]"
     features: Tensor
     score: tuple[float, float] | None
 
     @property
-    def statistics(self) -> FeatureStatistics:
+    def statistics(self) -> "FeatureStatistics":
         """Of all images."""
+        from ddpm_core.metrics import (
+            FeatureStatistics,
+        )  # here and below: with torchmetrics, which takes as long as torch
+
         whole = FeatureStatistics(self.halves[0].dim)
         for half in self.halves:
             whole.merge_state(half)
@@ -106,6 +112,8 @@ class Sums:
     """What is kept of the images' features: sums that merge, and the features of the chosen ones."""
 
     def __init__(self, images: int, extractor: Extractor) -> None:
+        from ddpm_core.metrics import FeatureStatistics, InceptionScore
+
         self.halves = (FeatureStatistics(extractor.dim), FeatureStatistics(extractor.dim))
         self.score = InceptionScore(images, min(SPLITS, images), extractor.num_logits) if extractor.num_logits else None
         self.features = [torch.empty(0, extractor.dim)]
@@ -190,6 +198,8 @@ def reference_statistics(dataset: ShardedDataset, extractor: Extractor, pool: Po
 
 def read_reference(path: Location, dataset: ShardedDataset, extractor: Extractor) -> Reference:
     """The statistics in a file. Raises InputError if it is damaged, or of other images or another extractor."""
+    from ddpm_core.metrics.mergeable import check_features
+
     sums = Sums(len(dataset), extractor)
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder, where reference statistics are wanted: delete it")

@@ -15,7 +15,6 @@ from pipelines.checkpoints.select import find_checkpoints
 from pipelines.evaluate.calibration import check_calibrated
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import read_facts
-from pipelines.evaluate.measure import GRID
 from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps
 from pipelines.runtime.chunks import chunk_ranges
@@ -93,6 +92,8 @@ class Subject:
 
     def settings(self, purpose: Purpose) -> SampleSettings:
         """What workers need to know to draw the samples of one noise."""
+        from pipelines.evaluate.measure import GRID  # here: with torchmetrics, which what is done already does without
+
         height, width, channels = self.references["train"].shape
         return SampleSettings(
             protocol=self.protocol("train", purpose),

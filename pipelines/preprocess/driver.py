@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ray.data
-
 from ddpm_core.commit import MANIFEST, remove_leftovers
 from ddpm_core.errors import InputError
 from pipelines.preprocess.config import PreprocessConfig
@@ -202,6 +200,8 @@ class ShardMaker:
         if not pending:
             return
         connect()
+        import ray.data  # here: with its pandas it takes longer than a command that has nothing to make
+
         config, source, output = self.config, self.source, self.output  # the workers get these, not all of `self`
 
         def make(task: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from ddpm_core import images
 from ddpm_core.commit import MANIFEST, sha256_file
 from ddpm_core.pixel_range import OFFSET, SCALE
 from ddpm_core.protocol import fingerprint
@@ -96,5 +94,9 @@ def contact_sheet(dataset: ShardedDataset) -> tuple[bytes, dict[str, Any]]:
             for image in pixels
         ]
         pixels = np.stack(tiles).reshape(len(indices), side, side, -1)
+    import torch  # here: a command that makes nothing does without
+
+    from ddpm_core import images
+
     picture = images.encode_png(images.tile(torch.from_numpy(pixels), SHEET_COLUMNS))
     return picture, {"tile": [side, side], "columns": SHEET_COLUMNS, "count": len(indices)}

@@ -8,17 +8,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor
 from typing_extensions import TypedDict
 
 from ddpm_core import typed
 from ddpm_core.commit import committed_file
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ChunkFacts(TypedDict):
@@ -38,17 +39,21 @@ def chunk_path(folder: Path, indices: range) -> Path:
     return folder / f"chunk-{indices.start:08d}-{indices.stop:08d}.safetensors"
 
 
-def save_chunk(folder: Path, indices: range, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save_chunk(folder: Path, indices: range, tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> None:
     """Commit the chunk of `indices`, with facts for JSON. Whoever writes it last, the file is whole."""
+    from safetensors.torch import save_file  # here and below: ranges and names of chunks do without torch
+
     content = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     stated = {**facts, "first": indices.start, "stop": indices.stop, "sha256": content_sha256(content)}
     with committed_file(chunk_path(folder, indices)) as temporary:
         save_file(content, temporary, metadata={"ddpm": json.dumps(stated)})
 
 
-def load_chunk(folder: Path, indices: range) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_chunk(folder: Path, indices: range) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """(tensors, facts) of a chunk. Raises FileNotFoundError if it is absent, InputError if it
     is damaged."""
+    from safetensors.torch import load
+
     path = chunk_path(folder, indices)
     try:
         data = path.read_bytes()
@@ -66,7 +71,7 @@ def load_chunk(folder: Path, indices: range) -> tuple[dict[str, Tensor], dict[st
     return tensors, cast(dict[str, Any], facts)
 
 
-def content_sha256(tensors: Mapping[str, Tensor]) -> str:
+def content_sha256(tensors: Mapping[str, "Tensor"]) -> str:
     """Of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -8,11 +8,9 @@ import threading
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import ray
-import ray.data
-
 from ddpm_core.errors import InputError
 
+OWN_RAY = "DDPM_OWN_RAY"  # in the environment of all processes of a Ray that a command has started for itself
 ANSWER = 5.0  # seconds that a cluster has to answer
 
 
@@ -26,19 +24,33 @@ class Resources:
 
 def connect() -> Resources:
     """Attach to the cluster that RAY_ADDRESS or the job names, or start Ray on this machine. Idempotent."""
+    import ray  # here: what is wrong with a command is said before Ray is loaded
+
     if not ray.is_initialized():
         check_address(os.environ.get("RAY_ADDRESS", ""))
         # Workers print nothing a person needs; their warnings and errors still reach the log.
         before = signal.getsignal(signal.SIGTERM)
-        ray.init(logging_level=logging.WARNING)
+        os.environ[OWN_RAY] = "1"
+        # Without a dashboard: a Ray of the command's own ends with it.
+        ray.init(logging_level=logging.WARNING, include_dashboard=False)
+        node = ray._private.worker._global_node  # None: of a cluster that is reached by ray://
+        if node is None or not node.head:  # a Ray that was there before
+            del os.environ[OWN_RAY]
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process in the middle of things
+        import ray.data
+
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # the stages have a line of their own
     total = ray.cluster_resources()
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+
+def has_dashboard() -> bool:
+    """Whether the Ray that this process belongs to has one."""
+    return OWN_RAY not in os.environ
 
 
 def check_address(address: str) -> None:

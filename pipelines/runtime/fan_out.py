@@ -9,18 +9,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch import Tensor
 
 from ddpm_core.commit import remove_leftovers
 from ddpm_core.errors import DivergedError, InputError
 from pipelines.runtime.chunks import chunk_path, load_chunk
 from pipelines.runtime.cluster import check_fits, connect
 from pipelines.runtime.progress import Progress, Say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOSSES = 5  # a unit that took so many workers with it is at fault itself
 SLOW = 2.0  # a unit that runs for so many times the median is given to an idle worker besides
@@ -254,7 +256,7 @@ class ChunkUnit(Protocol):
 
 
 Unit = TypeVar("Unit", bound=ChunkUnit)
-IsCurrent = Callable[[Unit, Mapping[str, Tensor], Mapping[str, Any]], bool]
+IsCurrent = Callable[[Unit, Mapping[str, "Tensor"], Mapping[str, Any]], bool]
 Outcome = Literal["kept", "made", "skipped"]
 
 

@@ -7,16 +7,13 @@ as float32 in [-1, 1], or as the uint8 pixels that stand for them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 from typing_extensions import TypedDict
 
-from ddpm_core import images
 from ddpm_core.commit import Manifest, check_manifest, damaged_manifest, read_manifest, verify_files
 from ddpm_core.errors import InputError, one_line
 from ddpm_core.ranges import Seed, up_to
@@ -25,6 +22,9 @@ from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT, ContentHash, PixelStorage, Skipped, dataset_sha256, image_sha256
 from pipelines.shards.order import BatchOrder
 from pipelines.shards.reader import ShardReader, open_for_arrow
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHAT = "data set"
 
@@ -170,8 +170,12 @@ class ShardedDataset:
             )
         return self._reader.pixels(numbers)
 
-    def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+    def images(self, indices: Sequence[int] | np.ndarray) -> "Tensor":
         """float32 [B,C,H,W] in [-1, 1]. Raises as `pixels` does."""
+        import torch  # here: who reads pixels or the manifest alone does without
+
+        from ddpm_core import images
+
         return images.to_float(torch.from_numpy(self.pixels(indices)))
 
     def keys(self, shard: int) -> list[str]:

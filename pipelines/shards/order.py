@@ -5,8 +5,6 @@ import threading
 
 import numpy as np
 
-from ddpm_core import rng
-
 
 def epoch_order(groups: np.ndarray, seed: int, epoch: int, window: int | None) -> np.ndarray:
     """The order in which an epoch visits every image once, uint32 [sum(groups)] (int64 beyond 2^32 images).
@@ -15,6 +13,8 @@ def epoch_order(groups: np.ndarray, seed: int, epoch: int, window: int | None) -
     groups are shuffled, consecutive ones are gathered into windows of at least `window` images, and the order is uniform
     within each: a reader then needs the groups of one window at a time.
     """
+    from ddpm_core import rng  # here: who trains nothing does without torch
+
     images = int(groups.sum())
     dtype = np.uint32 if images <= 2**32 else np.int64
     if window is None:

@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from ddpm_core import images
 from ddpm_core.errors import InputError
 from pipelines.runtime.locations import Location, is_local
 from pipelines.shards.format import PixelStorage, group_sizes, pixel_offsets, rows_per_group, shard_schema
@@ -225,5 +223,9 @@ def decode_images(column: pa.ChunkedArray, shape: Sequence[int], storage: PixelS
         # buffers(): validity bits (none here), values. A sliced array begins `offset` values into its buffer.
         flat = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
         return flat.reshape(-1, *shape)
+    import torch  # here: pixels of storage "uint8" do without
+
+    from ddpm_core import images
+
     values = torch.from_numpy(array.to_numpy_ndarray().copy())  # torch wants memory that it may write to
     return images.to_uint8(values.permute(0, 3, 1, 2)).numpy()

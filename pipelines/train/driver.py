@@ -14,6 +14,7 @@ import ray
 import ray.train
 import ray.train.torch
 import ray.util.queue
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core import records
@@ -23,7 +24,7 @@ from ddpm_core.configs import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
-from pipelines.runtime.cluster import Resources, check_fits, connect
+from pipelines.runtime.cluster import Resources, check_fits, connect, has_dashboard
 from pipelines.runtime.hardware import choose_execution, gpu_kinds
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.lease import sole_writer
@@ -176,7 +177,7 @@ class TrainingSession:
 
     def trainer(self, task: WorkerTask, *, use_gpu: bool) -> ray.train.torch.TorchTrainer:
         config = self.config
-        return ray.train.torch.TorchTrainer(
+        return Trainer(
             run_worker,
             train_loop_config={"task": task},
             scaling_config=ray.train.ScalingConfig(
@@ -248,6 +249,19 @@ class TrainingSession:
                 f"train: MLflow lacks the end of {self.run.name} ({one_line(error)}): give the same command again when it "
                 "answers, and it is sent"
             )
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """Ray's, without its watch for a controller that died, if there is no dashboard for that to ask every second: a Ray without
+    one is this command's own, and ends with it, its placement groups too."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [
+            callback
+            for callback in callbacks
+            if has_dashboard() or not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
 
 
 def check_resources(config: TrainConfig) -> Resources:
