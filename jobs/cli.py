@@ -10,9 +10,11 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args
 
 import tyro
 from tyro._errors import (  # its only way to say what is wrong as a value; pyproject.toml pins the version
@@ -26,9 +28,13 @@ from tyro._errors import (  # its only way to say what is wrong as a value; pypr
 )
 
 from ddpm_core.errors import DivergedError, InputError, one_line
+from ddpm_core.ranges import FilePath
 from jobs import interrupted
 from pipelines.runtime.console import say, unread_output
 from pipelines.runtime.environment import prepare
+from pipelines.runtime.locations import absolute
+from pipelines.runtime.options import Checked
+from pipelines.runtime.recipe import Recipe, did_you_mean, options, write_recipe
 
 __all__ = ["MISSING", "Positional", "Suppress", "parse", "run", "say"]
 
@@ -44,7 +50,33 @@ OF_DISKS = {
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk"),
 }
 STOPPED = "interrupted: run the same command again to go on"
+FILE_PATH = get_args(FilePath)[1]
+FILES = ("config", "save-config")  # options that no recipe holds
+ONCE = ("dry-run",)  # a recipe repeats a command, not the look at what it would do
 WHAT = "what it is about"  # a word without an option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFiles(Checked):
+    """Where the options come from besides, and where they go."""
+
+    config: FilePath | None = None
+    """A TOML file of options by their names, with a table for what comes before a dot; what is given here wins."""
+    save_config: FilePath | None = None
+    """Write all options, as they are in the end, to such a file, and go on."""
+
+
+def given_recipe(arguments: list[str]) -> Recipe | None:
+    """The file that --config names among some words. Raises InputError if it cannot be read."""
+    path = None
+    for number, word in enumerate(arguments):
+        if word.startswith("--config="):
+            path = word.partition("=")[2]
+        elif word == "--config":
+            path = "".join(arguments[number + 1 : number + 2])
+    if path is None or FILE_PATH.refusal(path):
+        return None  # what is wrong with it is the parser's to say
+    return Recipe.read(Path(path).expanduser())  # a submitted job finds its own in what was uploaded
 
 
 def parse(
@@ -56,31 +88,62 @@ def parse(
     first: str = "",
 ) -> Config:
     """The options as a `config`; --help prints them all and exits. `first` is the word that stood before the options.
-    InputError in one sentence for what is wrong."""
+    InputError in one sentence for what is wrong. Options that are not given come from the file of --config, if there is one."""
     prog = f"python jobs/{sys.argv[0].rsplit('/', 1)[-1]} {first}".strip()
+    known = {option.name: option for part in (config, RecipeFiles) for option in options(part)}
+    recipe = given_recipe(arguments)
+    words, positional = recipe.words({n: o for n, o in known.items() if n not in FILES}) if recipe else ([], [])
+    source = f" (with {recipe.path!r})" if recipe else ""
+    fields: list[Any] = [
+        ("options", Annotated[config, tyro.conf.arg(name="")]),
+        ("files", Annotated[RecipeFiles, tyro.conf.arg(name="")], RecipeFiles()),
+    ]
+    if default is not tyro.MISSING_NONPROP:
+        fields[0] = (*fields[0], default)
+    command = make_dataclass("Command", fields, frozen=True, kw_only=True)
 
     def refuse(event: ParseErrorEvent) -> NoReturn:
-        raise InputError(f"{_sentence(event)}: see {prog} --help")
+        raise InputError(f"{_sentence(event, known)}{source}: see {prog} --help")
 
+    def parsed(given: list[str]) -> Any:
+        try:
+            with on_parse_error(refuse):
+                return tyro.cli(command, args=given, description=description, prog=prog)
+        except InputError as error:  # of a configuration, or from refuse()
+            raise (error if source in str(error) else InputError(f"{error}{source}")) from None
+        except ValueError as error:  # the rules of a configuration, such as a width that no group norm divides
+            raise InputError(f"{error}{source}: see {prog} --help") from None
+
+    # What of the file may have several values is not the last before the arguments, whose first it would take for another.
+    given = [*words, *([f"--config={recipe.path}"] if recipe and words else []), *arguments]
     try:
-        with on_parse_error(refuse):
-            return tyro.cli(config, args=arguments, description=description, prog=prog, default=default)
+        result = parsed(given)
     except InputError:
-        raise
-    except ValueError as error:  # the rules of a configuration, such as a width that no group norm divides
-        raise InputError(f"{error}: see {prog} --help") from None
+        if not positional:
+            raise
+        result = parsed([*given[: len(given) - len(arguments)], *positional, *arguments])
+    if result.files.save_config is not None:
+        place = absolute(result.files.save_config, option="--save-config")
+        write_recipe(place, result.options, title=f"{prog} --config {place.name}", without=ONCE)
+    return cast(Config, result.options)
 
 
-def _sentence(event: ParseErrorEvent) -> str:
-    """The start of a sentence on why the options are refused."""
+def _sentence(event: ParseErrorEvent, known: Iterable[str]) -> str:
+    """The start of a sentence on why the options are refused. known: the names of all options."""
     match event:
         case MissingArgs(unrecognized_tokens=[token, *_]) | UnrecognizedArgs(tokens=[token, *_]):
-            return f"option {token} is unknown"
+            name = token.partition("=")[0]
+            return f"option {name} is unknown{did_you_mean(name, [f'--{option}' for option in known])}"
         case MissingArgs(missing_arguments=missing):
             names = [WHAT if each.arg.is_positional() else each.arg.display_name() for each in missing]
-            return f"{', '.join(dict.fromkeys(names))} must be given"
+            line = missing[0].arg.field.intern_name.replace("_", "-")
+            return (
+                f"{', '.join(dict.fromkeys(names))} must be given: on the command line, or as {line} = ... in a TOML file that "
+                "--config names"
+            )
         case InvalidChoice(argument=argument, value=value, choices=choices):
-            return f"{argument.display_name()} is {value!r}: give one of {', '.join(choices)}"
+            near = did_you_mean(value, choices)
+            return f"{argument.display_name()} is {value!r}{near}: give one of {', '.join(choices)}"
         case BadValue(argument=argument):
             return f"{argument.display_name()} has no value: give one after it"
         case InstantiationFailure(argument=argument, message=message) if argument is not None:

@@ -9,9 +9,10 @@ import sys
 
 from ddpm_core.errors import InputError
 from ddpm_core.presets import PRESETS
-from jobs.cli import MISSING, parse, run, say
+from jobs.cli import MISSING, given_recipe, parse, run, say
 from pipelines import sweep
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.runtime.recipe import PRESET, did_you_mean
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
 from pipelines.train.config import TrainConfig, config_for
 
@@ -25,10 +26,18 @@ def main() -> None:
         print(__doc__)
         return
     if kind not in SWEEPS:
-        raise InputError(f"sweep {kind!r} is unknown: choose {', '.join(SWEEPS)}; see python jobs/sweep.py --help")
-    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "cifar10"
+        near = did_you_mean(kind, SWEEPS)
+        raise InputError(
+            f"sweep {kind!r} is unknown{near}: choose {', '.join(SWEEPS)}; see python jobs/sweep.py --help"
+        )
+    recipe = given_recipe(arguments)
+    preset = recipe.values.get(f"train.{PRESET}", "cifar10") if recipe is not None else "cifar10"
+    if arguments and not arguments[0].startswith("-"):
+        preset = arguments.pop(0)
     if preset not in PRESETS:
-        raise InputError(f"preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
+        raise InputError(
+            f"preset {preset!r} is unknown{did_you_mean(str(preset), PRESETS)}: choose one of {', '.join(PRESETS)}"
+        )
     default = SWEEPS[kind](train=config_for(preset, shards=MISSING), evaluate=EvaluateConfig(run="(each trial's)"))
     about = f"Train and evaluate variants under Ray Tune. Presets: {', '.join(PRESETS)} (shown: {preset})."
     config = parse(SWEEPS[kind], arguments, description=about, default=default, first=f"{kind} {preset}")

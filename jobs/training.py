@@ -10,10 +10,12 @@ import tyro
 
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Name, Range
-from jobs.cli import parse, say
+from ddpm_core.typed import shown
+from jobs.cli import given_recipe, parse, say
 from pipelines import train
 from pipelines.runtime.console import emit_result
 from pipelines.runtime.options import Checked
+from pipelines.runtime.recipe import PRESET, Recipe, did_you_mean
 from pipelines.train.config import TrainConfig, config_for
 
 
@@ -33,13 +35,15 @@ class TrainCommand(Checked):
 def train_job(recipes: Mapping[str, str], description: str) -> None:
     """Train one of `recipes` (a name on the command line -> a preset), the first if none is given."""
     arguments = sys.argv[1:]
-    name = next(iter(recipes))
-    if arguments and not arguments[0].startswith("-"):
-        name = arguments.pop(0)
-    elif len(recipes) > 1 and not {"-h", "--help"} & set(arguments):
-        raise InputError(f"no recipe is given: put one of {', '.join(recipes)} first")
-    if name not in recipes:
-        raise InputError(f"recipe {name!r} is unknown: choose one of {', '.join(recipes)}")
+    word = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    name = chosen_recipe(word, given_recipe(arguments), recipes)
+    if name is None:
+        if len(recipes) > 1 and not {"-h", "--help"} & set(arguments):
+            raise InputError(
+                f"no recipe is given: put one of {', '.join(recipes)} first, with --shards for its data, or give --config FILE, "
+                "a TOML file such as --save-config writes"
+            )
+        name = next(iter(recipes))
     first = name if len(recipes) > 1 else ""
     choice = f"Recipes: {', '.join(recipes)} (shown: {name}). " if len(recipes) > 1 else ""
     default = TrainCommand(config=config_for(recipes[name], shards=tyro.MISSING))
@@ -54,3 +58,22 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
     emit_result(run=result.run.name)
     again = ["python", "jobs/evaluate.py", "--run", result.run.name, "--storage", str(result.storage.root)]
     say(f"train: evaluate with {shlex.join(again)}")
+
+
+def chosen_recipe(word: str | None, recipe: Recipe | None, recipes: Mapping[str, str]) -> str | None:
+    """The name of the recipe to train: the word that was given, else that of the file's preset, else None. Raises InputError for
+    one that is none, or where the two differ."""
+    if word is not None and word not in recipes:
+        raise InputError(f"recipe {word!r} is unknown{did_you_mean(word, recipes)}: choose one of {', '.join(recipes)}")
+    preset = recipe.values.get(PRESET) if recipe is not None else None
+    if recipe is None or preset is None:
+        return word
+    names = [name for name, value in recipes.items() if value == preset]
+    if not names or word not in (None, *names):
+        here = (
+            f"the recipe here is {word}" if word is not None else f"the presets here are {', '.join(recipes.values())}"
+        )
+        raise InputError(
+            f"{recipe.path!r} has preset = {shown(preset)}, but {here}: give the file to the job that it is for"
+        )
+    return names[0]

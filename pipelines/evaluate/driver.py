@@ -31,6 +31,7 @@ from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import Run, local_storage
 from pipelines.runtime.progress import Say
+from pipelines.runtime.recipe import RECIPE, write_recipe
 from pipelines.tracking.tracker import open_tracker
 
 WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
@@ -88,6 +89,9 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         subject = choose_subject(config, storage, say)
         evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool)
         measured = evaluator.evaluate(subject.checkpoints, config.noise)
+        results = subject.results(subject.protocol("train", config.noise))
+        found = replace(config, storage=str(storage.root))
+        write_recipe(results / RECIPE, found, title=f"Given to its job by --config, this repeats {results.name}")
         tracked = evaluator.records.find(subject.protocol("train", config.noise))
         assert tracked is not None  # it was just written to
         link = evaluator.records.link(subject.protocol("train", config.noise))

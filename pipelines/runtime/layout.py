@@ -1,6 +1,6 @@
 """Where things lie in a storage: the folder or URL that holds trainings, evaluations, sweeps and nights.
 
-    train/RUN/step-00001000/        checkpoints, with config.json and best.json beside them
+    train/RUN/step-00001000/        checkpoints, with config.json, config.toml and best.json beside them
     evaluate/RUN/PROTOCOL/step-.../ numbers of one checkpoint under one protocol
     evaluate/RUN/samples-.../       chunks of samples and their features; pictures-.., likelihood-.. likewise
     sweep/NAME/                     outcomes of a sweep's trials

@@ -65,7 +65,10 @@ def test_help_shows_every_option_with_what_it_means(
         ("preprocess.py --source . --output out --image-size 0", "--image-size is 0: give a number from 1 to 4,096"),
         ("preprocess.py --source empty --output out --image-size 8", "empty' holds no images"),
         ("train_lsun.py", "no recipe is given: put one of church"),
-        ("train_lsun.py chruch --shards out", "recipe 'chruch' is unknown: choose one of church"),
+        (
+            "train_lsun.py chruch --shards out",
+            "recipe 'chruch' is unknown (did you mean church?): choose one of church",
+        ),
         ("train_lsun.py tiny", "--shards must be given"),
         ("train_lsun.py tiny --shards empty", "empty' has no manifest.json"),
         ("train_lsun.py tiny --shards nowhere", "nowhere' does not exist"),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from support.commands import run_job
 from support.processes import IMPORTED, ROOT, wait_for, workers_of
 from support.training import LONG, config, contents, losses, result_of, starts
 
@@ -66,6 +67,15 @@ def test_the_same_command_again_does_nothing(undisturbed: TrainResult, digits: S
     assert again == undisturbed
     assert again.last.path.stat().st_mtime_ns == before
     assert lines == [f"train: {again.run.name} is done, 12 steps"]
+
+
+def test_the_recipe_in_a_runs_folder_is_that_run(
+    undisturbed: TrainResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = str(undisturbed.run.folder / "config.toml")
+    assert run_job(monkeypatch, "train_lsun.py", "--config", recipe) == 0
+    assert f"train: {undisturbed.run.name} is done, 12 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
