@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,11 +30,13 @@ from tyro._errors import (  # its only way to say what is wrong as a value; pypr
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.ranges import FilePath
 from jobs import interrupted
+from jobs.help import grouped, name_of
 from pipelines.runtime.console import say, unread_output
 from pipelines.runtime.environment import prepare
 from pipelines.runtime.locations import absolute
+from pipelines.runtime.names import did_you_mean
 from pipelines.runtime.options import Checked
-from pipelines.runtime.recipe import Recipe, did_you_mean, options, write_recipe
+from pipelines.runtime.recipe import Recipe, options, write_recipe
 
 __all__ = ["MISSING", "Positional", "Suppress", "parse", "run", "say"]
 
@@ -52,6 +54,7 @@ OF_DISKS = {
 STOPPED = "interrupted: run the same command again to go on"
 FILE_PATH = get_args(FilePath)[1]
 FILES = ("config", "save-config")  # options that no recipe holds
+COMPLETION = ("--tyro-write-completion", "--tyro-print-completion")  # tyro's own: SHELL, and the file to write
 ONCE = ("dry-run",)  # a recipe repeats a command, not the look at what it would do
 WHAT = "what it is about"  # a word without an option
 
@@ -86,13 +89,19 @@ def parse(
     description: str,
     default: Config | Any = tyro.MISSING_NONPROP,
     first: str = "",
+    words: Sequence[str] = (),
 ) -> Config:
-    """The options as a `config`; --help prints them all and exits. `first` is the word that stood before the options.
-    InputError in one sentence for what is wrong. Options that are not given come from the file of --config, if there is one."""
+    """The options as a `config`; --help prints them all and exits. Those that are not given come from the file of --config, if
+    there is one. InputError in one sentence for what is wrong.
+
+    first: the word that stood before the options. words: what else might have stood there.
+    """
     prog = f"python jobs/{sys.argv[0].rsplit('/', 1)[-1]} {first}".strip()
+    if set(arguments[:1]) & set(COMPLETION):
+        prog = sys.argv[0].rsplit("/", 1)[-1]  # the word that a shell completes the options of
     known = {option.name: option for part in (config, RecipeFiles) for option in options(part)}
     recipe = given_recipe(arguments)
-    words, positional = recipe.words({n: o for n, o in known.items() if n not in FILES}) if recipe else ([], [])
+    stated, positional = recipe.words({n: o for n, o in known.items() if n not in FILES}) if recipe else ([], [])
     source = f" (with {recipe.path!r})" if recipe else ""
     fields: list[Any] = [
         ("options", Annotated[config, tyro.conf.arg(name="")]),
@@ -103,11 +112,11 @@ def parse(
     command = make_dataclass("Command", fields, frozen=True, kw_only=True)
 
     def refuse(event: ParseErrorEvent) -> NoReturn:
-        raise InputError(f"{_sentence(event, known)}{source}: see {prog} --help")
+        raise InputError(f"{_sentence(event, [*(f'--{name}' for name in known), *words])}{source}: see {prog} --help")
 
     def parsed(given: list[str]) -> Any:
         try:
-            with on_parse_error(refuse):
+            with on_parse_error(refuse), grouped():
                 return tyro.cli(command, args=given, description=description, prog=prog)
         except InputError as error:  # of a configuration, or from refuse()
             raise (error if source in str(error) else InputError(f"{error}{source}")) from None
@@ -115,7 +124,7 @@ def parse(
             raise InputError(f"{error}{source}: see {prog} --help") from None
 
     # What of the file may have several values is not the last before the arguments, whose first it would take for another.
-    given = [*words, *([f"--config={recipe.path}"] if recipe and words else []), *arguments]
+    given = [*stated, *([f"--config={recipe.path}"] if recipe and stated else []), *arguments]
     try:
         result = parsed(given)
     except InputError:
@@ -129,14 +138,14 @@ def parse(
 
 
 def _sentence(event: ParseErrorEvent, known: Iterable[str]) -> str:
-    """The start of a sentence on why the options are refused. known: the names of all options."""
+    """The start of a sentence on why the options are refused. known: what else may be given."""
     match event:
         case MissingArgs(unrecognized_tokens=[token, *_]) | UnrecognizedArgs(tokens=[token, *_]):
             name = token.partition("=")[0]
-            return f"option {name} is unknown{did_you_mean(name, [f'--{option}' for option in known])}"
+            return f"option {name} is unknown{did_you_mean(name, known)}"
         case MissingArgs(missing_arguments=missing):
             names = [WHAT if each.arg.is_positional() else each.arg.display_name() for each in missing]
-            line = missing[0].arg.field.intern_name.replace("_", "-")
+            line = name_of(missing[0].arg)
             return (
                 f"{', '.join(dict.fromkeys(names))} must be given: on the command line, or as {line} = ... in a TOML file that "
                 "--config names"

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Images to files that any prefix of shows: python jobs/compress.py encode --run RUN --images a.png b.png --output coded
 
 python jobs/compress.py decode --run RUN --files coded --output images    back, bit for bit; --partial for files that were cut
@@ -10,6 +11,7 @@ from ddpm_core.errors import InputError
 from jobs.cli import parse, run, say
 from pipelines import compress
 from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
+from pipelines.runtime.names import did_you_mean
 
 
 def main() -> None:
@@ -30,8 +32,13 @@ def main() -> None:
         case ["--help" | "-h"]:
             print(__doc__)
         case arguments:
-            given = f"{arguments[0]!r} is unknown" if arguments else "no command is given"
-            raise InputError(f"{given}: put one of encode, decode, curve first, and see python jobs/compress.py --help")
+            words = ["encode", "decode", "curve"]
+            given = (
+                f"{arguments[0]!r} is unknown{did_you_mean(arguments[0], words)}"
+                if arguments
+                else "no command is given"
+            )
+            raise InputError(f"{given}: put one of {', '.join(words)} first, and see python jobs/compress.py --help")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The whole workflow at laptop size: python jobs/demo.py (make demo)"""
 
 import os

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Checkpoints to numbers: python jobs/evaluate.py --run lsun_church-0123456789ab --checkpoints latest
 
 python jobs/evaluate.py likelihood --run RUN --data TEST          bits/dim of a data set, rate and distortion
@@ -46,7 +47,7 @@ def main() -> None:
             say(f"compare: {evaluate.compare(one, other, across_protocols=pair.across_protocols)}")
         case arguments:
             about = "Sample from checkpoints and measure the samples."
-            config = parse(EvaluateConfig, arguments, description=about)
+            config = parse(EvaluateConfig, arguments, description=about, words=("likelihood", "calibrate", "compare"))
             result = evaluate.evaluate(config, say)
             for line in result.describe():
                 say(f"evaluate: {line}")

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A checkpoint for another program: python jobs/export.py RUN --format diffusers --output exported"""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Evaluate what is new, every night: python jobs/nightly_eval.py --experiment ddpm --storage /shared/runs
 
 The exit code is 0 if all is well and 3 if there is a new alarm. jobs/cluster/render.py makes schedules that start it.

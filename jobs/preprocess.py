@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Images to shards: python jobs/preprocess.py --source church_outdoor_train_lmdb --output /data/church --image-size 256
 
 python jobs/preprocess.py verify /data/church    reads every byte again and compares it with the manifest
@@ -35,7 +36,8 @@ def main() -> None:
         case ["stats", *rest]:
             print(preprocess.describe_dataset(open_existing(rest, "stats", "Print a data set's card.")))
         case arguments:
-            config = parse(PreprocessConfig, arguments, description="Turn images into shards of [-1, 1] images.")
+            about = "Turn images into shards of [-1, 1] images."
+            config = parse(PreprocessConfig, arguments, description=about, words=("verify", "stats"))
             dataset = preprocess.preprocess(config, say)
             say(f"preprocess: {dataset.path} is done\n{preprocess.describe_dataset(dataset)}")
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """MLflow to one HTML file: python jobs/report.py --experiment ddpm --output report.html"""
 
 import sys
@@ -8,8 +9,9 @@ import reports
 from ddpm_core.errors import one_line
 from ddpm_core.ranges import FilePath, Positive
 from jobs.cli import parse, run, say
-from pipelines.runtime.layout import local_storage
+from pipelines.runtime.layout import LocalStorage, local_storage
 from pipelines.runtime.locations import absolute
+from pipelines.runtime.names import by_prefix
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.uri import sqlite_file, tracking_uri
 
@@ -35,10 +37,17 @@ def main() -> None:
 
         ensure_database(database)  # which may have been moved
     output = Path(absolute(config.output, option="--output"))
-    path = reports.build_report(uri, config.experiment, output, run=config.run, watts=config.watts)
+    run = config.run and whole_name(config.run, local_storage(config.storage))
+    path = reports.build_report(uri, config.experiment, output, run=run, watts=config.watts)
     if config.run is None:
         keep_in_mlflow(path, config)
     say(f"report: {path}")
+
+
+def whole_name(given: str, storage: LocalStorage) -> str:
+    """The run or sweep of this storage whose name or fingerprint begins so; what is none stays as it is."""
+    folders = [folder for place in (storage.trainings, storage.sweeps) if place.is_dir() for folder in place.iterdir()]
+    return by_prefix(given, [folder.name for folder in folders], "run") or given
 
 
 def keep_in_mlflow(report: Path, config: StorageOptions) -> None:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Compare trainings: python jobs/sweep.py schedules cifar10 --train.shards /data/cifar10 --seeds 3
 
 python jobs/sweep.py schedules PRESET   beta schedules at the paper's end points, and at those that meet linear's L_T
@@ -12,7 +13,8 @@ from ddpm_core.presets import PRESETS
 from jobs.cli import MISSING, given_recipe, parse, run, say
 from pipelines import sweep
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.runtime.recipe import PRESET, did_you_mean
+from pipelines.runtime.names import did_you_mean
+from pipelines.runtime.recipe import PRESET
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
 from pipelines.train.config import TrainConfig, config_for
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train on CelebA-HQ: ray job submit --working-dir . -- python jobs/train_celebahq.py --shards /data/celebahq --workers 8"""
 
 from jobs.cli import run

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train on CIFAR-10: ray job submit --working-dir . -- python jobs/train_cifar10.py --shards /data/cifar10 --workers 8"""
 
 from jobs.cli import run

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Train on LSUN: ray job submit --working-dir . -- python jobs/train_lsun.py church --shards /data/church --workers 8"""
 
 from jobs.cli import run

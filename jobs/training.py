@@ -11,11 +11,12 @@ import tyro
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Name, Range
 from ddpm_core.typed import shown
-from jobs.cli import given_recipe, parse, say
+from jobs.cli import COMPLETION, given_recipe, parse, say
 from pipelines import train
 from pipelines.runtime.console import emit_result
+from pipelines.runtime.names import did_you_mean
 from pipelines.runtime.options import Checked
-from pipelines.runtime.recipe import PRESET, Recipe, did_you_mean
+from pipelines.runtime.recipe import PRESET, Recipe
 from pipelines.train.config import TrainConfig, config_for
 
 
@@ -38,7 +39,7 @@ def train_job(recipes: Mapping[str, str], description: str) -> None:
     word = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     name = chosen_recipe(word, given_recipe(arguments), recipes)
     if name is None:
-        if len(recipes) > 1 and not {"-h", "--help"} & set(arguments):
+        if len(recipes) > 1 and not {"-h", "--help", *COMPLETION} & set(arguments):
             raise InputError(
                 f"no recipe is given: put one of {', '.join(recipes)} first, with --shards for its data, or give --config FILE, "
                 "a TOML file such as --save-config writes"

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """MLflow's UI over a storage, with the links to its rankings: python jobs/ui.py --storage /shared/runs (make ui)
 
 A tracking server has a UI already: then the links are printed, and nothing is started.

@@ -9,7 +9,9 @@ from support.processes import ROOT
 
 HEAVY = ("torch", "ray", "mlflow")
 JOBS = sorted(
-    path.name for path in (ROOT / "jobs").glob("*.py") if path.name not in ("__init__.py", "cli.py", "training.py")
+    path.name
+    for path in (ROOT / "jobs").glob("*.py")
+    if path.name not in ("__init__.py", "cli.py", "help.py", "training.py")
 )
 WORDS = {"train_lsun.py": ["tiny"], "sweep.py": ["schedules", "tiny"]}  # what stands before --help, to see all options
 RUN = """

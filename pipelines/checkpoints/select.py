@@ -9,6 +9,7 @@ from ddpm_core.errors import InputError
 from pipelines.checkpoints.store import saved_checkpoints
 from pipelines.runtime.layout import Run, Storage
 from pipelines.runtime.locations import Location, location
+from pipelines.runtime.names import by_prefix, did_you_mean
 from pipelines.tracking.queries import name_of_run, path_of_model
 
 
@@ -58,18 +59,20 @@ def find_checkpoint(name: str, step: str, storage: Storage[Path], uri: str) -> t
 
 
 def find_run(name: str, given: Location, storage: Storage[Path], uri: str) -> Run[Path]:
-    """The run of a name or MLflow run id, or that lies at the path `given`. Raises InputError if there is none."""
+    """The run of a name, of how its name or fingerprint begins, of an MLflow run id, or that lies at the path `given`. Raises
+    InputError if there is none, or several."""
     candidates = [storage.run(given.name, given)]
+    runs = storage.trainings
+    known = sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
     if "/" not in name:  # else it would be a path, perhaps out of the storage
-        candidates += [storage.run(each) for each in (name, name_of_run(uri, name)) if each is not None]
+        names = [name] if name in known else [name_of_run(uri, name), by_prefix(name, known, "run")]
+        candidates += [storage.run(each) for each in names if each is not None]
     for run in candidates:
         if run.folder.is_dir() and any(NAME.fullmatch(path.name) for path in run.folder.iterdir()):
             return run
-    runs = storage.trainings
-    known = sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
     raise InputError(
-        f"run {name!r} is not known: give one of those in {str(runs)!r} ({', '.join(known) or 'none'}), "
-        "an MLflow run or model id, or a checkpoint's folder"
+        f"run {name!r} is not known{did_you_mean(name, known)}: give one of those in {str(runs)!r} "
+        f"({', '.join(known) or 'none'}), an MLflow run or model id, or a checkpoint's folder"
     )
 
 
@@ -88,8 +91,9 @@ def choose_steps(name: str, saved: Sequence[Checkpoint], steps: str) -> tuple[Ch
         raise InputError(f"--checkpoints is {steps!r}: give all, latest, or steps such as 1000,2000") from None
     missing = wanted - {checkpoint.step for checkpoint in saved}
     if missing:
+        near = min((checkpoint.step for checkpoint in saved), key=lambda step: abs(step - min(missing)))
         raise InputError(
-            f"run {name!r} has no checkpoint at step {min(missing)}: it has "
+            f"run {name!r} has no checkpoint at step {min(missing)} (did you mean {near}?): it has "
             f"{', '.join(str(checkpoint.step) for checkpoint in saved)}"
         )
     return tuple(checkpoint for checkpoint in saved if checkpoint.step in wanted)

@@ -32,6 +32,7 @@ from pipelines.nightly.notify import notify
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import Storage, local_storage
+from pipelines.runtime.names import by_prefix, did_you_mean
 from pipelines.runtime.progress import Say
 from pipelines.tracking.queries import Training, trainings
 from pipelines.tracking.retry import with_retries
@@ -126,9 +127,12 @@ def wait_for_tracker(config: NightlyConfig, storage: Storage[Path]) -> Tracker:
 
 def chosen_trainings(config: NightlyConfig, tracker: Tracker) -> list[Training]:
     """The trainings that the night is about. Raises InputError if there is none."""
-    chosen = [each for each in trainings(tracker) if config.run in (None, each.name)]
+    known = trainings(tracker)
+    names = [each.name for each in known]
+    run = None if config.run is None else by_prefix(config.run, names, "training")
+    chosen = [each for each in known if config.run is None or each.name == run]
     if not chosen:
-        which = "" if config.run is None else f" {config.run!r}"
+        which = "" if config.run is None else f" {config.run!r}{did_you_mean(config.run, names)}"
         raise InputError(
             f"experiment {config.experiment!r} has no training{which}: train with --experiment {config.experiment}, or give "
             "another --experiment or --tracking-uri"

@@ -75,9 +75,14 @@ class Storage(Generic[Root]):
         """What Ray Train and Ray Tune keep."""
         return self.root / "ray"
 
+    @property
+    def sweeps(self) -> Root:
+        """The folder of all sweeps, one in it for each."""
+        return self.root / "sweep"
+
     def sweep(self, name: str) -> Root:
         """The outcomes of a sweep."""
-        return self.root / "sweep" / name
+        return self.sweeps / name
 
     def nights(self, experiment: str) -> Root:
         """The report and ledger of an experiment's nightly evaluation."""

@@ -11,7 +11,6 @@ Reading turns it into the words of a command line, so that a value means the sam
 """
 
 import dataclasses
-import difflib
 import json
 import tomllib
 import types
@@ -26,6 +25,7 @@ import tyro
 from ddpm_core.errors import InputError
 from ddpm_core.typed import shown
 from pipelines.runtime.locations import Location, committed
+from pipelines.runtime.names import did_you_mean
 
 RECIPE = "config.toml"  # in the folder of whatever was made by it
 PRESET = "preset"  # no option: the word that stands first says it, but in a file it is a key like any other
@@ -203,9 +203,3 @@ def wanted(hint: Any) -> str:
     if origin is tuple:
         return f"a list, each {wanted(get_args(hint)[0])}"
     return WORDS.get(hint, "a text in quotes")
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """The nearest of some names as the end of a sentence, nothing if none is near."""
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""

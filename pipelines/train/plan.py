@@ -6,7 +6,10 @@ from ddpm_core.costs import plan
 from ddpm_core.devices import peak_flops
 from ddpm_core.errors import InputError
 from ddpm_core.records import flatten
+from pipelines.runtime.names import did_you_mean
 from pipelines.train.config import TrainConfig
+
+GPUS = ("A100", "H100 80GB HBM3", "H200", "B200", "L40S", "L4")
 
 
 def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
@@ -18,9 +21,8 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
         config = replace(config, execution=config.execution.resolved(fast=True))
     peak = peak_flops(gpu, config.execution.network_precision)
     if peak is None:
-        raise InputError(
-            f"--gpu is {gpu!r}, whose peak FLOP/s are not known here: give A100, H100 80GB HBM3, H200, B200, L40S or L4"
-        )
+        near = did_you_mean(gpu, GPUS)
+        raise InputError(f"--gpu is {gpu!r}, whose peak FLOP/s are not known here{near}: give one of {', '.join(GPUS)}")
     if not 0.0 < utilisation <= 1.0:
         raise InputError(f"--utilisation is {utilisation}: give a fraction of the peak, above 0 and up to 1")
     costs = plan(
