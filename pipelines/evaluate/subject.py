@@ -18,7 +18,7 @@ from pipelines.evaluate.evaluation import read_facts
 from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps
 from pipelines.runtime.chunks import chunk_ranges
-from pipelines.runtime.hardware import choose_execution
+from pipelines.runtime.cluster import choose_execution
 from pipelines.runtime.layout import Run, Storage, shards_of
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset

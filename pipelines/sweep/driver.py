@@ -19,9 +19,8 @@ from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.evaluate.subject import sampler_steps, with_execution
-from pipelines.runtime.cluster import check_fits, connect
+from pipelines.runtime.cluster import check_fits, choose_execution, connect
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.hardware import choose_execution
 from pipelines.runtime.layout import local_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say

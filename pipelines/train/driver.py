@@ -24,8 +24,7 @@ from ddpm_core.configs import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
-from pipelines.runtime.cluster import Resources, check_fits, connect, has_dashboard
-from pipelines.runtime.hardware import choose_execution, gpu_kinds
+from pipelines.runtime.cluster import Resources, check_fits, choose_execution, connect, gpu_kinds, has_dashboard
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import Location, commit_json, location

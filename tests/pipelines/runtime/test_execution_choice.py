@@ -5,9 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from ddpm_core.configs import Execution
-from pipelines.runtime import hardware
-from pipelines.runtime.cluster import Resources
-from pipelines.runtime.hardware import choose_execution
+from pipelines.runtime import cluster as module
+from pipelines.runtime.cluster import Resources, choose_execution
 from pipelines.train.config import config_for
 from pipelines.train.plan import describe_plan
 
@@ -20,8 +19,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
     """A cluster with GPUs of these kinds."""
     kinds: list[str] = request.param
     resources = {"CPU": 8.0, "GPU": float(len(kinds)), **{f"accelerator_type:{kind}": 1.0 for kind in kinds if kind}}
-    monkeypatch.setattr(hardware, "_may_have_gpus", lambda: True)
-    monkeypatch.setattr(hardware, "connect", lambda: Resources(cpus=8.0, gpus=resources["GPU"]))
+    monkeypatch.setattr(module, "_may_have_gpus", lambda: True)
+    monkeypatch.setattr(module, "connect", lambda: Resources(cpus=8.0, gpus=resources["GPU"]))
     monkeypatch.setattr("ray.cluster_resources", lambda: resources)
 
 
@@ -56,9 +55,9 @@ def test_exact_is_what_the_options_say_on_every_gpu(cluster: None) -> None:
 
 def test_nothing_is_started_to_learn_that_this_machine_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr(hardware, "read_ray_address", lambda: None)
+    monkeypatch.setattr(module, "read_ray_address", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(hardware, "connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(module, "connect", lambda: pytest.fail("Ray was started"))
     assert choose_execution(Execution(), lambda line: None) == (EXACT, "there is no GPU")
 
 
