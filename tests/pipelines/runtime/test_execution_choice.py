@@ -55,7 +55,7 @@ def test_exact_is_what_the_options_say_on_every_gpu(cluster: None) -> None:
 
 def test_nothing_is_started_to_learn_that_this_machine_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr(module, "read_ray_address", lambda: None)
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(module, "connect", lambda: pytest.fail("Ray was started"))
     assert choose_execution(Execution(), lambda line: None) == (EXACT, "there is no GPU")
