@@ -7,10 +7,15 @@ from torch import Tensor
 
 
 def add_gram(triangle: Float64[Tensor, "d d"], x: Float64[Tensor, "n d"]) -> None:
-    """Add x^T x to the upper triangle, in place; what stands below it afterwards is no result."""
+    """Add x^T x to the upper triangle, in place; what stands below it afterwards is no result. x: contiguous, or its
+    transpose is."""
     if x.device.type == "cpu" and triangle.is_contiguous():
-        # Fortran's order is that of the transpose, so its lower triangle is the upper one here.
-        dsyrk(1.0, x.contiguous().numpy().T, beta=1.0, c=triangle.numpy().T, lower=1, overwrite_c=1)
+        # Fortran's order is that of the transpose, so its lower triangle is the upper one here. Neither of the calls copies.
+        array, result = x.numpy(), triangle.numpy().T
+        if x.is_contiguous():
+            dsyrk(1.0, array.T, beta=1.0, c=result, lower=1, overwrite_c=1)
+        else:
+            dsyrk(1.0, array, beta=1.0, c=result, lower=1, overwrite_c=1, trans=1)
     else:
         triangle.addmm_(x.T, x)
 

@@ -8,7 +8,7 @@ import torch
 from support.contest import contest, peer_module
 from torch import Tensor
 
-from ddpm_core.metrics import FeatureStatistics, FrechetDistance, frechet_distance
+from ddpm_core.metrics import FeatureStatistics, FrechetDistance, KernelDistance, PrecisionRecall, frechet_distance
 from pipelines.evaluate.measure import distance_and_interval
 
 pytestmark = pytest.mark.bench
@@ -102,3 +102,51 @@ def test_the_frechet_distance_of_two_statistics() -> None:
     fidelity = peer_module("torch_fidelity.metric_fid")
     row = contest("", "torch-fidelity", ours, lambda: fidelity.fid_statistics_to_metric(*by_numpy, verbose=False))
     assert row.ratio > 2.0
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all extracted features")
+def test_kernel_distance() -> None:
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    generated, real = features(1, 5_000), features(0, 5_000)
+
+    def ours() -> float:
+        metric = KernelDistance(real, subsets=20, subset_size=1_000)
+        metric.update(generated, torch.arange(len(generated)))
+        return metric.compute()[0].item()
+
+    def by_torchmetrics() -> float:
+        metric = KernelInceptionDistance(feature=Features(), subsets=20, subset_size=1_000)
+        metric.update(real, real=True)
+        metric.update(generated, real=False)
+        return float(metric.compute()[0].item())
+
+    assert ours() == pytest.approx(by_torchmetrics(), abs=5e-5)  # other subsets
+    work = f"KID of 5,000 x {DIM} features, 20 subsets of 1,000 (ours in float64)"
+    assert contest(work, "torchmetrics (float32)", ours, by_torchmetrics).ratio > 0.5
+    fidelity = peer_module("torch_fidelity.metric_kid")
+    choices = {"kid_subsets": 20, "kid_subset_size": 1_000, "verbose": False}
+    row = contest(
+        "", "torch-fidelity (float32)", ours, lambda: fidelity.kid_features_to_metric(generated, real, **choices)
+    )
+    assert row.ratio > 0.3
+
+
+def test_precision_and_recall() -> None:
+    generated, real = features(1, 4_000), features(0, 4_000)
+
+    def ours() -> tuple[float, float]:
+        metric = PrecisionRecall(real)
+        metric.update(generated, torch.arange(len(generated)))
+        precision, recall = metric.compute()
+        return precision.item(), recall.item()
+
+    fidelity = peer_module("torch_fidelity.metric_prc")
+
+    def by_fidelity() -> tuple[float, float]:
+        found = fidelity.prc_features_to_metric(generated, real, verbose=False)
+        return found["precision"], found["recall"]
+
+    assert ours() == pytest.approx(by_fidelity(), abs=2e-3)  # float32 may put a feature on the other side of a ball
+    work = f"precision and recall of 4,000 x {DIM} features (ours in float64)"
+    assert contest(work, "torch-fidelity (float32)", ours, by_fidelity).ratio > 0.75
