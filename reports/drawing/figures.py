@@ -188,10 +188,10 @@ class Relation:
     marks: bool = False
 
 
-def relation(name: str, lines: Sequence[Relation], *, x: str, y: str, alt: str) -> Markup:
-    """A small figure of relations, both axes from 0 on."""
+def relation(name: str, lines: Sequence[Relation], *, x: str, y: str, alt: str, small: bool = True) -> Markup:
+    """A figure of relations, both axes from 0 on."""
     with drawing():
-        figure, axes = make_axes(small=True)
+        figure, axes = make_axes(small=small)
         traces = []
         for place, line in enumerate(lines[:MAX_LINES]):
             points = [point for point in line.points if all(map(math.isfinite, point))]

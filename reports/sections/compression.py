@@ -42,6 +42,7 @@ def _chart(record: CompressionRecord) -> Chart:
         x="rate (bits/dim)",
         y="distortion (RMSE)",
         alt=f"Distortion against rate of {listed([line.label for line in lines])}: {images}.",
+        small=False,
     )
     caption = (
         f"Distortion (RMSE on 0..255) against rate in bits/dim: files of {record.steps} steps that were cut, the theory of "
