@@ -27,14 +27,13 @@ from tyro._errors import (  # its only way to say what is wrong as a value; pypr
     on_parse_error,
 )
 
-from ddpm_core.errors import DivergedError, InputError, one_line
+from ddpm_core.errors import DivergedError, InputError, did_you_mean, one_line
 from ddpm_core.ranges import FilePath
 from jobs import interrupted
 from jobs.help import grouped, name_of
 from pipelines.runtime.console import say, unread_output
 from pipelines.runtime.environment import prepare
 from pipelines.runtime.locations import absolute
-from pipelines.runtime.names import did_you_mean
 from pipelines.runtime.options import Checked
 from pipelines.runtime.recipe import Recipe, options, write_recipe
 

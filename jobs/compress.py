@@ -7,11 +7,10 @@ python jobs/compress.py curve --run RUN --data SHARDS --output curve      rate a
 
 import sys
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from jobs.cli import parse, run, say
 from pipelines import compress
 from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
-from pipelines.runtime.names import did_you_mean
 
 
 def main() -> None:

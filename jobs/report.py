@@ -9,9 +9,8 @@ import reports
 from ddpm_core.errors import one_line
 from ddpm_core.ranges import FilePath, Positive
 from jobs.cli import parse, run, say
-from pipelines.runtime.layout import LocalStorage, local_storage
+from pipelines.runtime.layout import LocalStorage, by_prefix, local_storage
 from pipelines.runtime.locations import absolute
-from pipelines.runtime.names import by_prefix
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.uri import sqlite_file, tracking_uri
 

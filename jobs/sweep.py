@@ -8,12 +8,11 @@ python jobs/sweep.py space PRESET       any option: --grid optim.lr=1e-4,2e-4 --
 
 import sys
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from ddpm_core.presets import PRESETS
 from jobs.cli import MISSING, given_recipe, parse, run, say
 from pipelines import sweep
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.runtime.names import did_you_mean
 from pipelines.runtime.recipe import PRESET
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep, SweepConfig
 from pipelines.train.config import TrainConfig, config_for

@@ -8,13 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from ddpm_core.ranges import Name, Range
 from ddpm_core.typed import shown
 from jobs.cli import COMPLETION, given_recipe, parse, say
 from pipelines import train
 from pipelines.runtime.console import emit_result
-from pipelines.runtime.names import did_you_mean
 from pipelines.runtime.options import Checked
 from pipelines.runtime.recipe import PRESET, Recipe
 from pipelines.train.config import TrainConfig, config_for

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from ddpm_core.checkpoint import NAME, Checkpoint, open_checkpoint
 from ddpm_core.commit import MANIFEST
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from pipelines.checkpoints.store import saved_checkpoints
-from pipelines.runtime.layout import Run, Storage
+from pipelines.runtime.layout import Run, Storage, by_prefix
 from pipelines.runtime.locations import Location, location
-from pipelines.runtime.names import by_prefix, did_you_mean
 from pipelines.tracking.queries import name_of_run, path_of_model
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from pipelines.nightly.alarms import Alarm
 from pipelines.nightly.champion import Champion
 from pipelines.nightly.conclude import confirm, find_alarms, tag_alarms, update_aliases
@@ -31,8 +31,7 @@ from pipelines.nightly.night import Night, Work
 from pipelines.nightly.notify import notify
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Storage, local_storage
-from pipelines.runtime.names import by_prefix, did_you_mean
+from pipelines.runtime.layout import Storage, by_prefix, local_storage
 from pipelines.runtime.progress import Say
 from pipelines.tracking.queries import Training, trainings
 from pipelines.tracking.retry import with_retries

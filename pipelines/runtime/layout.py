@@ -13,7 +13,7 @@ Every such path is made here.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -113,6 +113,17 @@ def folder_name(name: str) -> str:
     if len(quoted) > LONGEST_NAME:
         quoted = f"{quoted[: LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return quoted
+
+
+def by_prefix(given: str, known: Sequence[str], what: str) -> str | None:
+    """The one of some names that is `given`, or begins with it, or whose fingerprint does: the part behind the last dash. None if
+    there is none. Raises InputError if there are several."""
+    if given in known or not given:
+        return given or None
+    matching = [name for name in known if name.startswith(given) or name.rpartition("-")[2].startswith(given)]
+    if len(matching) > 1:
+        raise InputError(f"{what} {given!r} may be {' or '.join(sorted(matching))}: give more of its name")
+    return matching[0] if matching else None
 
 
 def shards_of(config: Mapping[str, Any], checkpoint: ReadablePath) -> str:

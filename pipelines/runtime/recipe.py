@@ -22,10 +22,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from ddpm_core.typed import shown
 from pipelines.runtime.locations import Location, committed
-from pipelines.runtime.names import did_you_mean
 
 RECIPE = "config.toml"  # in the folder of whatever was made by it
 PRESET = "preset"  # no option: the word that stands first says it, but in a file it is a key like any other

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 from ddpm_core.costs import plan
 from ddpm_core.devices import peak_flops
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from ddpm_core.records import flatten
-from pipelines.runtime.names import did_you_mean
 from pipelines.train.config import TrainConfig
 
 GPUS = ("A100", "H100 80GB HBM3", "H200", "B200", "L40S", "L4")

@@ -11,10 +11,10 @@ from support.commands import run_job
 from support.job_options import COMMANDS, options
 from support.processes import ROOT
 
-from ddpm_core.errors import InputError
+from ddpm_core.errors import InputError, did_you_mean
 from jobs.cli import RecipeFiles
 from jobs.help import COMMON, GROUP_OF, GROUPS
-from pipelines.runtime.names import by_prefix, did_you_mean
+from pipelines.runtime.layout import by_prefix
 
 
 def dashed(config: object) -> list[str]:
