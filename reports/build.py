@@ -24,6 +24,7 @@ from reports.sections.likelihoods import LikelihoodSection, likelihood_section
 from reports.sections.making import Making, making_section
 from reports.sections.memorization import memorization
 from reports.sections.paper_tables import PaperTable, paper_tables
+from reports.sections.samplers import SamplerSection, sampler_sections
 from reports.sections.sweeps import SweepSection, sweep_section
 from reports.sections.training import training_charts
 from reports.summary import markdown, since_previous, summarise, with_previous
@@ -56,6 +57,7 @@ class Report:
     grid: Illustration | None
     attention: tuple[str, ...]
     protocols: tuple[ProtocolSection, ...]
+    samplers: tuple[SamplerSection, ...]
     training: tuple[Chart, ...]
     progression: tuple[Illustration, ...]
     pictures: tuple[Illustration, ...]
@@ -123,6 +125,7 @@ def compose(
         grid=samples.best_grid(store, best) if best else None,
         attention=attention(record),
         protocols=tuple(protocol_section(store, record, ranking) for ranking in rankings),
+        samplers=sampler_sections(record, rankings),
         training=training_charts(store, record, lead, rankings),
         progression=samples.progression(store, best) if best else (),
         pictures=pictures,

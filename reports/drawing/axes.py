@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 
 from reports.formatting import number, shortened
 
+StepAxis = Literal["training step", "network calls"]
 _HANDLE, _LETTER = 42, 5.4  # points: of an entry of a legend besides its text, and of a letter of that
 _ROW = 0.17  # inches: of a row of a legend
 
@@ -39,10 +41,15 @@ def scale_y(axes: Axes, values: Sequence[float], ratio: float, *, small: bool) -
     axes.yaxis.set_major_formatter(plain_ticks())
 
 
-def set_step_axis(axes: Axes, batch_size: int | None, *, small: bool) -> None:
-    """Training steps below, and above, if the batch size is known, images seen."""
-    axes.set_xlabel("training step")
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(3 if small else 5, integer=True))
+def set_step_axis(axes: Axes, batch_size: int | None, *, small: bool, label: StepAxis = "training step") -> None:
+    """Training steps below, and above, if the batch size is known, images seen; or network calls, which double from tick to
+    tick."""
+    axes.set_xlabel(label)
+    if label == "network calls":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(3 if small else 5, integer=True))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if batch_size:
         scales = (lambda steps: steps * batch_size, lambda images: images / batch_size)

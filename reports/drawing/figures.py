@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from ddpm_core.verdicts import Interval
-from reports.drawing.axes import make_axes, plain_ticks, scale_y, set_legend, set_step_axis
+from reports.drawing.axes import StepAxis, make_axes, plain_ticks, scale_y, set_legend, set_step_axis
 from reports.drawing.readings import Reading, Readings, Trace
 from reports.drawing.svg import INK, LINE_COLOURS, drawing, to_svg
 from reports.formatting import decimals_for, fixed, number
@@ -33,7 +33,8 @@ _DRAWN_POINTS = 400  # about one per pixel
 
 
 class LinePoint(NamedTuple):
-    """A value at a training step, left out if it is NaN or infinite. close: whether it cannot be told apart from the best."""
+    """A value at a training step, or after so many network calls, left out if it is NaN or infinite. close: whether it cannot
+    be told apart from the best."""
 
     step: int
     value: float
@@ -59,9 +60,11 @@ def by_step(
     batch_size: int | None = None,
     small: bool = False,
     beside: tuple[str, float] | None = None,
+    axis: StepAxis = "training step",
 ) -> Markup:
-    """A metric of checkpoints against the training step, with intervals. `mark_lowest` names the lowest point and shades
-    its interval; `batch_size` adds an axis of images seen; `beside` is a (name, value) to compare with, drawn across."""
+    """A metric of checkpoints against the training step, or of one against network calls, with intervals. `mark_lowest` names
+    the lowest point and shades its interval; `batch_size` adds an axis of images seen; `beside` is a (name, value) to compare
+    with, drawn across."""
     lines = lines[:MAX_LINES]
     points = [point for line in lines for point in line.points if math.isfinite(point.value)]
     lowest = min(points, key=lambda point: (point.value, point.step)) if mark_lowest and points else None
@@ -77,7 +80,7 @@ def by_step(
         if lowest is not None:
             _mark_lowest(axes, lowest, [point.step for point in points], metric)
         axes.set_ylabel(metric)
-        set_step_axis(axes, batch_size, small=small)
+        set_step_axis(axes, batch_size, small=small, label=axis)
         set_legend(figure, axes, names)
         traces = [
             Trace(
@@ -91,7 +94,8 @@ def by_step(
             )
             for place, line in enumerate(lines, start=1)
         ]
-        readings = Readings(axes=axes, traces=traces, place=_step, kept=lowest.step if lowest else None)
+        place_words = _step if axis == "training step" else lambda calls: f"{calls:,.0f} {axis}"
+        readings = Readings(axes=axes, traces=traces, place=place_words, kept=lowest.step if lowest else None)
         return to_svg(figure, name=name, alt=alt, readings=readings)
 
 

@@ -48,6 +48,34 @@ def test_the_curves_of_a_protocol_are_there_and_say_what_they_are(full: Page) ->
     assert "along the chain: from 300.0 to 9.000" in leading[4]
 
 
+def test_samplers_of_one_checkpoint_stand_against_their_network_calls() -> None:
+    writer = writer_of("samplers")
+    run = writer.train("tiny-linear-0a0a0a0a0a0a")
+    ddim = replace(DIGITS, sampler="ddim", sampler_steps=10)
+    for protocol, distance in [
+        (ddim, 20.0),
+        (replace(ddim, sampler_steps=50), 10.0),
+        (replace(ddim, eta=0.5), 30.0),
+        (replace(DIGITS, sampler="ancestral", sampler_steps=1000, var_type="fixedsmall"), 9.8),
+        (replace(ddim, sampler_steps=50, seed=1), 1.0),  # of other samples: no matter of the sampler
+    ]:
+        writer.evaluate(run, protocol, {100: distance, 200: distance + 1})
+    page = page_of("samplers")
+    (rows,) = page.tables("Samplers of step 200 of tiny-linear-0a0a0a0a0a0a")
+    assert [row[:3] for row in rows] == [
+        ["ancestral, fixedsmall, uniform", "1,000", "10.80"],
+        ["ddim, η 0, uniform", "50", "11.00"],
+        ["ddim, η 0, uniform", "10", "21.00"],
+        ["ddim, η 0.5, uniform", "10", "31.00"],
+    ]
+    assert [row[4] for row in rows] == ["best", "not distinguishable", "higher", "higher"]
+    (drawing,) = page.section("Samplers").all("svg")
+    assert drawing.attributes["aria-label"].endswith("against network calls, for 3 samplers.")
+    assert "50 network calls" in drawing.text
+    digits()
+    assert "network calls" not in page_of("digits").text  # each checkpoint was measured with one sampler
+
+
 def test_every_training_curve_is_there(full: Page) -> None:
     alts = " ".join(drawing.attributes["aria-label"] for drawing in full.section("Training").all("svg"))
     for what in (
