@@ -22,7 +22,6 @@ from reports.sections.checkpoints import ProtocolSection, protocol_section
 from reports.sections.compression import CompressionSection, compression_section
 from reports.sections.likelihoods import LikelihoodSection, likelihood_section
 from reports.sections.making import Making, making_section
-from reports.sections.memorization import memorization
 from reports.sections.paper_tables import PaperTable, paper_tables
 from reports.sections.samplers import SamplerSection, sampler_sections
 from reports.sections.sweeps import SweepSection, sweep_section
@@ -130,7 +129,7 @@ def compose(
         progression=samples.progression(store, best) if best else (),
         pictures=pictures,
         pictures_step=step,
-        memorization=memorization(store, leading) if leading else (),
+        memorization=samples.memorization(store, leading) if leading else (),
         paper=paper_tables(record.runs, rankings, lead),
         likelihood=likelihood_section(record, lead),
         compression=compression_section(lead),

@@ -1,16 +1,25 @@
-"""Sample grids: the best checkpoint's in full, and a few others in step order to see the samples sharpen; and the pictures
-of what that checkpoint does on the way."""
+"""Sample grids: the best checkpoint's in full, and a few others in step order to see the samples sharpen; the pictures of what
+that checkpoint does on the way; and whether its samples are copies of training images."""
 
 from collections.abc import Sequence
 from functools import partial
 
-from ddpm_core.records import CONTACT_SHEET, pictures_path
+from ddpm_core.records import (
+    CI_HIGH,
+    CI_LOW,
+    CONTACT_SHEET,
+    HELD_OUT,
+    MEMORIZED,
+    MEMORIZED_FEATURES,
+    neighbours_path,
+    pictures_path,
+)
 from reports.drawing.elements import Illustration
 from reports.drawing.pictures import UnreadablePicture, enlargement, inline, spaced_grid, square_sheet
-from reports.formatting import NOT_MEASURED, fixed, listed
+from reports.formatting import NOT_MEASURED, count, fixed, listed, number
 from reports.records import artifacts
 from reports.records.entities import EvaluationRecord, PictureGrid, RunRecord
-from reports.records.store import Store
+from reports.records.store import Series, Store
 from reports.verdicts.ranking import Entry, Ranking
 from reports.verdicts.wording import decimals_of, metric_name
 
@@ -148,3 +157,48 @@ def contact_sheet(store: Store, run: RunRecord) -> Illustration | None:
     name = run.card.name if run.card else "the training data"
     caption = f"Training images of {name}.{image.note}"
     return Illustration(image=image, alt=f"Contact sheet of {name}", caption=caption)
+
+
+def memorization(store: Store, ranking: Ranking) -> tuple[str, ...]:
+    """Whether samples are copies of training images: the fraction that lies nearer to one training image than to the rest, and
+    that of held-out images to compare it with. A sentence a space, about the best checkpoint of the leading run whose
+    neighbours were looked up; empty if there is none."""
+    if ranking.best is None:
+        return ()
+    run = ranking.best.run
+    steps = [entry.checkpoint.step for entry in ranking.entries if entry.run.run_id == run.run_id]
+    for evaluation in run.evaluations:
+        spaces = {MEMORIZED: "pixel space", evaluation.protocol.metric(MEMORIZED_FEATURES): "feature space"}
+        sentences = [_memorized(store, evaluation, metric, space, steps) for metric, space in spaces.items()]
+        if any(sentences):
+            return tuple(sentence for sentence in sentences if sentence)
+    return ()
+
+
+def _memorized(store: Store, evaluation: EvaluationRecord, metric: str, space: str, steps: Sequence[int]) -> str:
+    """What a metric says at the first of the steps that has it; empty if none has."""
+
+    def history(name: str) -> Series:
+        return store.history(evaluation.run_id, name) if name in evaluation.metrics else Series()
+
+    def percent(value: float) -> str:
+        return f"{number(100 * value, 3)} %"
+
+    fractions = history(metric)
+    step = next((step for step in steps if fractions.at(step) is not None), None)
+    if step is None:
+        return ""
+    fraction, low, high, held_out = (history(metric + end).at(step) for end in ("", CI_LOW, CI_HIGH, HELD_OUT))
+    facts = artifacts.read(store, evaluation.run_id, neighbours_path(step), artifacts.neighbours)
+    of = f"{count(facts.samples)} samples" if facts else "the samples looked up"
+    text = f"Of {of} of step {step:,}, {percent(fraction or 0.0)} stand out as copies in {space}"
+    if low is not None and high is not None:
+        text += f" (95\N{NO-BREAK SPACE}% interval {percent(low)} to {percent(high)})"
+    if facts:
+        text += (
+            f": nearer to one of {count(facts.training_images)} training images than {facts.threshold} times the mean "
+            f"distance of the {facts.nearest} nearest"
+        )
+    if held_out is None:
+        return f"{text}. No held-out images were looked up to compare this with."
+    return f"{text}. Of held-out images {percent(held_out)} do."
