@@ -26,12 +26,32 @@ class ConvNormReLU(nn.Module):
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
+        return F.relu_(self.bn(self.conv(x)))
+
+
+def halve(x: Tensor) -> Tensor:
+    """3x3 maxima at every other pixel; x has an odd number of rows and columns."""
+    if x.device.type != "cpu":
+        return F.max_pool2d(x, 3, stride=2)
+    # The same numbers, down the rows and then along them: torch's own loop over contiguous channels is four times as slow.
+    x = torch.maximum(torch.maximum(x[..., 0:-2:2, :], x[..., 1:-1:2, :]), x[..., 2::2, :])
+    return torch.maximum(torch.maximum(x[..., 0:-2:2], x[..., 1:-1:2]), x[..., 2::2])
 
 
 def _average(x: Tensor) -> Tensor:
     """3x3 averages at the same size, of the pixels that are there: padding does not count, unlike in torchvision's."""
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    return F.avg_pool2d(_channels_last_on_cpu(x), 3, stride=1, padding=1, count_include_pad=False).contiguous()
+
+
+def _maximum(x: Tensor) -> Tensor:
+    """3x3 maxima at the same size."""
+    return F.max_pool2d(_channels_last_on_cpu(x), 3, stride=1, padding=1).contiguous()
+
+
+def _channels_last_on_cpu(x: Tensor) -> Tensor:
+    """In the layout that torch's pooling has vectors for: the same numbers twice as fast. (Convolutions in that layout are
+    faster, too, but round otherwise.)"""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class BlockA(nn.Module):
@@ -65,7 +85,7 @@ class BlockB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], 1)
+        return torch.cat([self.branch3x3(x), double, halve(x)], 1)
 
 
 class BlockC(nn.Module):
@@ -106,7 +126,7 @@ class BlockD(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         three = self.branch3x3_2(self.branch3x3_1(x))
         seven = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([three, seven, F.max_pool2d(x, 3, stride=2)], 1)
+        return torch.cat([three, seven, halve(x)], 1)
 
 
 class BlockE(nn.Module):
@@ -128,7 +148,7 @@ class BlockE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         three = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.max_pool else _average(x)
+        pooled = _maximum(x) if self.max_pool else _average(x)
         return torch.cat(
             [
                 self.branch1x1(x),

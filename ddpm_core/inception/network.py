@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ddpm_core.errors import InputError
-from ddpm_core.inception.blocks import BlockA, BlockB, BlockC, BlockD, BlockE, ConvNormReLU
+from ddpm_core.inception.blocks import BlockA, BlockB, BlockC, BlockD, BlockE, ConvNormReLU, halve
 from ddpm_core.inception.weights import WEIGHTS_NAME, find_inception_weights
 from ddpm_core.precision import full_float32
 
@@ -137,9 +136,9 @@ class InceptionV3(nn.Module):
     def _features(self, x: Tensor) -> Tensor:
         # float32 [N, 3, 299, 299] in [-1, 1) -> [N, 2048]
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = F.max_pool2d(x, 3, stride=2)  # [N, 64, 73, 73]
+        x = halve(x)  # [N, 64, 73, 73]
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
-        x = F.max_pool2d(x, 3, stride=2)  # [N, 192, 35, 35]
+        x = halve(x)  # [N, 192, 35, 35]
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # [N, 288, 35, 35]
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))  # [N, 768, 17, 17]
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # [N, 2048, 8, 8]

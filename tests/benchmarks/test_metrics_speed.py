@@ -1,5 +1,6 @@
-"""Feature statistics, Frechet distance, KID, precision and recall against numpy, torchmetrics and torch-fidelity."""
+"""Inception features, their statistics, Frechet distance, KID, precision and recall: numpy, torchmetrics, torch-fidelity."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from support.contest import contest, peer_module
 from torch import Tensor
 
+from ddpm_core.inception import InceptionV3
 from ddpm_core.metrics import FeatureStatistics, FrechetDistance, KernelDistance, PrecisionRecall, frechet_distance
 from pipelines.evaluate.measure import distance_and_interval
 
@@ -150,3 +152,18 @@ def test_precision_and_recall() -> None:
     assert ours() == pytest.approx(by_fidelity(), abs=2e-3)  # float32 may put a feature on the other side of a ball
     work = f"precision and recall of 4,000 x {DIM} features (ours in float64)"
     assert contest(work, "torch-fidelity (float32)", ours, by_fidelity).ratio > 0.75
+
+
+def test_inception_features(tmp_path: Path) -> None:
+    """Of random weights, in the file that both read: the same bits."""
+    network, images = InceptionV3(), torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8)
+    torch.save(dict(network.state_dict()), tmp_path / "weights.pth")
+    fidelity = peer_module("torch_fidelity.feature_extractor_inceptionv3")
+    wanted, path = ["2048", "logits_unbiased"], str(tmp_path / "weights.pth")
+    peer = fidelity.FeatureExtractorInceptionV3("bench", wanted, feature_extractor_weights_path=path)
+    with torch.no_grad():
+        assert torch.equal(network(images)[0], peer(images)[0])
+        row = contest(
+            "Inception features of 16 images", "torch-fidelity", lambda: network(images), lambda: peer(images)
+        )
+    assert row.ratio > 1.1

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_core.errors import InputError
-from ddpm_core.inception import InceptionV3
+from ddpm_core.inception import InceptionV3, blocks
 from ddpm_core.inception.network import load_inception, tf1_resize_bilinear
 from ddpm_core.inception.weights import WEIGHTS_NAME, WEIGHTS_VARIABLE, find_inception_weights
 
@@ -440,3 +440,14 @@ def test_a_weight_file_of_something_else_is_named(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match=r"list\.pth' hold a list, not a state dict"):
         load_inception(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 64, 147, 147), (1, 192, 71, 71), (2, 288, 35, 35), (2, 70, 17, 17), (1, 2048, 8, 8)]
+)
+def test_pools_are_torchs_to_the_bit(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).relu_()
+    assert torch.equal(blocks._average(x), F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False))
+    assert torch.equal(blocks._maximum(x), F.max_pool2d(x, 3, stride=1, padding=1))
+    if shape[-1] % 2:
+        assert torch.equal(blocks.halve(x), F.max_pool2d(x, 3, stride=2))
