@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -80,22 +81,38 @@ SUBMIT = """
 import subprocess
 from pipelines.demo.local_ray import ray_cluster
 with ray_cluster({}) as environment:
-    subprocess.run(["ray", "job", "submit", "--", "echo", "hello"], env=environment, check=True)
+    print("of the demo:", environment["RAY_ADDRESS"], flush=True)
+    show = "import os; print('of the job:', os.environ['RAY_ADDRESS'])"
+    for _ in range(4):  # Ray's own choice among several is by chance
+        subprocess.run(["ray", "job", "submit", "--", "python", "-c", show], env=environment, check=True)
 """
+OTHER = "import ray; ray.init(num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
 
 
 @pytest.mark.slow
-def test_jobs_are_submitted_beside_another_ray_of_the_machine() -> None:
+def test_a_submitted_job_finds_the_demos_ray_beside_another_of_the_machine() -> None:
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as agent, another_ray(own):
+        agent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):  # held by a Ray of this machine, which is as good
-            other.bind(("0.0.0.0", 52365))
-            other.listen()
+            agent.bind(("0.0.0.0", 52365))
+            agent.listen()
         command = [sys.executable, "-c", SUBMIT]
-        done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "hello" in done.stdout
+    (wanted,) = re.findall(r"of the demo: (\S+)", done.stdout)
+    assert re.findall(r"of the job: (\S+)", done.stdout) == [wanted] * 4
+
+
+@contextlib.contextmanager
+def another_ray(environment: dict[str, str]) -> Iterator[None]:
+    """A Ray of this machine that is not the demo's."""
+    command, pipe = [sys.executable, "-c", OTHER], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        assert "up" in process.stdout.read(3)
+        yield
+        process.communicate("\n")
 
 
 @pytest.mark.slow
