@@ -4,7 +4,6 @@ import io
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from ddpm_core.checks import check_images
@@ -43,6 +42,8 @@ def tile(pixels: UInt8[Tensor, "n h w c"], columns: int) -> UInt8[Tensor, "heigh
 
 def encode_png(pixels: UInt8[Tensor, "h w c"]) -> bytes:
     """An image of 1 or 3 channels as a PNG file."""
+    from PIL import Image  # for pictures alone: who only computes need not have it
+
     array = pixels.cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(file, format="PNG")

@@ -62,3 +62,10 @@ def test_a_report_loads_neither_torch_nor_ray() -> None:
     modules = loaded("import reports.build")
     assert "mlflow" in modules
     assert not modules & {"torch", "ray"}
+
+
+def test_the_checks_of_a_gpu_need_torch_numpy_safetensors_jaxtyping_and_pytest_alone() -> None:
+    modules = loaded("import sys; sys.path.insert(0, 'tests'); import support.device_checks")
+    assert "pytest" in modules
+    absent = {"ray", "mlflow", "tyro", "pyarrow", "PIL", "scipy", "torchmetrics", "fsspec", "diffusers", "hypothesis"}
+    assert not modules & absent
