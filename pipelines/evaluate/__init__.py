@@ -6,10 +6,16 @@ from ddpm_core.exports import lazily
 
 if TYPE_CHECKING:
     from pipelines.evaluate.calibration import calibrate
-    from pipelines.evaluate.driver import evaluate
+    from pipelines.evaluate.driver import describe_grid, evaluate, evaluate_grid
     from pipelines.evaluate.evaluation import compare, read_evaluation
 
-__all__ = ["calibrate", "compare", "evaluate", "read_evaluation"]
+__all__ = ["calibrate", "compare", "describe_grid", "evaluate", "evaluate_grid", "read_evaluation"]
 __getattr__ = lazily(
-    __name__, calibrate="calibration", compare="evaluation", evaluate="driver", read_evaluation="evaluation"
+    __name__,
+    calibrate="calibration",
+    compare="evaluation",
+    describe_grid="driver",
+    evaluate="driver",
+    evaluate_grid="driver",
+    read_evaluation="evaluation",
 )

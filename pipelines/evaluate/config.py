@@ -1,6 +1,6 @@
 """What an evaluation is, as a value."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
@@ -11,6 +11,7 @@ from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
 
 MIN_CHUNKS = 5  # of samples, for an interval
+Eta = Annotated[float, Range("a number from 0 to 1", low=0, high=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     spacing: Spacing = "uniform"
     """How those are spaced: uniform, quadratic (dense where little noise is left, as in the DDIM paper), leading (multiples
     of T // steps, as in its code) or logsnr (even in the log-SNR, for dpmpp_2m)."""
-    eta: Annotated[float, Range("a number from 0 to 1", low=0, high=1)] = field(default=0.0, metadata=LATER)
+    eta: Eta = field(default=0.0, metadata=LATER)
     """Of ddim: from 0, without noise, to 1, with that of the ancestral chain under fixedsmall."""
     var_type: FixedVariance | None = field(default=None, metadata=LATER)
     """Of the reverse process, sigma^2: fixedlarge (beta_t) or fixedsmall (beta-tilde_t); the run's own by default."""
@@ -93,6 +94,28 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     def foreign(self) -> bool:
         """Whether the weights come from elsewhere."""
         return self.weights not in ("ema", "raw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig(Checked):
+    """One checkpoint by DDIM in so many steps with so much noise, as Table 1 of its paper (Song et al. 2021)."""
+
+    evaluate: EvaluateConfig
+    """The checkpoint, and all of the protocol but its sampler."""
+    steps: tuple[Positive[int], ...] = (10, 20, 50, 100)
+    """Of the sampler, one column of the table each."""
+    etas: tuple[Eta, ...] = (0.0, 0.2, 0.5, 1.0)
+    """DDIM's eta, one row of the table each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.steps or not self.etas:
+            raise InputError("--steps or --etas is empty: give one value or more of each")
+
+    def cell(self, steps: int, eta: float) -> EvaluateConfig:
+        """How one number is measured."""
+        sampler = replace(self.evaluate, sampler="ddim", sampler_steps=steps, eta=eta)
+        return replace(sampler, report=False, pictures=0, nearest=0, progress=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ A checkpoint is chosen by samples of one noise (`selection`) and its numbers are
 (`report`): the lowest of several noisy numbers is below what it will be the next time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,12 +20,12 @@ from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from pipelines.checkpoints.retention import mark_best
 from pipelines.checkpoints.store import saved_steps
-from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig
+from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig, GridConfig
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import Reference, reference_statistics
-from pipelines.evaluate.subject import Role, Subject, choose_subject
+from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_steps
 from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
@@ -106,6 +106,31 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
             result = replace(result, reported=again["train"][0], test=(*result.test, *again.get("test", ())))
         illustrate(subject, evaluator.records, best, pool)
         return result
+
+
+def evaluate_grid(config: GridConfig, say: Say = lambda line: None) -> dict[tuple[float, int], Evaluation]:
+    """One checkpoint by each of a grid of samplers, by (eta, steps); the finished ones are read. Raises InputError as evaluate()
+    does, and for several checkpoints."""
+    cells = {(eta, steps): config.cell(steps, eta) for eta in config.etas for steps in config.steps}
+    for cell in cells.values():  # before anything is sampled
+        subject = choose_subject(cell, local_storage(cell.storage, to_write=True), lambda line: None)
+        if len(subject.checkpoints) > 1:
+            raise InputError(
+                f"run {subject.run.name!r} has {len(subject.checkpoints)} checkpoints, and a grid is of one: give "
+                "--evaluate.checkpoints latest, or a step"
+            )
+        sampler_steps(cell, subject.checkpoints[0].diffusion_config().num_timesteps)
+    return {place: evaluate(cell, say).best for place, cell in cells.items()}
+
+
+def describe_grid(grid: Mapping[tuple[float, int], Evaluation]) -> list[str]:
+    """The distances as a table in lines: a row for each eta, a column for each number of steps."""
+    etas, steps = list(dict.fromkeys(eta for eta, _ in grid)), list(dict.fromkeys(count for _, count in grid))
+    name = next(iter(grid.values())).protocol.distance
+    rows = [[name, *(f"{count:,} steps" for count in steps)]]
+    rows += [[f"eta {eta:g}", *(f"{grid[eta, count].distance:.4g}" for count in steps)] for eta in etas]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def keep_best(results: Path, run: Run[Path], say: Say) -> None:

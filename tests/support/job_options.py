@@ -15,7 +15,7 @@ from jobs.training import TrainCommand
 from jobs.ui import UIConfig
 from pipelines.checkpoints.config import ExportConfig
 from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
-from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig
+from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig, GridConfig
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.nightly.config import NightlyConfig
 from pipelines.preprocess.config import PreprocessConfig
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Any] = {
     "sweep.py space tiny --train.shards nowhere --grid optim.lr=1e-3": SpaceSweep,
     "evaluate.py --run nobody": EvaluateConfig,
     "evaluate.py likelihood --run nobody": LikelihoodConfig,
+    "evaluate.py grid --evaluate.run nobody": GridConfig,
     "evaluate.py calibrate --data nowhere --test-data nowhere": CalibrateConfig,
     "compress.py encode --run nobody --images nowhere --output out": EncodeConfig,
     "compress.py decode --run nobody --files nowhere --output out": DecodeConfig,

@@ -32,8 +32,8 @@ from ddpm_core.samplers import sample
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.checkpoints.select import find_checkpoints
-from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.driver import EvaluateResult, Evaluator, evaluate
+from pipelines.evaluate.config import EvaluateConfig, GridConfig
+from pipelines.evaluate.driver import EvaluateResult, Evaluator, describe_grid, evaluate, evaluate_grid
 from pipelines.evaluate.evaluation import Evaluation, compare
 from pipelines.evaluate.measure import chain_values, read_samples
 from pipelines.evaluate.records import Records
@@ -145,6 +145,23 @@ def test_samples_are_those_of_the_core_by_any_choice(
         assert any("3 of 1,000 ancestral steps leave noise in the samples under fixedlarge" in line for line in lines)
         with pytest.raises(InputError, match="--eta is 1 with --sampler ancestral"):
             config(trained, tmp_path, **{**options, "eta": 1.0})
+
+
+@pytest.mark.slow
+def test_a_grid_is_one_evaluation_for_each_of_its_cells(trained: TrainResult, tmp_path: Path) -> None:
+    one = config(trained, tmp_path, checkpoints="latest", samples=20)
+    grid = evaluate_grid(GridConfig(evaluate=one, steps=(2, 3), etas=(0.0, 1.0)))
+    assert list(grid) == [(0.0, 2), (0.0, 3), (1.0, 2), (1.0, 3)]
+    alone = evaluate(replace(one, sampler_steps=3, eta=1.0)).best
+    assert alone == grid[1.0, 3]
+    assert len({evaluation.distance for evaluation in grid.values()}) == 4
+    head, *rows = (line.split() for line in describe_grid(grid))
+    assert head == ["fd_pixels", "2", "steps", "3", "steps"]
+    assert rows == [["eta", eta, *(f"{grid[float(eta), n].distance:.4g}" for n in (2, 3))] for eta in ("0", "1")]
+    with pytest.raises(InputError, match="has 2 checkpoints, and a grid is of one"):
+        evaluate_grid(GridConfig(evaluate=replace(one, checkpoints="all")))
+    with pytest.raises(InputError, match="--sampler-steps is 5000"):
+        evaluate_grid(GridConfig(evaluate=one, steps=(2, 5000)))
 
 
 def samples_of(evaluation: Evaluation) -> Path:
@@ -577,7 +594,7 @@ SCRIPT = """
 import json, sys
 import conftest
 from jobs.cli import run, say
-from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig, GridConfig
 from pipelines.evaluate.driver import evaluate
 if __name__ == "__main__":
     run(lambda: evaluate(EvaluateConfig(**json.loads(sys.argv[1])), say))
