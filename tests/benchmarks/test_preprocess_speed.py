@@ -16,9 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from support.contest import contest
 
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
+from pipelines.preprocess.sources.open import open_source
+from pipelines.preprocess.worker import make_shard
+from pipelines.runtime.locations import location
 
 pytestmark = pytest.mark.bench
 CORES = 2
@@ -90,6 +94,25 @@ def test_images_a_second_against_a_bare_loop(tmp_path: Path, size: int) -> None:
         f"\npreprocessing {count:,} WebP photographs to {size}x{size}: {statistics.median(ratios):.2f} x a bare loop's speed"
     )
     assert statistics.median(ratios) >= 0.85
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_a_shard_in_this_process_against_a_bare_loop(tmp_path: Path, size: int) -> None:
+    """What hashes, sums, policies and the commit cost, without Ray."""
+    path = tmp_path / "photos_lmdb"
+    write_photos(path, SHARD, height=256, width=341, kind="WEBP")
+    output = location(str(tmp_path / "out"), option="--output")
+    config = PreprocessConfig(source=str(path), output=str(output), image_size=size, images_per_shard=SHARD)
+    source = open_source(location(str(path), option="--source"), split=None, scratch=None, say=print)
+    items = source.items()
+    keys = [item.key.encode() for item in items]
+    row = contest(
+        f"a shard of {SHARD} WebP photographs to {size}x{size}, in a process",
+        "a bare loop",
+        lambda: make_shard(0, items, source, config, output, {}),
+        lambda: bare_shard((str(path), keys, str(tmp_path / "bare.parquet"), size)),
+    )
+    assert row.ratio > 0.65
 
 
 def test_memory_for_an_input_ten_times_the_object_store(tmp_path: Path) -> None:
