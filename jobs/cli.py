@@ -6,6 +6,7 @@
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from ddpm_core.errors import DivergedError, InputError, did_you_mean, one_line
 from ddpm_core.ranges import FilePath
 from jobs import interrupted
 from jobs.help import grouped, name_of
-from pipelines.runtime.console import say, unread_output
+from pipelines.runtime.console import close_display, say, unread_output
 from pipelines.runtime.environment import prepare
 from pipelines.runtime.locations import absolute
 from pipelines.runtime.options import Checked
@@ -50,7 +51,6 @@ OF_DISKS = {
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "give another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk"),
 }
-STOPPED = "interrupted: run the same command again to go on"
 FILE_PATH = get_args(FilePath)[1]
 FILES = ("config", "save-config")  # options that no recipe holds
 COMPLETION = ("--tyro-write-completion", "--tyro-print-completion")  # tyro's own: SHELL, and the file to write
@@ -176,10 +176,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         raise KeyboardInterrupt
 
     prepare()
+    if sys.stdout is not None and sys.stdout.isatty():
+        os.environ.setdefault("DDPM_PROGRESS_SECONDS", "0.5")
     signal.signal(signal.SIGTERM, interrupt)
     with unread_output():
         try:
-            main()
+            try:
+                main()
+            finally:
+                close_display()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
@@ -187,11 +192,11 @@ def run(main: Callable[[], None]) -> NoReturn:
             print(f"diverged: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            print(STOPPED, file=sys.stderr, flush=True)
+            print(stopped(), file=sys.stderr, flush=True)
             sys.exit(130)
         except Exception as error:
             if interrupted(error):
-                print(STOPPED, file=sys.stderr, flush=True)
+                print(stopped(), file=sys.stderr, flush=True)
                 sys.exit(130)
             disk = disk_error(error)
             if disk is not None:
@@ -200,6 +205,11 @@ def run(main: Callable[[], None]) -> NoReturn:
             print(f"failed: {bug(error)}", file=sys.stderr, flush=True)
             sys.exit(1)
         sys.exit(0)
+
+
+def stopped() -> str:
+    """What an interrupted command says last."""
+    return f"interrupted: what is finished is kept, and this goes on from it: {shlex.join(['python', *sys.argv])}"
 
 
 def disk_error(error: BaseException) -> str | None:

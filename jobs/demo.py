@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """The whole workflow at laptop size: python jobs/demo.py (make demo)"""
 
-import os
 import shlex
 import sys
 import webbrowser
@@ -29,8 +28,6 @@ def main() -> None:
     config = parse(
         DemoConfig, sys.argv[1:], description="Raw images to a report, at laptop size, on a Ray cluster of its own."
     )
-    if sys.stdout.isatty():
-        os.environ.setdefault("DDPM_PROGRESS_SECONDS", "1")
     result = demo.demo(absolute(config.storage, option="--storage"), say)
     say("")
     say(f"  report           {result.report}")

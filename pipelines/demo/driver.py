@@ -21,9 +21,9 @@ from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from pipelines.demo.digits import train_extractor, write_lmdb
 from pipelines.demo.local_ray import ray_cluster
-from pipelines.runtime.console import EVENTS, EventReader
+from pipelines.runtime.console import EVENTS, EventReader, line_of
 from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.progress import Say, duration
+from pipelines.runtime.progress import ProgressLine, Say, duration
 from pipelines.shards.dataset import ShardedDataset
 
 POLL = 0.1  # seconds between looks for what a stage says
@@ -220,8 +220,9 @@ class Stages:
                     ended = process.poll() is not None  # looked at before the events, so that none is left
                     for event in self.events.read():
                         result |= event.get("result", {})
-                        for line in event.get("line", "").splitlines():
-                            self.say(f"  {line}")
+                        said = line_of(event)
+                        for line in [said] if isinstance(said, ProgressLine) else said.splitlines():
+                            self.say(line if isinstance(line, ProgressLine) else f"  {line}")
                     time.sleep(POLL)
             except BaseException:
                 process.terminate()

@@ -1,7 +1,7 @@
 """What a process says: printed for a person, and appended as values to a file for the program that started it.
 
 A program that wants a job's lines and result, not its whole output, names a file in DDPM_EVENTS; each line of it is JSON,
-{"line": ...} or {"result": {...}}.
+{"line": ...}, with a "standing" if it is one of progress, or {"result": {...}}.
 """
 
 import contextlib
@@ -9,11 +9,13 @@ import io
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.runtime.progress import ProgressLine
+from pipelines.runtime.progress import ProgressLine, StageStanding, WarningLine
 
 EVENTS = "DDPM_EVENTS"
 
@@ -58,14 +60,84 @@ def unread_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+class Display:
+    """The stages that are under way, drawn below what a terminal shows: a bar with its standing in words for each, and the last
+    warning. What is said meanwhile goes above."""
+
+    def __init__(self) -> None:
+        from rich.console import Group  # here: a log does without rich
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.text import Text
+
+        standing = TextColumn("{task.fields[standing]}", markup=False)
+        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), standing)
+        self.tasks: dict[str, Any] = {}  # the bar of each stage
+        self.warning = Text(style="yellow")
+        self.live = Live(Group(self.bars, self.warning), refresh_per_second=4, transient=True)
+        self.live.start()
+
+    def show(self, standing: StageStanding) -> None:
+        """Draw a stage that is not done."""
+        words = [*standing.parts()]
+        if standing.workers is not None:
+            words.append(f"{standing.workers} worker{'' if standing.workers == 1 else 's'}")
+        if standing.curve:
+            words.append(standing.curve)
+        if standing.stage not in self.tasks:
+            self.tasks[standing.stage] = self.bars.add_task(standing.stage, total=standing.total, standing="")
+        task = self.tasks[standing.stage]
+        self.bars.update(task, completed=standing.done, total=standing.total, standing=" | ".join(words))
+
+    def end(self, stage: str) -> None:
+        if stage in self.tasks:
+            self.bars.remove_task(self.tasks.pop(stage))
+
+    def print(self, line: str) -> None:
+        """A line above the bars, which scrolls."""
+        self.live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if isinstance(line, WarningLine):
+            self.warning.plain = line
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+_display: Display | None = None
+_lock = threading.Lock()  # a driver's threads speak too
+
+
 def say(line: str) -> None:
-    """A line for a person. In a terminal, progress lines write over each other; a log gets each at once."""
-    emit({"line": line})
-    if not sys.stdout.isatty():
+    """A line for a person. A log gets each; a terminal draws how far stages are, and gets what they came to."""
+    standing = line.standing if isinstance(line, ProgressLine) else None
+    emit({"line": line} if standing is None else {"line": line, "standing": asdict(standing)})
+    with _lock:
+        _say(line, standing)
+
+
+def _say(line: str, standing: StageStanding | None) -> None:
+    global _display
+    if _display is None and (standing is None or standing.final or not sys.stdout.isatty()):
         print(line, flush=True)
-    else:
-        end = "" if isinstance(line, ProgressLine) and not line.final else "\n"
-        print(f"\r\x1b[2K{line}", end=end, flush=True)
+        return
+    if _display is None:
+        _display = Display()
+    if standing is not None and not standing.final:
+        _display.show(standing)
+        return
+    _display.print(line)
+    if standing is not None:
+        _display.end(standing.stage)
+        if not _display.tasks:
+            close_display()
+
+
+def close_display() -> None:
+    """Stop drawing; what is said later is printed as in a log, until a stage begins."""
+    global _display
+    if _display is not None:
+        _display.close()
+        _display = None
 
 
 def emit_result(**values: Any) -> None:
@@ -81,6 +153,12 @@ def emit(event: dict[str, Any]) -> None:
             Path(path).open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps(event) + "\n")
+
+
+def line_of(event: dict[str, Any]) -> str:
+    """What an event says, one of progress as such."""
+    standing = event.get("standing")
+    return str(event.get("line", "")) if standing is None else ProgressLine(StageStanding(**standing))
 
 
 class EventReader:

@@ -19,7 +19,7 @@ from ddpm_core.commit import remove_leftovers
 from ddpm_core.errors import DivergedError, InputError
 from pipelines.runtime.chunks import chunk_path, load_chunk
 from pipelines.runtime.cluster import check_fits, connect
-from pipelines.runtime.progress import Progress, Say
+from pipelines.runtime.progress import Progress, Say, WarningLine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,8 +227,10 @@ class Pool:
             self.last_worker = now
             gpus = " and a GPU" if self.options["num_gpus"] else ""
             self.say(
-                f"waiting: none of {len(self.actors)} workers has had its {self.cpus:g} CPUs{gpus} for {STALL:.0f} s; the "
-                "cluster is taken by others or still growing"
+                WarningLine(
+                    f"waiting: none of {len(self.actors)} workers has had its {self.cpus:g} CPUs{gpus} for {STALL:.0f} s; the "
+                    "cluster is taken by others or still growing"
+                )
             )
 
     def expect(self, actor: Any) -> None:
@@ -293,6 +295,7 @@ def make_missing(
     for number, made in pool.fan_out(worker, arguments, missing):
         unit = missing[number]
         if made:
+            progress.workers = len(pool.running) + len(pool.idle)
             progress.advance(len(unit.indices), note(unit))
         yield unit, "made" if made else "skipped"
 
@@ -304,5 +307,6 @@ def is_kept(unit: Unit, is_current: IsCurrent[Unit], stage: str, say: Say) -> bo
     except FileNotFoundError:
         return False
     except InputError:
-        say(f"{stage}: chunk {str(chunk_path(unit.folder, unit.indices))!r} is damaged: it is made again")
+        path = chunk_path(unit.folder, unit.indices)
+        say(WarningLine(f"{stage}: chunk {str(path)!r} is damaged: it is made again"))
         return False

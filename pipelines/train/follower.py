@@ -27,7 +27,7 @@ from ddpm_core.records import (
     training_samples_path,
 )
 from pipelines.runtime.locations import Location, forget_listings
-from pipelines.runtime.progress import Progress, Say, duration
+from pipelines.runtime.progress import Progress, Say, WarningLine, duration
 from pipelines.tracking.outbox import Entry, Unsent
 from pipelines.tracking.run import TrackedRun, now
 from pipelines.train.config import TrainConfig
@@ -160,8 +160,10 @@ class Follower:
                 if silent > max(SILENCE, 3.0 * longest):
                     longest = silent  # the next time it is said after three times as long
                     self.say(
-                        f"train: nothing was heard of the workers for {duration(silent)}: they still start, or one of them is "
-                        "stopped or starved; `ray list actors` shows where they are"
+                        WarningLine(
+                            f"train: nothing was heard of the workers for {duration(silent)}: they still start, or one of them "
+                            "is stopped or starved; `ray list actors` shows where they are"
+                        )
                     )
                 continue
             longest, heard = max(longest, time.monotonic() - heard), time.monotonic()
@@ -170,11 +172,9 @@ class Follower:
     def _take(self, message: Mapping[str, Any]) -> None:
         kind = message["kind"]
         if kind == "start":
-            self._progress = Progress("train", self.config.steps, "steps", self.say, done=message["step"])
-            workers = message["workers"]
-            self.say(
-                f"train: {self.name} from step {message['step']:,} on {workers} worker{'' if workers == 1 else 's'}"
-            )
+            step, workers = message["step"], message["workers"]
+            self.say(f"train: {self.name} from step {step:,} on {workers} worker{'' if workers == 1 else 's'}")
+            self._progress = Progress("train", self.config.steps, "steps", self.say, done=step, workers=workers)
             if message["micro_batch"] != self.config.execution.micro_batch:
                 self.say(f"train: {message['micro_batch']} images at a time, since no more fit the GPU")
             if message["peak"] is not None:
@@ -186,7 +186,7 @@ class Follower:
                 self._logged.add(record["step"])
                 self.unsent.put({"call": "records", "records": [record], "timestamp": now()})
             if self._progress is not None:
-                self._progress.at(int(record["step"]), describe_record(record))
+                self._progress.at(int(record["step"]), describe_record(record), record[LOSS])
         elif kind == "samples":
             data = base64.b64encode(message["png"]).decode("ascii")
             self.unsent.put({"call": "bytes", "name": training_samples_path(message["step"]), "data": data})

@@ -15,6 +15,12 @@ from support.processes import ROOT
 from ddpm_core.errors import DivergedError, InputError
 from jobs import cli, interrupted
 
+COMMAND = ["jobs/train_lsun.py", "church", "--shards", "/data/it's here", "--optim.lr", "1e-4"]
+STOPPED = (
+    "interrupted: what is finished is kept, and this goes on from it: python jobs/train_lsun.py church --shards "
+    "'/data/it'\"'\"'s here' --optim.lr 1e-4\n"
+)
+
 
 def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException) -> int:
     """The exit code of a job that raises."""
@@ -23,6 +29,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException)
         raise error
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", COMMAND)
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     return int(str(stop.value.code))
@@ -33,7 +40,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException)
     [
         (InputError("--x is 1: give 2"), 2, "error: --x is 1: give 2\n"),
         (DivergedError("loss is nan"), 1, "diverged: loss is nan\n"),
-        (KeyboardInterrupt(), 130, "interrupted: run the same command again to go on\n"),
+        (KeyboardInterrupt(), 130, STOPPED),
         (
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
             2,
@@ -68,7 +75,7 @@ def test_ctrl_c_that_a_library_wraps_is_ctrl_c(
     wrapped = RuntimeError("Error calling __set_name__")
     wrapped.__cause__ = KeyboardInterrupt()
     assert ended(monkeypatch, tmp_path, wrapped) == 130
-    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
+    assert capsys.readouterr().err == STOPPED
     assert interrupted(wrapped)
     assert not interrupted(RuntimeError("a bug"))
 
