@@ -105,7 +105,7 @@ class InImage(Kind):
     """The options of what runs in a container."""
 
     image: str
-    """The image, with Ray, this project installed, and a checkout of it."""
+    """The image, with Ray, this project installed, and a checkout of it: jobs/cluster/Dockerfile makes one."""
     namespace: str = "default"
     """The Kubernetes namespace."""
     project: str = "/home/ray/ddpm"
