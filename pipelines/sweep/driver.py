@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from ddpm_core.configs import identity
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.reference import describe_extractor, reference_statistics
 from pipelines.evaluate.subject import sampler_steps, with_execution
 from pipelines.runtime.cluster import check_fits, choose_execution, connect
@@ -59,8 +61,8 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     }
     given = config.evaluate.extractor
     extractor_id = describe_extractor(given, dataset).sha256 if given.endswith(".pt") else given
-    identity = sweep_identity(config, names, extractor_id)
-    name = f"sweep-{config.train.preset}-{fingerprint(identity)}"
+    decided_by = sweep_identity(config, names, extractor_id)
+    name = f"sweep-{config.train.preset}-{fingerprint(decided_by)}"
     folder = storage.sweep(name)
     finished = read_result(folder)
     if finished is not None:
@@ -69,7 +71,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     # All that can be refused is looked at before the run is there.
     extractor = describe_extractor(given, dataset)
     concurrent = max_concurrent_trials(config.train)
-    run = open_run(open_tracker(config.train, storage), name, fingerprint(identity), config, points, dataset)
+    run = open_run(open_tracker(config.train, storage), name, fingerprint(decided_by), config, points, dataset)
     log_schedules(run, points)
     found = replace(config, train=replace(config.train, storage=str(storage.root), shards=str(dataset.path)))
     write_recipe(folder / RECIPE, found, title=f"Given to its job by --config, this repeats {name}")
@@ -111,10 +113,16 @@ def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]], extr
         "steps": config.train.steps,
         "rungs": config.rungs,
         # A finished sweep is known by the fingerprint of this value: other keys would be another sweep.
-        "evaluate": [
-            {"extractor": extractor, **{key: getattr(each, key) for key in EVALUATION.split()}} for each in evaluations
-        ],
+        "evaluate": [{"extractor": extractor, **evaluation_identity(each)} for each in evaluations],
     }
+
+
+def evaluation_identity(config: EvaluateConfig) -> dict[str, Any]:
+    """What decides the result of an evaluation, but for its subject and extractor."""
+    named = identity(config)
+    values = {key: named[key] for key in EVALUATION.split()}
+    later: dict[str, Any] = {key: named[key] for key in ("eta", "var_type") if key in named}
+    return {**values, **later, "precision": config.precision or "float32"}
 
 
 def max_concurrent_trials(train: TrainConfig) -> int:

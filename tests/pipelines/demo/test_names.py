@@ -75,3 +75,5 @@ def test_sweeps_keep_their_names() -> None:
     config = ScheduleSweep(train=replace(TRAIN, seed=1, steps=200, workers=1), evaluate=measured)
     names = {"linear": ["tiny-35df745d2e0d"], "quad": ["tiny-a20e933b924f"]}
     assert fingerprint(sweep_identity(config, names, "pixels")) == "7ad94d399b8c"
+    other = replace(config, evaluate=replace(measured, eta=0.5))
+    assert fingerprint(sweep_identity(other, names, "pixels")) != "7ad94d399b8c"
