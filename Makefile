@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow mutants bench check format ui clean
+.PHONY: demo test test-slow mutants bench bench-gpu check format ui clean
 
 demo: $(VENV)/.installed  ## raw images to a report, at laptop size
 	@$(BIN)/python jobs/demo.py
@@ -22,6 +22,9 @@ mutants: $(VENV)/.installed-dev  ## small changes of the code that the tests mus
 
 bench: $(VENV)/.installed-dev  ## benchmarks, each a ratio measured in one run
 	@$(BIN)/python -m pytest -m bench -s tests/benchmarks
+
+bench-gpu: $(VENV)/.installed-dev  ## what one GPU does, as a table and as JSON
+	@$(BIN)/python tests/gpu/bench.py --output runs/bench-gpu.json
 
 check: $(VENV)/.installed-dev  ## formatting, lint, types
 	@$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """The checks that tests/gpu makes of a GPU, made of the CPU, where they hold too: so they still run when a GPU is there."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,19 @@ def test_several_networks_go_through_one_graph_on_the_cpu() -> None:
 @pytest.mark.slow
 def test_a_deterministic_training_resumes_bit_for_bit_on_the_cpu(tmp_path: Path) -> None:
     device_checks.check_a_resumed_training_is_the_undisturbed_one(CPU, tmp_path)
+
+
+def test_the_benchmark_of_a_gpu_runs_at_toy_size_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every part leaves its numbers, in the table and in the file."""
+    path = Path(__file__).parents[1] / "gpu" / "bench.py"
+    with unchecked():
+        runpy.run_path(str(path))["main"](["--device", "cpu", "--tiny", "--output", str(tmp_path / "bench.json")])
+    rows = json.loads((tmp_path / "bench.json").read_text())
+    assert [row for row in rows if "left out" in row] == []
+    assert len(rows) >= 15
+    shown = capsys.readouterr().out
+    assert all(row["what"] in shown for row in rows)
+    for row in rows:
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert all(value >= 0.0 for value in numbers)
+        assert numbers or row["what"] == "card"

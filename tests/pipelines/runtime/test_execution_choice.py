@@ -71,7 +71,7 @@ def test_a_choice_keeps_the_name_of_a_run_without_gpus(cluster: None) -> None:
 
 
 def test_a_plan_is_of_what_the_gpu_would_be_given() -> None:
-    auto = describe_plan(config_for("cifar10", shards="shards"), "A100", 0.3)
+    auto = describe_plan(config_for("tiny", shards="shards"), "A100", 0.3)
     assert "data sheet's for A100 in bfloat16" in auto
-    exact = config_for("cifar10", shards="shards", execution=Execution(mode="exact"))
+    exact = config_for("tiny", shards="shards", execution=Execution(mode="exact"))
     assert "data sheet's for A100 in TF32" in describe_plan(exact, "A100", 0.3)
