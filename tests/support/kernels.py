@@ -43,8 +43,9 @@ def kernels(run: Callable[[], Any]) -> int:
     return counter.count
 
 
-def fused_kernels(run: Callable[..., Tensor], *args: Tensor) -> int:
-    """How many kernels the inductor generates for a function of these tensors. They are not built."""
+def compiled(run: Callable[..., Tensor], *args: Tensor) -> tuple[int, int]:
+    """(how many kernels the inductor generates for a function of these tensors, how many bytes those read and write). They
+    are not built."""
     graphs: list[GraphModule] = []
 
     def keep(gm: GraphModule, example_inputs: Any) -> Any:
@@ -58,4 +59,4 @@ def fused_kernels(run: Callable[..., Tensor], *args: Tensor) -> int:
     with V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
         lowering.run(*args)
         lowering.codegen()
-    return metrics.generated_kernel_count
+        return metrics.generated_kernel_count, lowering.count_bytes()[0]
