@@ -5,7 +5,8 @@ GroupNorm(32, eps 1e-6), concatenation [h, skip], Glorot-uniform weights, and th
 scaled to 1e-5 of that, so that a new network outputs about 0.
 
 Memory format: channels_last weights carry through the whole network. Under autocast convolutions and products are bfloat16;
-norms, the swish and the dropout behind them work in the weights' float32, softmax adds up in float32.
+norms, the swish and the dropout behind them work in the weights' float32, softmax adds up in float32. Compiled, these are
+kernels that read bfloat16 twice, for the sums and to apply them, and write it once, in either format.
 """
 
 import math
