@@ -16,7 +16,7 @@ from ddpm_core.metrics.mergeable import IndexedFeatures, Mergeable, check_featur
 from ddpm_core.metrics.products import add_gram, symmetric
 from ddpm_core.rng import permutation
 
-_BLOCK = 4096  # features converted to float64 at a time
+_BLOCK = 2048  # features converted to float64 at a time
 _STRIP = 256  # columns of a matrix at a time
 _CERTAIN = 2.5e-11  # of the distance: a quarter of what it may be off by
 
@@ -185,8 +185,9 @@ class FeatureStatistics(Mergeable):
 
 def add_features(sums: FeatureSums | FeatureStatistics, features: Float[Tensor, "n d"]) -> None:
     """Add n features to sums, in place."""
-    for start in range(0, len(features), _BLOCK):
-        x = features[start : start + _BLOCK].detach().to(sums.sum.device, torch.float64)
+    buffer = sums.sum.new_empty(min(_BLOCK, len(features)), features.shape[1])
+    for block in features.detach().split(_BLOCK):
+        x = buffer[: len(block)].copy_(block)
         sums.n += len(x)
         sums.sum += x.sum(0)
         add_gram(sums.outer, x)

@@ -64,7 +64,7 @@ def test_feature_statistics() -> None:
     row = contest(f"{work}, by {BATCH:,}", "torchmetrics", ours, by_torchmetrics)
     assert row.ratio > 1.3
     row = contest(work, "numpy.cov", lambda: statistics_of(x).moments(), lambda: np.cov(array, rowvar=False))
-    assert row.ratio > 0.9
+    assert row.ratio > 0.8
     assert row.memory[0] < row.memory[1]
 
 

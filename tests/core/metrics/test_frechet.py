@@ -149,7 +149,7 @@ def test_distance_names_dimensions_that_differ() -> None:
 
 
 def test_statistics_give_the_mean_and_the_unbiased_covariance() -> None:
-    features = gaussian_features(0, 9000, 4, shift=0.5).float()  # over more than one block of 4096
+    features = gaussian_features(0, 9000, 4, shift=0.5).float()  # over more than one block of 2048
     mean, cov = statistics_of(features).compute()
     double = features.double().numpy()
     np.testing.assert_allclose(mean, double.mean(0), rtol=1e-12)
