@@ -92,7 +92,7 @@ def choose_steps(name: str, saved: Sequence[Checkpoint], steps: str) -> tuple[Ch
     if missing:
         near = min((checkpoint.step for checkpoint in saved), key=lambda step: abs(step - min(missing)))
         raise InputError(
-            f"run {name!r} has no checkpoint at step {min(missing)} (did you mean {near}?): it has "
-            f"{', '.join(str(checkpoint.step) for checkpoint in saved)}"
+            f"run {name!r} has no checkpoint at step {min(missing)}: it has "
+            f"{', '.join(str(checkpoint.step) for checkpoint in saved)} (did you mean {near}?)"
         )
     return tuple(checkpoint for checkpoint in saved if checkpoint.step in wanted)
