@@ -35,6 +35,7 @@ TESTS = {
     "ddpm_core/checks.py": "tests/core/test_diffusion.py tests/core/test_samplers.py",
     "ddpm_core/gaussian.py": "tests/core/test_diffusion.py tests/core/test_losses.py tests/core/test_likelihood.py",
     "ddpm_core/pixel_range.py": "tests/core/test_images.py",
+    "ddpm_core/training.py": "tests/core/test_training.py tests/core/test_execution.py",
     "ddpm_core/typed.py": "tests/test_damaged_files.py",
 }
 NEED_ARGUMENTS = {"core/VariableReplacer", "core/VariableInserter"}
