@@ -2,6 +2,7 @@
 
 import shlex
 
+from ddpm_core.records import CPU_DEVICE, DEVICE_TAG
 from reports.records.entities import RunRecord
 from reports.verdicts.presets import changes, preset_of
 
@@ -15,7 +16,7 @@ _JOBS = {
     "tiny": "jobs/train_lsun.py tiny",
 }
 # Options beside the preset's that decide the result or how long it takes, with their defaults.
-_FURTHER = {"seed": "0", "shuffle_window": "None", "execution.precision": "float32", "workers": "1"}
+_FURTHER = {"seed": "0", "shuffle_window": "None", "execution.precision": "None", "workers": "1"}
 
 
 def evaluate(run: RunRecord, *options: str) -> str:
@@ -45,7 +46,10 @@ def reproduce(run: RunRecord) -> str | None:
     preset, changed = preset_of(run), changes(run)
     if changed is None or preset not in _JOBS:
         return None
-    further = [name for name, default in _FURTHER.items() if run.params.get(name, default) != default]
+    defaults = dict(_FURTHER)
+    if run.tags.get(DEVICE_TAG, CPU_DEVICE).endswith(CPU_DEVICE):
+        defaults["execution.precision"] = "float32"  # on a GPU it may not be what it is by default
+    further = [name for name, default in defaults.items() if run.params.get(name, default) != default]
     options = [_option(name, run.params[name]) for name in (*sorted(changed), *further)]
     shards = shlex.quote(run.params.get("shards", "SHARDS"))
     return f"python {_JOBS[preset]} --shards {shards}{_joined(options)}{_storage(run)}"
