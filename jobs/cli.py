@@ -34,7 +34,6 @@ from jobs import interrupted
 from jobs.help import grouped, name_of
 from pipelines.runtime.console import close_display, say, unread_output
 from pipelines.runtime.environment import prepare
-from pipelines.runtime.locations import absolute
 from pipelines.runtime.options import Checked
 from pipelines.runtime.recipe import Recipe, options, write_recipe
 
@@ -131,6 +130,8 @@ def parse(
             raise
         result = parsed([*given[: len(given) - len(arguments)], *positional, *arguments])
     if result.files.save_config is not None:
+        from pipelines.runtime.locations import absolute  # here: --help need not wait for it
+
         place = absolute(result.files.save_config, option="--save-config")
         write_recipe(place, result.options, title=f"{prog} --config {place.name}", without=ONCE)
     return cast(Config, result.options)

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 from tyro._backends import (
     _tyro_help_formatting,
@@ -41,8 +40,11 @@ def grouped() -> Iterator[None]:
     def format_help(*, args: Sequence[Any], **others: Any) -> list[str]:
         return made(args=arranged(args), **others)
 
-    with mock.patch.object(_tyro_help_formatting, "format_help", format_help):
+    _tyro_help_formatting.format_help = format_help  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        _tyro_help_formatting.format_help = made
 
 
 def arranged(arguments: Sequence[Any]) -> list[Any]:

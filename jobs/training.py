@@ -10,7 +10,6 @@ import tyro
 
 from ddpm_core.errors import InputError, did_you_mean
 from ddpm_core.ranges import Name, Range
-from ddpm_core.typed import shown
 from jobs.cli import COMPLETION, given_recipe, parse, say
 from pipelines import train
 from pipelines.runtime.console import emit_result
@@ -70,6 +69,8 @@ def chosen_recipe(word: str | None, recipe: Recipe | None, recipes: Mapping[str,
         return word
     names = [name for name, value in recipes.items() if value == preset]
     if not names or word not in (None, *names):
+        from ddpm_core.typed import shown
+
         here = (
             f"the recipe here is {word}" if word is not None else f"the presets here are {', '.join(recipes.values())}"
         )

@@ -18,13 +18,14 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 
 from ddpm_core.errors import InputError, did_you_mean
-from ddpm_core.typed import shown
-from pipelines.runtime.locations import Location, committed
+
+if TYPE_CHECKING:
+    from pipelines.runtime.locations import Location
 
 RECIPE = "config.toml"  # in the folder of whatever was made by it
 PRESET = "preset"  # no option: the word that stands first says it, but in a file it is a key like any other
@@ -86,7 +87,7 @@ def values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def write_recipe(place: Location, config: Any, *, title: str, without: Iterable[str] = ()) -> None:
+def write_recipe(place: "Location", config: Any, *, title: str, without: Iterable[str] = ()) -> None:
     """Commit the options of a configuration as a file that --config takes. title: its first line. without: options to leave
     out. Raises InputError for a path that is not UTF-8, which TOML cannot hold."""
     text = recipe_text({name: value for name, value in values(config) if name not in without}, title)
@@ -96,6 +97,8 @@ def write_recipe(place: Location, config: Any, *, title: str, without: Iterable[
         raise InputError(
             f"a recipe cannot hold {text.splitlines()[text[: error.start].count(chr(10))]!r}, which is not UTF-8: rename it"
         ) from error
+    from pipelines.runtime.locations import committed  # here: --help need not wait for it
+
     with committed(place) as temporary:
         temporary.write_bytes(content)
 
@@ -145,6 +148,8 @@ class Recipe:
     def words(self, known: Mapping[str, Option]) -> tuple[list[str], list[str]]:
         """(options, positional arguments) that say the same on a command line. Raises InputError for a key that is no option, or
         a value of another type."""
+        from ddpm_core.typed import shown  # here: --help need not wait for pydantic
+
         several: list[str] = []  # first, so that none takes what comes after
         single: list[str] = []
         positional: list[str] = []
