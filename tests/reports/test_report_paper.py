@@ -223,7 +223,7 @@ def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatc
         training.train_job(NAMES, "")
     assert asked == [config]
     on_gpu = replace(
-        run, params=run.params | {"execution.precision": "float32"}, tags=run.tags | {"ddpm.device": "8 x H100"}
+        run, params={**run.params, "execution.precision": "float32"}, tags={**run.tags, "ddpm.device": "8 x H100"}
     )
     assert "--execution.precision float32" in (commands.reproduce(on_gpu) or "")  # by default it would be bfloat16
     assert "precision" not in (commands.reproduce(replace(on_gpu, tags=run.tags)) or "")
