@@ -250,7 +250,7 @@ def test_bytes_depend_neither_on_the_batch_nor_on_threads() -> None:
 @pytest.mark.parametrize("s2", [0.001, 0.05])
 def test_gaussian_images_cost_what_their_mutual_information_says(s2: float) -> None:
     """Pixels of N(0, s^2) and their optimal predictor: x_1 tells I(x_0; x_1) = log2(1 + s^2 SNR_1) / 2 bits a value, however
-    few the steps, for p's variance goes with the stride; the paper's p of q's variance takes more. The overhead: see
+    few the steps, for p's variance goes with the stride; the bound of many steps under fixedsmall is more. The overhead: see
     test_codec_trellis for the paths; rates, shifts and checks are the rest. All is counted but the header."""
     shape, steps = (3, 20, 20), 10
     size = math.prod(shape)
