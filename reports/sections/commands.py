@@ -15,6 +15,8 @@ _JOBS = {
     "lsun_cat": "jobs/train_lsun.py cat",
     "tiny": "jobs/train_lsun.py tiny",
 }
+# The databases as LSUN names them.
+_SOURCES = {"lsun_church": "church_outdoor_train_lmdb", "lsun_bedroom": "bedroom_train_lmdb", "lsun_cat": "cat"}
 # Options beside the preset's that decide the result or how long it takes, with their defaults.
 _FURTHER = {"seed": "0", "shuffle_window": "None", "execution.precision": "None", "workers": "1"}
 
@@ -39,6 +41,13 @@ def compression(run: RunRecord) -> str:
 def train(preset: str, *options: str) -> str:
     """Train a preset, on shards to be named."""
     return f"python {_JOBS[preset]} --shards SHARDS{_joined(options)}"
+
+
+def lsun_reference(preset: str) -> tuple[str, str]:
+    """(the shards of 50,000 LSUN images that Table 3's FIDs are against, the command that makes them)."""
+    shards = f"{preset}-50000"
+    source = f"--source {_SOURCES[preset]} --output {shards} --image-size 256 --images 50000"
+    return shards, f"python jobs/preprocess.py {source}"
 
 
 def reproduce(run: RunRecord) -> str | None:

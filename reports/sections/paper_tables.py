@@ -178,12 +178,14 @@ def _table_3(lead: RunRecord, rankings: tuple[Ranking, ...], data: paper.Reporte
         (paper.LSUN_CHURCH, "lsun_church"),
         (paper.LSUN_CAT, "lsun_cat"),
     ):
+        shards, make_shards = commands.lsun_reference(preset)
         if column is not data:
-            cells.append(missing.cell(commands.train(preset), "python jobs/evaluate.py --run RUN"))
+            measure = f"python jobs/evaluate.py --run RUN --reference {shards}"
+            cells.append(missing.cell(commands.train(preset), make_shards, measure))
         elif best is not None:
             cells.append(distance_text(best))
         else:
-            cells.append(missing.cell(commands.evaluate(lead, "--reference", "SHARDS_OF_50000_IMAGES")))
+            cells.append(missing.cell(make_shards, commands.evaluate(lead, "--reference", shards)))
     rows.append(Row(cells=(_our_name(lead, best), *cells), mark="best"))
     return missing.table(
         "Table 3: LSUN at 256 × 256",

@@ -172,6 +172,10 @@ def test_lsun_stands_in_the_column_of_its_data_set() -> None:
     rows = rows_of(page, "Table 3 of the paper")
     assert rows[-2][2:] == ["–", "–"]
     assert rows[-1] == ["Ours: lsun_church-a, step 1,000", "not measured [1]", "8.000", "not measured [2]"]
+    for name, source in (("lsun_bedroom", "bedroom_train_lmdb"), ("lsun_cat", "cat")):
+        make = f"python jobs/preprocess.py --source {source} --output {name}-50000 --image-size 256 --images 50000"
+        assert make in page.text
+        assert f"python jobs/evaluate.py --run RUN --reference {name}-50000" in page.text
     assert [command.split(" --shards")[0] for command in commands_of(page)] == [
         "python jobs/train_lsun.py bedroom", "python jobs/train_lsun.py cat",
     ]  # fmt: skip
