@@ -234,7 +234,7 @@ class Execution:
     resumed training then equals an undisturbed one bit for bit, on the same kind and number of GPUs, with the same versions
     and micro-batch. Without it, it does so on CPUs."""
     fused_adam: bool | None = None
-    """Adam as one kernel; by default on GPUs alone. On a CPU it takes a third of the time and rounds otherwise."""
+    """Adam as one kernel, by default on CPUs and GPUs; without it, it reads single numbers back, and rounds otherwise."""
 
     def __post_init__(self) -> None:
         check_ranges(self, options=False)

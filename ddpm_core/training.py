@@ -51,7 +51,7 @@ class TrainState:
         fused = self.execution.fused_adam
         for group in self.optimizer.param_groups:
             # None, not False, which would also turn PyTorch's default, foreach, off.
-            group["fused"] = (device.type == "cuda" if fused is None else fused) or None
+            group["fused"] = (device.type in ("cpu", "cuda") if fused is None else fused) or None
 
     def parameter_norm(self) -> Tensor:
         """The Euclidean norm of all weights, on the device; not finite if an update overflowed."""
