@@ -1,24 +1,14 @@
-"""What training costs before it is started: parameters, FLOPs, memory, disk, hours. Shapes alone; nothing is computed.
+"""What training costs before it is started: parameters, FLOPs, memory, disk, hours.
 
 FLOPs are two a multiplication with its addition, of convolutions, products and attention, as is usual; norms and
 activations, which take time but little arithmetic, are left out.
 """
 
-import functools
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_core.configs import Execution, OptimConfig, Precision, UNetConfig
-from ddpm_core.dropout import dropout_keys
 from ddpm_core.errors import InputError
-from ddpm_core.precision import autocast
-from ddpm_core.unet import UNet
 
 _ON_TOP = 0.35  # of the activations: gradients that pass through on top of them
 _WORKSPACE = 2 << 30  # bytes for what kernels and the allocator need, and the driver
@@ -93,26 +83,28 @@ def plan(
     )
 
 
-@functools.cache
 def parameters(unet: UNetConfig) -> int:
     """How many numbers the network learns."""
-    return sum(p.numel() for p in _on_meta(unet).parameters())
+    ch = unet.ch
+    outside = (ch + 1) * 4 * ch + (4 * ch + 1) * 4 * ch  # the timestep's two layers
+    outside += (9 * unet.in_channels + 1) * ch
+    width = unet.ch_mult[0] * ch
+    outside += 2 * width + (9 * width + 1) * _out_channels(unet)  # norm_out, conv_out
+    return outside + sum(layer.parameters for layer in _layers(unet))
 
 
-@functools.cache
 def forward_flops(unet: UNetConfig) -> int:
     """FLOPs of one image's forward pass."""
-    with FlopCounterMode(display=False) as counter:
-        _on_meta(unet)(*_inputs(unet, 1, "meta"))
-    return counter.get_total_flops()
+    ch, pixels, last = unet.ch, unet.image_size**2, unet.ch_mult[0] * unet.ch * _out_channels(unet)
+    products = ch * 4 * ch + (4 * ch) ** 2 + 9 * pixels * (unet.in_channels * ch + last)
+    return 2 * (products + sum(layer.products for layer in _layers(unet)))
 
 
-@functools.cache
 def training_flops(unet: UNetConfig) -> int:
-    """FLOPs of one image, forward and backward: three times the forward pass, less the first layer's gradient of the image."""
-    with FlopCounterMode(display=False) as counter:
-        _on_meta(unet)(*_inputs(unet, 1, "meta")).sum().backward()
-    return counter.get_total_flops()
+    """FLOPs of one image, forward and backward: three times the forward pass, less the gradients of what is not learned, the
+    image and the timestep's embedding."""
+    unneeded = 9 * unet.image_size**2 * unet.in_channels * unet.ch + unet.ch * 4 * unet.ch
+    return 3 * forward_flops(unet) - 2 * unneeded
 
 
 def checkpoint_bytes(unet: UNetConfig) -> int:
@@ -165,7 +157,126 @@ def fit_micro_batch(
         size = -(-size // 2)
 
 
-@functools.cache
+def _out_channels(unet: UNetConfig) -> int:
+    return unet.out_channels or unet.in_channels
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A residual block with or without attention, by its shapes. fresh: it reads what is no layer's output, the first
+    convolution's or [h, skip]."""
+
+    ch: int
+    into: int
+    out: int
+    side: int
+    attention: bool
+    dropout: bool
+    fresh: bool
+
+    @property
+    def outputs(self) -> int:
+        return self.out * self.side**2
+
+    @property
+    def _weights(self) -> int:
+        """Of its products, less those of q, k and v."""
+        shortcut = self.into * self.out if self.into != self.out else 0
+        projection = self.out**2 if self.attention else 0
+        return 9 * (self.into + self.out) * self.out + 4 * self.ch * self.out + shortcut + projection
+
+    @property
+    def parameters(self) -> int:
+        biases = (4 if self.into != self.out else 3) * self.out
+        norms = 2 * (self.into + self.out)
+        attention = 3 * self.out**2 + 4 * self.out + 2 * self.out if self.attention else 0
+        return self._weights + biases + norms + attention
+
+    @property
+    def products(self) -> int:
+        pixels, timestep = self.side**2, 4 * self.ch * self.out
+        attention = 3 * self.out**2 * pixels + 2 * self.out * pixels**2 if self.attention else 0
+        return (self._weights - timestep) * pixels + timestep + attention
+
+    def saved(self, batch: int, width: int, checkpointing: bool) -> int:
+        """Bytes of what it keeps, in products of `width` bytes a number. Norms and swish read and write float32; what a
+        product reads is a copy in bfloat16, and so are its weights."""
+        pixels, low, held = self.side**2, width == 2, checkpointing and not self.fresh
+        into, out = self.into * pixels, self.out * pixels
+        each = _norm_saved(self.into, pixels) - (4 * into if held and not low else 0)
+        each += 4 * into + width * into  # what the swish reads, and conv1
+        each += width * 2 * 4 * self.ch  # the timestep's embedding before and after its swish
+        each += _norm_saved(self.out, pixels) + 4 * out + width * out
+        each += 4 * out if self.dropout else 0  # which units stay
+        each += width * into if self.into != self.out and low and not held else 0  # what the shortcut reads
+        fixed = 2 * self._weights if low else 0
+        if self.attention:
+            # [q, k, v] with its input and stacked weights, the softmax's logarithms of sums, and what it gives
+            each += _norm_saved(self.out, pixels) + width * 5 * out + 4 * pixels
+            fixed += width * 3 * self.out**2
+        return fixed + batch * each
+
+
+@dataclass(frozen=True)
+class _Resample:
+    """A convolution that follows a change of resolution to or from `side`. read: the pixels of its input, with those that
+    are padded."""
+
+    channels: int
+    side: int
+    read: int
+
+    @property
+    def outputs(self) -> int:
+        return self.channels * self.side**2
+
+    @property
+    def parameters(self) -> int:
+        return (9 * self.channels + 1) * self.channels
+
+    @property
+    def products(self) -> int:
+        return 9 * self.channels**2 * self.side**2
+
+    def saved(self, batch: int, width: int, checkpointing: bool) -> int:
+        """Bytes of what it keeps: its input, and in bfloat16 a copy of its weights."""
+        return batch * width * self.channels * self.read + (2 * 9 * self.channels**2 if width == 2 else 0)
+
+
+def _norm_saved(channels: int, pixels: int) -> int:
+    """Bytes that a group norm keeps of an image: what it reads, in float32, and 32 means and inverse deviations."""
+    return 4 * channels * pixels + 2 * 4 * 32
+
+
+def _layers(unet: UNetConfig) -> Iterator[_Block | _Resample]:
+    """The U-Net between its first convolution and its last norm, as ddpm_core.unet.UNet builds it."""
+    ch = unet.ch
+
+    def block(into: int, out: int, side: int, fresh: bool = False, attention: bool | None = None) -> _Block:
+        attends = side in unet.attn_resolutions if attention is None else attention
+        return _Block(ch, into, out, side, attends, unet.dropout > 0, fresh)
+
+    sides = [unet.image_size // 2**level for level in range(len(unet.ch_mult))]
+    levels = list(zip([ch * factor for factor in unet.ch_mult], sides, strict=True))
+    skips, now = [ch], ch
+    for level, (width, side) in enumerate(levels):
+        for _ in range(unet.num_res_blocks):
+            yield block(now, width, side, fresh=len(skips) == 1)
+            now = width
+            skips.append(now)
+        if level + 1 < len(levels):
+            yield _Resample(now, side // 2, (side + 1) ** 2)
+            skips.append(now)
+    yield block(now, now, sides[-1], attention=True)
+    yield block(now, now, sides[-1], attention=False)
+    for level, (width, side) in reversed(list(enumerate(levels))):
+        for _ in range(unet.num_res_blocks + 1):
+            yield block(now + skips.pop(), width, side, fresh=True)
+            now = width
+        if level:
+            yield _Resample(now, 2 * side, (2 * side) ** 2)
+
+
 def _activations(unet: UNetConfig, precision: Precision, checkpointing: bool) -> tuple[int, int]:
     """(bytes kept whatever the batch, bytes an image): the line through batches of 16 and 32. Smaller ones are off it: a
     batch of one needs fewer copies, and among a few images another layer can be the fullest."""
@@ -176,70 +287,17 @@ def _activations(unet: UNetConfig, precision: Precision, checkpointing: bool) ->
 def _saved(unet: UNetConfig, batch: int, precision: Precision, checkpointing: bool) -> int:
     """Bytes that autograd keeps for the backward pass, each storage once, the weights' own left out. Checkpointed: the
     layers' inputs and what lies between layers, and at the fullest moment one layer's own."""
-    with FakeTensorMode():
-        model = UNet(unet)
-        kept = _Kept(model, checkpointing)
-        x, t, *key = _inputs(unet, batch, "cpu")
-        with (
-            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
-            autocast(torch.device("cpu"), precision),
-        ):
-            kept.add(model(x, t, *key), None)
-    return kept.bytes_at_the_fullest()
-
-
-class _Kept:
-    """The storages that one forward pass of a network keeps, by the layer that keeps them; None for those between layers."""
-
-    def __init__(self, model: UNet, checkpointing: bool) -> None:
-        self.checkpointing = checkpointing
-        self.sizes: dict[int, int] = {}  # of each storage
-        self.by_layer: dict[nn.Module | None, set[int]] = defaultdict(set)
-        self.layer: nn.Module | None = None  # the one that runs now
-        self._alive: list[Tensor] = []  # a freed storage's number would be another's soon
-        self._weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        for layer in (*model.down, model.mid1, model.mid2, *model.up):
-            layer.register_forward_pre_hook(self._enter)
-            layer.register_forward_hook(self._leave)
-
-    def add(self, tensor: Any, layer: nn.Module | None) -> None:
-        """Count what a tensor lies in, unless it is a weight."""
-        if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._weights:
-            storage = tensor.untyped_storage()
-            self._alive.append(tensor)
-            self.sizes[storage._cdata] = storage.nbytes()
-            self.by_layer[layer].add(storage._cdata)
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        """autograd's hook: it keeps this tensor."""
-        self.add(tensor, self.layer)
-        return tensor
-
-    def bytes_at_the_fullest(self) -> int:
-        """What lies between layers and in all of them; checkpointed, in the one that keeps most."""
-        between = self.by_layer[None]
-        inside = [
-            sum(self.sizes[storage] for storage in storages - between)
-            for layer, storages in self.by_layer.items()
-            if layer is not None
-        ]
-        return sum(self.sizes[storage] for storage in between) + (max(inside) if self.checkpointing else sum(inside))
-
-    def _enter(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.layer = layer
-
-    def _leave(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self.layer = None
-        if self.checkpointing:
-            self.add(output, None)  # the next layer's input, and a skip
-
-
-def _on_meta(unet: UNetConfig) -> UNet:
-    with torch.device("meta"):
-        return UNet(unet)
-
-
-def _inputs(unet: UNetConfig, batch: int, device: str) -> list[Tensor]:
-    x = torch.zeros(batch, unet.in_channels, unet.image_size, unet.image_size, device=device)
-    t = torch.zeros(batch, dtype=torch.int64, device=device)
-    return [x, t, dropout_keys(0, t, unet.dropout_layers)] if unet.dropout_layers else [x, t]
+    width, ch, pixels = 2 if precision == "bfloat16" else 4, unet.ch, unet.image_size**2
+    # The embedding, the timestep's first layer before and after its swish, and the image, each as a product's input.
+    each = width * (ch + 2 * 4 * ch + unet.in_channels * pixels)
+    fixed = 2 * ((4 * ch) ** 2 + 9 * unet.in_channels * ch) if width == 2 else 0
+    layers = list(_layers(unet))
+    if checkpointing:
+        each += sum(width * layer.outputs for layer in layers)  # the next layer's input, and a skip
+    last = unet.ch_mult[0] * ch
+    held = checkpointing and width == 4  # what norm_out reads is a layer's output, counted above
+    each += _norm_saved(last, pixels) - (4 * last * pixels if held else 0) + 4 * last * pixels + width * last * pixels
+    each += width * _out_channels(unet) * pixels
+    fixed += 2 * 9 * last * _out_channels(unet) if width == 2 else 0
+    inside = [layer.saved(batch, width, checkpointing) for layer in layers]
+    return fixed + batch * each + (max(inside) if checkpointing else sum(inside))

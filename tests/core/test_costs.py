@@ -1,15 +1,20 @@
-"""FLOPs against a count by hand over the network's shapes, memory against what the allocator gave out."""
+"""FLOPs and bytes against a network that is traced, a count by hand, and what the allocator gave out."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import traced_costs
 from torch.profiler import ProfilerActivity, profile
 
 from ddpm_core import costs
 from ddpm_core.checkpoint import snapshot, write_checkpoint
+from ddpm_core.configs import Precision
 from ddpm_core.costs import plan
 from ddpm_core.dropout import dropout_keys
 from ddpm_core.errors import InputError
@@ -70,6 +75,43 @@ def products(config: UNetConfig) -> tuple[int, int]:
     return total, first
 
 
+def assert_equal_to_a_traced_network(config: UNetConfig, batch: int) -> None:
+    for count in ("parameters", "forward_flops", "training_flops"):
+        assert getattr(costs, count)(config) == getattr(traced_costs, count)(config), count
+    for precision in get_args(Precision):
+        for checkpointing in (False, True):
+            asked = config, batch, precision, checkpointing
+            assert costs._saved(*asked) == traced_costs.saved(*asked), asked
+
+
+@pytest.mark.parametrize(
+    "config", {preset.unet: name for name, preset in PRESETS.items()}, ids=lambda config: config.ch
+)
+def test_costs_of_the_presets_equal_those_of_a_traced_network(config: UNetConfig) -> None:
+    assert_equal_to_a_traced_network(config, batch=16)
+
+
+small_networks = st.fixed_dictionaries(
+    {
+        "in_channels": st.integers(1, 4),
+        "out_channels": st.none() | st.integers(1, 8),
+        "ch": st.sampled_from([32, 64]),
+        "ch_mult": st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
+        "num_res_blocks": st.integers(1, 2),
+        "attn_resolutions": st.sets(st.sampled_from([1, 2, 3, 4, 6, 8])).map(tuple),
+        "dropout": st.sampled_from([0.0, 0.1]),
+    }
+)
+
+
+@settings(max_examples=5, deadline=None)
+@given(values=small_networks, side=st.integers(1, 3), batch=st.sampled_from([16, 32]))
+def test_costs_of_any_network_equal_those_of_a_traced_one(values: dict[str, Any], side: int, batch: int) -> None:
+    """side: of the images at the last level."""
+    config = UNetConfig(image_size=side * 2 ** (len(values["ch_mult"]) - 1), **values)
+    assert_equal_to_a_traced_network(config, batch)
+
+
 @pytest.mark.parametrize("config", [CIFAR10, AT_256, LARGE, SMALL], ids=["cifar10", "256", "256-large", "small"])
 def test_flops_equal_a_count_by_hand(config: UNetConfig) -> None:
     """The backward pass is two more, of weights and of inputs, but for the input of conv_in, which needs no gradient, and
@@ -113,8 +155,8 @@ def allocated(config: UNetConfig, batch: int, execution: Execution) -> tuple[int
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_activations_equal_what_the_allocator_gave_out(precision: str) -> None:
-    execution = Execution(precision="bfloat16" if precision == "bfloat16" else "float32")
+def test_activations_equal_what_the_allocator_gave_out(precision: Precision) -> None:
+    execution = Execution(precision=precision)
     fixed, each = costs._activations(SMALL, precision, False)
     after_forward, most = allocated(SMALL, 16, execution)
     # The images, timesteps and keys were there before.
