@@ -1,4 +1,5 @@
-"""The evaluation's metrics: FID, FID-infinity and its interval, Inception score, KID, precision and recall.
+"""The evaluation's metrics: FID and FID-infinity, Inception score, KID, precision and recall; intervals of
+all but FID-infinity and recall.
 
 All are torchmetrics metrics that merge in any order, save (`statistics()`) and start from what was saved
 (`merge_state`). They work on features and logits, whichever extractor made them (`features.py`).
@@ -12,7 +13,7 @@ from ddpm_core.metrics.frechet import (
     frechet_distance,
 )
 from ddpm_core.metrics.inception_score import InceptionScore
-from ddpm_core.metrics.intervals import ChunkSums, frechet_interval
+from ddpm_core.metrics.intervals import ChunkSums, frechet_interval, kid_interval, proportion_interval, score_interval
 from ddpm_core.metrics.kernel_distance import KernelDistance
 from ddpm_core.metrics.precision_recall import PrecisionRecall
 
@@ -27,4 +28,7 @@ __all__ = [
     "PrecisionRecall",
     "frechet_distance",
     "frechet_interval",
+    "kid_interval",
+    "proportion_interval",
+    "score_interval",
 ]

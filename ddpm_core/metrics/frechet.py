@@ -224,6 +224,10 @@ class ExtrapolatedFrechetDistance(IndexedFeatures):
     Fits the distances of `num_points` random subsets, of sizes evenly spaced from `min_samples` to all
     samples, and returns the intercept, a float64 scalar, which may be below 0 by sampling error. Subset p is
     a function of (seed, p, number of samples). The bias of the reference's own n remains.
+
+    The distance also has a term in 1/n^2, for which the intercept is too low: for equal Gaussians of 2,048 equal variances
+    by 8 % of what it corrects at 50,000 samples (subsets from 5,000 on), 15 % at 30,000 and 25 % at 20,490
+    (tests/core/metrics/test_frechet.py). It has no interval: each replicate of a jackknife takes `num_points` distances.
     """
 
     def __init__(

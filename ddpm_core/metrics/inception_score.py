@@ -24,7 +24,7 @@ class InceptionScore(Mergeable):
         super().__init__()
         if not 1 <= splits <= num_samples:
             raise ValueError(f"splits must be in 1..num_samples, 1..{num_samples}; it is {splits}")
-        self.num_samples, self.num_logits = num_samples, num_logits
+        self.num_samples, self.splits, self.num_logits = num_samples, splits, num_logits
         self.bounds = [split * num_samples // splits for split in range(splits + 1)]
         zeros = torch.zeros(splits, dtype=torch.float64)
         self.add_state("n", zeros, dist_reduce_fx="sum")

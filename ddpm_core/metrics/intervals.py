@@ -1,14 +1,20 @@
-"""Confidence intervals: of a Frechet distance, from the statistics of an evaluation's chunks, and of a proportion.
+"""Confidence intervals, all of what evaluations of this n have on average over their seeds, given checkpoint, sampler and
+reference: of a Frechet distance, from the statistics of an evaluation's chunks, of a KID, of an Inception score, and of a
+proportion, which precision is.
 
-The former's method is a delete-one-chunk jackknife. Its m replicates come from one eigen-decomposition: the mean and
-the traces of each leave-one-out sample are exact, and only the trace of the root is replaced by its
-first-order term, with any L of S2 = L L^T,
+Recall has none: it depends on which samples are nearest to each other, and jackknives over samples or chunks of them were
+1.1 to 2.1 times too wide on Gaussians (300 samples and references, 2 to 32 dimensions, k = 3), most if the sets are alike.
+
+The method for the Frechet distance is a delete-one-chunk jackknife. Its m replicates come from one
+eigen-decomposition: the mean and the traces of each leave-one-out sample are exact, and only the trace of the root is
+replaced by its first-order term, with any L of S2 = L L^T,
 
     d tr M^(1/2) = 1/2 tr[ L M^(-1/2) L^T dS1 ],   M = L^T S1 L.
 
 Leaving samples out keeps S1 inside its range, so if M is singular its pseudo-inverse is the right one.
 """
 
+import math
 from collections.abc import Sequence
 
 import scipy.stats
@@ -25,7 +31,9 @@ from ddpm_core.metrics.frechet import (
     moments,
     symmetric_root,
 )
+from ddpm_core.metrics.kernel_distance import Kid
 from ddpm_core.metrics.products import add_gram
+from ddpm_core.verdicts import Interval, known_interval
 
 _MIN_CHUNKS = 5
 KEPT_BYTES = 336 << 20  # of chunks' outer products; one of 2048 dimensions takes 16 MiB
@@ -161,6 +169,32 @@ def _spectrum(
             return factor, eigenvalues, vectors
     root = symmetric_root(reference_cov)
     return root, *torch.linalg.eigh(root @ cov @ root)
+
+
+def kid_interval(kid: Kid) -> Interval | None:
+    """(low, high): the 95 % interval of a KID by its standard error; None if it has none.
+
+    It covers what a Frechet distance's does, with the reference's features as they are; below 0 is as it should be. Measured
+    (as in tests/core/metrics/test_intervals.py): the error is 0.92 to 1.04 times the right one, and the interval holds the
+    mean in 89 to 96 % of cases for 200 to 1,000 Gaussian samples of 4 to 64 dimensions, the fewest with 200 samples of 4,
+    for the cube of the kernel has heavy tails.
+    """
+    mean, error = kid.mean.item(), kid.error.item()
+    reach = float(scipy.stats.norm.ppf(0.975)) * error
+    return known_interval(mean - reach, mean + reach)
+
+
+def score_interval(mean: float, std: float, splits: int) -> Interval | None:
+    """(low, high): the 95 % interval of an Inception score from its mean and standard deviation (ddof = 0) over splits; None
+    below two.
+
+    Splits are independent samples, so that it is Student's. It covers the score of samples as many as a split has, which is
+    below that of infinitely many.
+    """
+    if splits < 2:
+        return None
+    reach = float(scipy.stats.t.ppf(0.975, splits - 1)) * std / math.sqrt(splits - 1)
+    return known_interval(mean - reach, mean + reach)
 
 
 def proportion_interval(hits: int, n: int) -> tuple[float, float]:

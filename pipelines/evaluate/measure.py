@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm_core import metrics, records, rng
 from ddpm_core.protocol import Protocol
+from ddpm_core.verdicts import Interval
 from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.reference import SPLITS, Reference
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
@@ -127,8 +128,9 @@ def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset:
         score = samples.score(samples.logits[0].shape[1])
         for indices, logits in zip(samples.chunks, samples.logits, strict=True):
             score.update(logits, torch.tensor(indices))
-        mean, std = score.compute()
-        values |= {protocol.score: float(mean), protocol.score + records.STD: float(std)}
+        mean, std = (float(value) for value in score.compute())
+        values |= {protocol.score: mean, protocol.score + records.STD: std}
+        values |= ends(protocol.score, metrics.score_interval(mean, std, score.splits))
     variance = sum(float(columns.double().var(0).sum()) for columns in every.split(COLUMNS, dim=1))
     if (real := float(statistics.moments()[1].trace())) > 0:
         values[protocol.metric(records.SPREAD)] = math.sqrt(variance / real)
@@ -142,9 +144,7 @@ def distance_values(
     """The Frechet distance with its interval and its extrapolation to infinitely many samples, if there are enough."""
     name = protocol.distance
     distance, interval = distance_and_interval(features, statistics)
-    values = {name: distance}
-    if interval is not None:
-        values |= {name + records.CI_LOW: interval[0], name + records.CI_HIGH: interval[1]}
+    values = {name: distance} | ends(name, interval)
     if len(every) // 10 > every.shape[1]:  # below, covariances are singular and the line in 1/n is none
         extrapolated = metrics.ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
         extrapolated.update(every, torch.arange(len(every)))
@@ -157,14 +157,22 @@ def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[
     numbers, smaller = torch.arange(len(samples)), min(len(samples), len(real))
     kernel = metrics.KernelDistance(real, subsets=KID_SUBSETS, subset_size=min(KID_SUBSET, smaller))
     kernel.update(samples, numbers)
-    kid, kid_std = kernel.compute()
-    values = {protocol.metric(records.KID): float(kid), protocol.metric(records.KID) + records.STD: float(kid_std)}
+    kid, name = kernel.compute(), protocol.metric(records.KID)
+    values = {name: float(kid.mean), name + records.STD: float(kid.std)} | ends(name, metrics.kid_interval(kid))
     if smaller > PR_K:
         neighbourhoods = metrics.PrecisionRecall(real, PR_K)
         neighbourhoods.update(samples, numbers)
         precision, recall = neighbourhoods.compute()
-        values |= {protocol.metric(records.PRECISION): float(precision), protocol.metric(records.RECALL): float(recall)}
+        name = protocol.metric(records.PRECISION)
+        values |= {name: float(precision), protocol.metric(records.RECALL): float(recall)}
+        # Given the reference, each sample is inside its manifold or not, whatever the others are.
+        values |= ends(name, metrics.proportion_interval(round(float(precision) * len(samples)), len(samples)))
     return values
+
+
+def ends(name: str, interval: Interval | None) -> dict[str, float]:
+    """A metric's interval as metrics, none if it has none."""
+    return {} if interval is None else {name + records.CI_LOW: interval[0], name + records.CI_HIGH: interval[1]}
 
 
 def saturation_values(shown: Tensor, dataset: ShardedDataset) -> dict[str, float]:

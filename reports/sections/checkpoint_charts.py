@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ddpm_core.records import KID, PRECISION, RECALL, STD, chain_path
+from ddpm_core.records import CI_HIGH, CI_LOW, KID, PRECISION, RECALL, STD, chain_path
 from ddpm_core.verdicts import Verdict, known_interval
 from reports.drawing import figures
 from reports.drawing.elements import Chart
@@ -71,7 +71,8 @@ def _distance_chart(
         beside=("the paper", reported.fid) if reported else None,
     )
     caption = (
-        f"{name}, lower is better. Bars or bands: 95 % intervals. Ring: the lowest; the shaded strip is its interval. "
+        f"{name}, lower is better. Bars or bands: 95 % intervals of the mean {name} at {ranking.protocol.num_samples:,} samples "
+        "of this training. Ring: the lowest; the shaded strip is its interval. "
         "Shaded points: checkpoints whose interval overlaps it, which cannot be told apart from the lowest."
     )
     if reported:
@@ -123,7 +124,7 @@ def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
         {KID: "KID"},
         name="kid",
         axis="KID",
-        caption=f"Kernel distance of {best.run.name}, lower is better; ± one standard deviation over subsets.",
+        caption=f"Kernel distance of {best.run.name}, lower is better; {_kid_reach(best)}.",
     )
     fractions = _feature_chart(
         store,
@@ -131,7 +132,8 @@ def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
         {PRECISION: "precision", RECALL: "recall"},
         name="pr",
         axis="fraction",
-        caption=f"Precision (samples that look like data) and recall (data that samples cover) of {best.run.name}.",
+        caption=f"Precision (samples that look like data) and recall (data that samples cover) of {best.run.name}."
+        + (" 95 % intervals of the precision; recall has none." if _has_interval(best, PRECISION) else ""),
     )
     return tuple(chart for chart in (kernel, fractions, chain_chart(store, best)) if chart is not None)
 
@@ -151,7 +153,7 @@ def _feature_chart(
 
 
 def _feature_line(store: Store, best: Entry, metric: str, label: str) -> figures.Line | None:
-    """A metric with ± its standard deviation, if that was logged."""
+    """A metric with its interval, or if none was logged with ± its standard deviation, if that was."""
     evaluation = best.evaluation
     name = evaluation.protocol.metric(metric)
     if name not in evaluation.metrics:
@@ -159,9 +161,30 @@ def _feature_line(store: Store, best: Entry, metric: str, label: str) -> figures
     series = store.history(evaluation.run_id, name)
     if len(series.steps) < 2:
         return None
+    if _has_interval(best, metric):
+        low, high = (store.history(evaluation.run_id, name + end) for end in (CI_LOW, CI_HIGH))
+        points = [
+            figures.LinePoint(step, value, known_interval(low.at(step), high.at(step)))
+            for step, value in zip(series.steps, series.values, strict=True)
+        ]
+        return figures.Line(label=label, points=points)
     spread = store.history(evaluation.run_id, name + STD) if name + STD in evaluation.metrics else Series()
     pairs = zip(series.steps, series.values, strict=True)
     return figures.Line(label=label, points=[_with_std(step, value, spread.at(step)) for step, value in pairs])
+
+
+def _has_interval(best: Entry, metric: str) -> bool:
+    """Whether the best checkpoint's evaluation has both ends of a metric's interval."""
+    name = best.evaluation.protocol.metric(metric)
+    return {name + CI_LOW, name + CI_HIGH} <= best.evaluation.metrics
+
+
+def _kid_reach(best: Entry) -> str:
+    if _has_interval(best, KID):
+        return (
+            "95 % intervals of its mean at this number of samples, of this training and against these reference images"
+        )
+    return "± one standard deviation over subsets, which is no error of their mean"
 
 
 def _with_std(step: int, value: float, std: float | None) -> figures.LinePoint:

@@ -282,6 +282,25 @@ def test_extrapolation_removes_the_bias_of_small_n() -> None:
     assert abs(np.mean(infinity)) < np.mean(plain) / 5
 
 
+def expected_distance(n: int, d: int) -> float:
+    """Of n samples of N(0, I) from N(0, I) in d dimensions, by the law of Marchenko and Pastur."""
+    c = d / n
+    low, high = (1 - np.sqrt(c)) ** 2, (1 + np.sqrt(c)) ** 2
+    angle = (np.arange(2000) + 0.5) * np.pi / 2000
+    eigenvalue = (low + high) / 2 - (high - low) / 2 * np.cos(angle)
+    density = (high - low) ** 2 / 4 * np.sin(angle) ** 2 / (2 * np.pi * c * eigenvalue)
+    root = (np.sqrt(eigenvalue) * density).mean() * np.pi
+    # |mu|^2 + tr S + tr I - 2 tr S^(1/2)
+    return float(c + 2 * d * (1 - root))
+
+
+def test_extrapolation_is_too_low_by_the_share_of_its_correction_that_is_stated() -> None:
+    for n, share in ((50_000, 0.08), (30_000, 0.15), (20_490, 0.25)):
+        sizes = np.linspace(n // 10, n, 15).astype(int)
+        intercept = np.polyfit(1 / sizes, [expected_distance(size, 2048) for size in sizes], 1)[1]
+        assert intercept / (expected_distance(n, 2048) - intercept) == pytest.approx(-share, abs=0.005)
+
+
 def test_two_samples_have_a_covariance_and_one_has_none() -> None:
     mean, cov = statistics_of(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).moments()
     assert mean.tolist() == [1.0, 1.0]
