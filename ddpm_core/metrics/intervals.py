@@ -3,7 +3,7 @@ reference: of a Frechet distance, from the statistics of an evaluation's chunks,
 proportion, which precision is.
 
 Recall has none: it depends on which samples are nearest to each other, and jackknives over samples or chunks of them were
-1.1 to 2.1 times too wide on Gaussians (300 samples and references, 2 to 32 dimensions, k = 3), most if the sets are alike.
+1.1 to 2.3 times too wide on Gaussians (300 samples and references, 2 to 32 dimensions, k = 3), most if the sets are alike.
 
 The method for the Frechet distance is a delete-one-chunk jackknife. Its m replicates come from one
 eigen-decomposition: the mean and the traces of each leave-one-out sample are exact, and only the trace of the root is
@@ -174,8 +174,8 @@ def _spectrum(
 def kid_interval(kid: Kid) -> Interval | None:
     """(low, high): the 95 % interval of a KID by its standard error; None if it has none.
 
-    It covers what a Frechet distance's does, with the reference's features as they are; below 0 is as it should be. Measured
-    (as in tests/core/metrics/test_intervals.py): the error is 0.92 to 1.04 times the right one, and the interval holds the
+    It covers what a Frechet distance's does, with the reference's features as they are; below 0 is as it should be. Of 300 to
+    400 simulated evaluations each, the error was 0.92 to 1.04 times the right one, and the interval held the
     mean in 89 to 96 % of cases for 200 to 1,000 Gaussian samples of 4 to 64 dimensions, the fewest with 200 samples of 4,
     for the cube of the kernel has heavy tails.
     """

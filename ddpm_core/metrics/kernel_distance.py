@@ -6,8 +6,8 @@ samples,
 
     var KID = 4 / (S m)^2 sum_i c_i^2 zeta_1 + w zeta_2,   w = 2 / (m (m - 1)) (1 / S + (1 - 1 / S) m (m - 1) / (N (N - 1))),
 
-where c_i counts the subsets that hold sample i (Lee 1990, "U-Statistics", section 4.3, for incomplete ones). If the
-distributions are equal the first term is small, and a plain jackknife, which counts the second twice, too wide.
+where c_i counts the subsets that hold sample i. If the distributions are equal the first term is small, and a plain
+jackknife, which counts the second twice, too wide.
 """
 
 from typing import NamedTuple
