@@ -166,7 +166,10 @@ class Follower:
                         )
                     )
                 continue
-            longest, heard = max(longest, time.monotonic() - heard), time.monotonic()
+            waited, heard = time.monotonic() - heard, time.monotonic()
+            longest = (
+                0.0 if message["kind"] == "start" else max(longest, waited)
+            )  # how long a start takes says nothing of steps
             self._take(message)
 
     def _take(self, message: Mapping[str, Any]) -> None:

@@ -116,6 +116,7 @@ def another_ray(environment: dict[str, str]) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_demo_runs_and_a_second_time_finds_everything_there(tmp_path: Path) -> None:
     root = ROOT
     command = [sys.executable, "jobs/demo.py", "--storage", str(tmp_path)]
