@@ -44,6 +44,12 @@ def identity(value: Any) -> dict[str, Any]:
     return {name: plain for name, plain in asdict(value).items() if name not in later or plain != later[name]}
 
 
+def later_choices(value: Any) -> dict[str, Any]:
+    """The fields of LATER that do not have their default."""
+    later = {each.name for each in fields(value) if each.metadata.get("later")}
+    return {name: plain for name, plain in identity(value).items() if name in later}
+
+
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raises ValueError unless `value` is among the values of the Literal `choices`."""
     if value not in get_args(choices):

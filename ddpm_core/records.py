@@ -30,7 +30,7 @@ WORKERS_TAG = "ddpm.workers"
 DEVICE_TAG = "ddpm.device"  # such as "2 x CPU"
 EXECUTION_TAG = "ddpm.execution"  # why a training is executed as its values execution.* say
 PEAK_TAG = (
-    "ddpm.peak"  # of a training's GPUs, what its utilisation is a share of, such as "989 TFLOP/s, the data sheet's ..."
+    "ddpm.peak"  # of a training's GPUs, what its utilisation is a share of, such as "989 TFLOP/s, the data sheet's"
 )
 CPU_DEVICE = "CPU"  # what that ends with for workers without a GPU
 ALARM_TAG = "ddpm.alarm"  # what a person must know of a run, in sentences; empty if all is well

@@ -191,13 +191,13 @@ def conclude(
         overlap = all(intervals_overlap(best.interval, other.interval) for other in others)
         why = "their intervals overlap" if overlap else "the interval of their difference holds 0"
         which = "which is better" if len(level) == 1 else "which is best"
-        parts.append(f"{_listed(named)}, but {why}, so this sweep cannot say {which}")
+        parts.append(f"{listed(named)}, but {why}, so this sweep cannot say {which}")
     if unknown:
         named = [values[best.point], *(values[comparison.point] for comparison in unknown)]
-        parts.append(f"{_listed(named)}, but no interval says whether that is more than noise")
+        parts.append(f"{listed(named)}, but no interval says whether that is more than noise")
     if worse:
         named = [values[comparison.point] for comparison in worse]
-        parts.append(f"{values[best.point]} is better than {_listed(named)} at 95 % confidence")
+        parts.append(f"{values[best.point]} is better than {listed(named)} at 95 % confidence")
     fewest, most = (end(standing.seeds for standing in ranking) for end in (min, max))
     seeds = "" if most == 1 else f", mean over {most if fewest == most else f'{fewest} to {most}'} seeds"
     text = f"By {metric}{seeds}: {'; '.join(parts)}"
@@ -211,7 +211,8 @@ def conclude(
     return f"{text}. {agreement(best, comparisons, choice)}" if choice else text
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Words as in a sentence: 'a, b and c'."""
     return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 

@@ -65,11 +65,6 @@ def counted(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
 
 
-def listed(items: list[str]) -> str:
-    """Items as in a sentence: 'a, b and c'."""
-    return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)
-
-
 def shortened(text: str) -> str:
     """A long name with its middle left out; the end stays, for fingerprints stand there."""
     return text if len(text) <= 32 else f"{text[:15]}…{text[-16:]}"

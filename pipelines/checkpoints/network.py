@@ -50,25 +50,24 @@ class NetworkHolder:
         self.weights, self.precision, self.var_type = weights, precision, var_type
         self.compile, self.channels_last = compile, channels_last
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._path: object = None  # of the checkpoint whose weights the network has
         self._network: UNet | None = None
+        self._held: tuple[object, GaussianDiffusion, DenoiseFn] | None = None  # of the checkpoint whose weights it has
 
     def of(self, checkpoint: Checkpoint) -> tuple[GaussianDiffusion, DenoiseFn]:
         """(process, network in eval mode). Raises InputError if the weights are damaged or gone."""
-        if self._network is None or self._path != checkpoint.path:
-            self._path = None
+        if self._held is None or self._held[0] != checkpoint.path:
+            self._held = None
             if self._network is not None and self._network.config == checkpoint.unet_config():
                 self._network.load_state_dict(checkpoint.network(self.weights).state_dict())
             else:
                 self._network = None  # before the next is loaded: there may not be room for two
                 self._network = self._prepare(checkpoint.network(self.weights))
-            self._path = checkpoint.path
-        process = process_of(checkpoint, self.var_type).build().to(self.device)
-        network = in_precision(self._network, self.precision)
-        if self.device.type == "cuda":
-            config = self._network.config
-            network = in_slices(network, max(1, PIXELS_AT_ONCE // config.image_size**2))
-        return process, network
+            network = in_precision(self._network, self.precision)
+            if self.device.type == "cuda":
+                network = in_slices(network, max(1, PIXELS_AT_ONCE // self._network.config.image_size**2))
+            process = process_of(checkpoint, self.var_type).build().to(self.device)
+            self._held = (checkpoint.path, process, network)
+        return self._held[1:]
 
     def _prepare(self, network: UNet) -> UNet:
         if self.channels_last:

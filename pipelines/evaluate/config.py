@@ -91,6 +91,11 @@ class EvaluateConfig(StorageOptions, PoolOptions):
             )
 
     @property
+    def network_precision(self) -> Precision:
+        """Float32 unless something else was said or chosen."""
+        return self.precision or "float32"
+
+    @property
     def foreign(self) -> bool:
         """Whether the weights come from elsewhere."""
         return self.weights not in ("ema", "raw")

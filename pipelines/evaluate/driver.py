@@ -112,13 +112,15 @@ def evaluate_grid(config: GridConfig, say: Say = lambda line: None) -> dict[tupl
     """One checkpoint by each of a grid of samplers, by (eta, steps); the finished ones are read. Raises InputError as evaluate()
     does, and for several checkpoints."""
     cells = {(eta, steps): config.cell(steps, eta) for eta in config.etas for steps in config.steps}
-    for cell in cells.values():  # before anything is sampled
-        subject = choose_subject(cell, local_storage(cell.storage, to_write=True), lambda line: None)
-        if len(subject.checkpoints) > 1:
-            raise InputError(
-                f"run {subject.run.name!r} has {len(subject.checkpoints)} checkpoints, and a grid is of one: give "
-                "--evaluate.checkpoints latest, or a step"
-            )
+    # Before anything is sampled: the cells differ in their sampler alone.
+    first = next(iter(cells.values()))
+    subject = choose_subject(first, local_storage(first.storage, to_write=True), lambda line: None)
+    if len(subject.checkpoints) > 1:
+        raise InputError(
+            f"run {subject.run.name!r} has {len(subject.checkpoints)} checkpoints, and a grid is of one: give "
+            "--evaluate.checkpoints latest, or a step"
+        )
+    for cell in cells.values():
         sampler_steps(cell, subject.checkpoints[0].diffusion_config().num_timesteps)
     return {place: evaluate(cell, say).best for place, cell in cells.items()}
 

@@ -47,9 +47,8 @@ class Reference:
     @property
     def statistics(self) -> "FeatureStatistics":
         """Of all images."""
-        from ddpm_core.metrics import (
-            FeatureStatistics,
-        )  # here and below: with torchmetrics, which takes as long as torch
+        # Here and below: with torchmetrics, which takes as long as torch.
+        from ddpm_core.metrics import FeatureStatistics
 
         whole = FeatureStatistics(self.halves[0].dim)
         for half in self.halves:

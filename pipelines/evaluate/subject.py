@@ -58,7 +58,7 @@ class Subject:
             clip_denoised=True,
             weights="raw" if config.weights == "raw" else "ema",
             batch_size=min(config.batch_size, config.chunk_size),
-            precision=config.precision or "float32",
+            precision=config.network_precision,
             extractor=extractor.name,
             extractor_sha256=extractor.sha256,
             resize=extractor.resize,

@@ -61,7 +61,7 @@ class NightlyConfig(EvaluateConfig):
         irrelevant |= {"report", "pictures", "nearest", "mode", "channels_last"}
         names = {field.name for field in fields(EvaluateConfig)} - irrelevant
         values = {name: value for name, value in identity(self).items() if name in names}
-        return fingerprint({**values, "precision": self.precision or "float32"})
+        return fingerprint({**values, "precision": self.network_precision})
 
     def evaluation(self, run: str) -> EvaluateConfig:
         """The evaluation of one training's checkpoints."""

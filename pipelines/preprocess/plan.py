@@ -68,18 +68,18 @@ def make_plan(
     return {**choices, **listed, "source": key_of(source), "fingerprint": fingerprint(choices)}
 
 
-def choose_items(items: Sequence[Item], config: PreprocessConfig) -> list[Item]:
+def choose_items(items: Sequence[Item], config: PreprocessConfig) -> Sequence[Item]:
     """Those of a source's items that --images asks for, in their order. Raises InputError if there are fewer.
 
     At random, whether an item is chosen depends on the seed and the keys alone, not on their order.
     """
     count, seed = config.images, config.images_seed
     if count is None:
-        return list(items)
+        return items
     if count > len(items):
         raise InputError(f"--images is {count:,}: source {config.source!r} holds {len(items):,}, so give at most that")
     if seed is None:
-        return list(items[:count])
+        return items[:count]
     drawn = [hashlib.sha256(f"{seed}\t{item.key}".encode()).digest() for item in items]
     return [items[i] for i in sorted(sorted(range(len(items)), key=drawn.__getitem__)[:count])]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ddpm_core.configs import identity
+from ddpm_core.configs import later_choices
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
@@ -119,10 +119,8 @@ def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]], extr
 
 def evaluation_identity(config: EvaluateConfig) -> dict[str, Any]:
     """What decides the result of an evaluation, but for its subject and extractor."""
-    named = identity(config)
-    values = {key: named[key] for key in EVALUATION.split()}
-    later: dict[str, Any] = {key: named[key] for key in ("eta", "var_type") if key in named}
-    return {**values, **later, "precision": config.precision or "float32"}
+    values = {key: getattr(config, key) for key in EVALUATION.split()}
+    return {**values, **later_choices(config), "precision": config.network_precision}
 
 
 def max_concurrent_trials(train: TrainConfig) -> int:

@@ -167,9 +167,8 @@ class Follower:
                     )
                 continue
             waited, heard = time.monotonic() - heard, time.monotonic()
-            longest = (
-                0.0 if message["kind"] == "start" else max(longest, waited)
-            )  # how long a start takes says nothing of steps
+            # How long a start takes says nothing of steps.
+            longest = 0.0 if message["kind"] == "start" else max(longest, waited)
             self._take(message)
 
     def _take(self, message: Mapping[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from ddpm_core.verdicts import listed
 from reports.drawing import figures
 from reports.drawing.elements import Chart, Column, Row, Table, numeric
-from reports.formatting import count, counted, fixed, listed, number
+from reports.formatting import count, counted, fixed, number
 from reports.records.entities import CompressionRecord, RunRecord
 from reports.sections import commands
 

@@ -4,8 +4,9 @@ was measured as the paper's; else the cell says so, and which command would fill
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ddpm_core.verdicts import listed
 from reports.drawing.elements import Column, Row, Table, numeric
-from reports.formatting import fixed, listed, number
+from reports.formatting import fixed, number
 from reports.records.entities import BitsPerDim, LikelihoodRecord, RunRecord
 from reports.sections import commands
 from reports.verdicts import paper

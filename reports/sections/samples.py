@@ -14,9 +14,10 @@ from ddpm_core.records import (
     neighbours_path,
     pictures_path,
 )
+from ddpm_core.verdicts import listed
 from reports.drawing.elements import Illustration
 from reports.drawing.pictures import UnreadablePicture, enlargement, inline, spaced_grid, square_sheet
-from reports.formatting import NOT_MEASURED, count, fixed, listed, number
+from reports.formatting import NOT_MEASURED, count, fixed, number
 from reports.records import artifacts
 from reports.records.entities import EvaluationRecord, PictureGrid, RunRecord
 from reports.records.store import Series, Store

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ddpm_core.verdicts import distances_by_point
+from ddpm_core.verdicts import distances_by_point, listed
 from reports.drawing import figures
 from reports.drawing.elements import Chart, Column, Row, Table, long_table, numeric
-from reports.formatting import count, decimals_for, fixed, listed, number, shortened
+from reports.formatting import count, decimals_for, fixed, number, shortened
 from reports.records.entities import ExperimentRecord, ScheduleCurves
 from reports.records.records import run_link
 from reports.sections.checkpoints import mark_of

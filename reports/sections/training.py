@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 
 from ddpm_core import records as names
+from ddpm_core.verdicts import listed
 from reports.drawing import figures
 from reports.drawing.elements import Chart
-from reports.formatting import counted, listed, number
+from reports.formatting import counted, number
 from reports.records.entities import ExperimentRecord, RunRecord
 from reports.records.store import Series, Store
 from reports.verdicts.ranking import Ranking

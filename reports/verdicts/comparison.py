@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable
 
 from ddpm_core.protocol import INCEPTION, Protocol
-from reports.formatting import fixed, listed
+from ddpm_core.verdicts import listed
+from reports.formatting import fixed
 from reports.records.entities import BitsPerDim, DataCard, LikelihoodRecord, RunRecord
 from reports.verdicts import paper
 from reports.verdicts.ranking import Entry, Ranking, measured_again

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 
 from ddpm_core.records import ALARM_TAG, LOSS
-from ddpm_core.verdicts import Verdict
-from reports.formatting import count, counted, listed, number
+from ddpm_core.verdicts import Verdict, listed
+from reports.formatting import count, counted, number
 from reports.records.entities import ExperimentRecord
 from reports.verdicts.comparison import compare_with_paper
 from reports.verdicts.ranking import Entry, Ranking, measured_again

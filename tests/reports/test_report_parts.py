@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_core.verdicts import listed
 from reports import formatting
 from reports.drawing import figures, pictures
 from reports.drawing.figures import Line, LinePoint, by_step, curve, smoothed, thinned
-from reports.formatting import counted, listed, number, shortened
+from reports.formatting import counted, number, shortened
 from reports.records.entities import GridLayout
 from reports.records.store import Series
 from reports.sections.samples import spread
