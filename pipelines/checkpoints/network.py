@@ -30,6 +30,11 @@ def process_of(checkpoint: Checkpoint, var_type: FixedVariance | None = None) ->
     return replace(process, var_type=var_type)
 
 
+def other_variance(checkpoint: Checkpoint, var_type: FixedVariance | None) -> FixedVariance | None:
+    """The variance that is given, None if it is the checkpoint's own. Raises InputError as `process_of` does."""
+    return None if process_of(checkpoint, var_type) == checkpoint.diffusion_config() else var_type
+
+
 class NetworkHolder:
     """Holds one checkpoint's network and process at a time. Checkpoints of one configuration go through the same network, so
     that it is compiled once.

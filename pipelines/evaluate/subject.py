@@ -10,7 +10,7 @@ from ddpm_core.configs import Execution, Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from pipelines.checkpoints.foreign import import_weights
-from pipelines.checkpoints.network import process_of
+from pipelines.checkpoints.network import other_variance, process_of
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.evaluate.calibration import check_calibrated
 from pipelines.evaluate.config import EvaluateConfig
@@ -45,8 +45,7 @@ class Subject:
     def protocol(self, role: Role, purpose: Purpose) -> Protocol:
         """What the numbers will depend on. Raises InputError for a sampler that cannot be."""
         config, dataset, extractor = self.config, self.references[role], self.extractor
-        process = self.checkpoints[0].diffusion_config()
-        T = process.num_timesteps
+        T = self.checkpoints[0].diffusion_config().num_timesteps
         steps = sampler_steps(config, T)
         return Protocol(
             num_samples=config.samples,
@@ -68,7 +67,7 @@ class Subject:
             against=role,
             neighbours=NEIGHBOURS,
             eta=config.eta,
-            var_type=None if config.var_type == process.var_type else config.var_type,
+            var_type=other_variance(self.checkpoints[0], config.var_type),
         )
 
     def protocols(self, purpose: Purpose) -> dict[Role, Protocol]:

@@ -16,7 +16,7 @@ from ddpm_core.commit import MANIFEST, write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import DATA_TAG, LIKELIHOOD, LIKELIHOOD_PROTOCOL, RUN_TAG, TRAIN, flatten, likelihood_path
-from pipelines.checkpoints.network import process_of
+from pipelines.checkpoints.network import other_variance
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihood
@@ -81,8 +81,7 @@ def make_protocol(
     config: LikelihoodConfig, name: str, checkpoint: Checkpoint, dataset: ShardedDataset
 ) -> LikelihoodProtocol:
     """What the numbers will depend on. Raises InputError if images and network, or counts, do not fit. name: the run's."""
-    network, process = checkpoint.unet_config(), checkpoint.diffusion_config()
-    T, other = process.num_timesteps, process_of(checkpoint, config.var_type).var_type != process.var_type
+    network, T = checkpoint.unet_config(), checkpoint.diffusion_config().num_timesteps
     if dataset.shape != (network.image_size, network.image_size, network.in_channels):
         raise InputError(
             f"data set {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} codes "
@@ -105,7 +104,7 @@ def make_protocol(
         batch_size=min(config.batch_size, images),
         data=dataset.name,
         data_sha256=dataset.sha256,
-        var_type=config.var_type if other else None,
+        var_type=other_variance(checkpoint, config.var_type),
     )
 
 
