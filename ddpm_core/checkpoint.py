@@ -14,7 +14,7 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar, cast
@@ -150,7 +150,7 @@ class Checkpoint:
         """A file's bytes, of the sha256 that the manifest states."""
         facts = self._facts(name)
         try:
-            content = (self.path / name).read_bytes()
+            content = typed.read_whole(self.path / name)
         except FileNotFoundError as error:
             raise InputError(
                 f"{WHAT} {str(self.path)!r} lacks its file {name!r}, for instance because the run has deleted it "
@@ -249,10 +249,11 @@ def list_steps(folder: ReadablePath) -> list[int]:
     return sorted(int(match[1]) for path, match in named if (path / MANIFEST).is_file())
 
 
-def list_checkpoints(folder: ReadablePath) -> list[Checkpoint]:
-    """The finished checkpoints of a run, by ascending step, without those that are deleted in this moment."""
+def list_checkpoints(folder: ReadablePath, steps: Iterable[int] | None = None) -> list[Checkpoint]:
+    """The finished checkpoints of a run, by ascending step, without those that are deleted in this moment. steps: as they are
+    known, by default as `list_steps` finds them."""
     checkpoints = []
-    for step in list_steps(folder):
+    for step in list_steps(folder) if steps is None else steps:
         try:
             checkpoints.append(open_checkpoint(folder / checkpoint_name(step)))
         except InputError as error:

@@ -90,13 +90,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """A value as every JSON file of ours holds it, its keys sorted."""
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file with sorted keys, whole or not at all."""
-    write_text(path, _json(value))
+    write_text(path, json_text(value))
 
 
 @contextlib.contextmanager
@@ -114,7 +115,7 @@ def committed_folder(path: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
             if file.is_file()
         }
         # opened by name, not through write_json, which would make a folder anew that was cleared away under us
-        (temporary / MANIFEST).write_text(_json({**facts, "files": files}), encoding="utf-8")
+        (temporary / MANIFEST).write_text(json_text({**facts, "files": files}), encoding="utf-8")
         for name in [*files, MANIFEST]:
             _flush(temporary / name)
         _flush(temporary)  # its names too are on the disk before it has its own
@@ -148,7 +149,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 def read_manifest(folder: ReadablePath, *, what: str) -> dict[str, Any]:
     """The manifest of a committed folder. Raises InputError if there is none or it is not a JSON object."""
     try:
-        data = (folder / MANIFEST).read_bytes()
+        data = typed.read_whole(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not folder.is_dir():
             raise InputError(f"{what} {str(folder)!r} does not exist: give the path of a finished one") from error

@@ -9,7 +9,7 @@ import json
 import typing
 from collections.abc import Callable, Hashable
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeVar, cast
 
 from typing_extensions import TypedDict
 
@@ -44,11 +44,17 @@ class JsonObject(TypedDict):
 TensorsHeader = TypedDict("TensorsHeader", {"__metadata__": NotRequired[dict[str, str]]})
 
 
+def read_whole(path: "ReadablePath") -> bytes:
+    """A file's bytes: of an object store by one request, which sees one version of an object that is replaced meanwhile."""
+    store = getattr(path, "fs", None)
+    return path.read_bytes() if store is None else bytes(store.cat_file(cast(Any, path).path))
+
+
 def read_json(path: "ReadablePath", model: type[Value], *, what: str, advice: str) -> Value:
     """A JSON file as what `model` describes. Raises FileNotFoundError if nothing is there, and InputError, which names the file,
     the field, what it is, what was wanted and the advice, if it cannot be read or is something else."""
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:  # every file system raises its own

@@ -6,12 +6,11 @@ The exit code is 0 if all is well and 3 if there is a new alarm. jobs/cluster/re
 
 import sys
 
-import reports
 from jobs.cli import parse, run, say
-from jobs.report import keep_in_mlflow
+from jobs.report import keep_in_mlflow, write_report
 from pipelines import nightly
 from pipelines.nightly.config import NightlyConfig
-from pipelines.runtime.layout import local_storage
+from pipelines.runtime.layout import open_storage
 from pipelines.tracking.uri import tracking_uri
 
 
@@ -20,10 +19,10 @@ def main() -> None:
     result = nightly.nightly(config, say)
     if config.dry_run:
         return
-    storage, code = local_storage(config.storage), 0
+    storage, code = open_storage(config.storage), 0
     report = storage.nights(config.experiment) / "report.html"
     try:
-        reports.build_report(tracking_uri(config, storage), config.experiment, report)
+        write_report(tracking_uri(config, storage), config, report)
         keep_in_mlflow(report, config)
         say(f"nightly: report {report}")
     except Exception as error:  # an alarm must get out all the same

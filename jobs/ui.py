@@ -15,7 +15,7 @@ from typing import Annotated
 from ddpm_core.errors import InputError
 from ddpm_core.records import LOCAL_UI
 from jobs.cli import Suppress, parse, run, say
-from pipelines.runtime.layout import local_storage
+from pipelines.runtime.layout import open_storage
 from pipelines.runtime.options import StorageOptions
 from pipelines.tracking.uri import UnreachableError, check_answers, tracking_uri
 
@@ -33,7 +33,7 @@ class UIConfig(StorageOptions):
 
 def main() -> None:
     config = parse(UIConfig, sys.argv[1:], description="Show MLflow's UI, and where it ranks checkpoints.")
-    uri = tracking_uri(config, local_storage(config.storage))
+    uri = tracking_uri(config, open_storage(config.storage))
     from pipelines.tracking.queries import rankings  # here: --help need not wait for MLflow
 
     links = rankings(uri)

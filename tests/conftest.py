@@ -80,19 +80,22 @@ def digits(ray_session: None, digits_lmdb: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def s3_bucket() -> Iterator[str]:
-    """The URL of an empty bucket on an S3 server of this session's own."""
-    import logging
+def s3_server() -> Iterator[Any]:
+    """An S3 server of this session's own, support.s3_server.S3Server."""
+    from support.s3_server import S3Server
 
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
-    server.start()
-    s3fs.S3FileSystem().mkdir("ddpm-tests")
-    yield "s3://ddpm-tests"
+    server = S3Server(S3_PORT)
+    yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: Any) -> str:
+    """The URL of an empty bucket on it."""
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("ddpm-tests")
+    return "s3://ddpm-tests"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

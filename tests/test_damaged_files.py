@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.places import on_disk
 from support.synthetic_shards import random_pixels, write_dataset
 
 from ddpm_core.checkpoint import Checkpoint, list_checkpoints, open_checkpoint, snapshot, write_checkpoint
@@ -208,7 +209,9 @@ def make_mark(folder: Path) -> Path:
 
 
 def make_calibration(folder: Path) -> Path:
-    return written(outcome_path(Storage(folder), PIXELS), {"extractor_sha256": SHA, "passed": True, "checks": []})
+    return written(
+        on_disk(outcome_path(Storage(folder), PIXELS)), {"extractor_sha256": SHA, "passed": True, "checks": []}
+    )
 
 
 def make_finished(folder: Path) -> Path:
@@ -253,7 +256,7 @@ def read_statistics(folder: Path) -> object:
 
 def make_chunk(folder: Path) -> Path:
     save_chunk(folder, range(4), {"features": torch.ones(4, 2)}, {"weights_sha256": SHA, "seconds": 1.0})
-    return chunk_path(folder, range(4))
+    return on_disk(chunk_path(folder, range(4)))
 
 
 def written(path: Path, value: Any) -> Path:

@@ -1,23 +1,26 @@
 """Weights from and for other programs, in the layout of Hugging Face diffusers."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from ddpm_core import typed
-from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint, write_checkpoint
-from ddpm_core.commit import MANIFEST, committed_folder, write_json
+from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
+from ddpm_core.commit import write_json
 from ddpm_core.configs import DiffusionConfig, identity
 from ddpm_core.errors import InputError, one_line
-from ddpm_core.interop import from_diffusers, to_diffusers
+from ddpm_core.interop import CONFIG, OLDER_WEIGHTS, WEIGHTS, from_diffusers, to_diffusers
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.config import ExportConfig
 from pipelines.checkpoints.select import find_checkpoint
+from pipelines.checkpoints.store import commit_snapshot, saved_steps
 from pipelines.runtime.chunks import content_sha256
-from pipelines.runtime.layout import Run, Storage, local_storage
-from pipelines.runtime.locations import absolute, check_writable, location
+from pipelines.runtime.layout import Run, Storage, open_storage
+from pipelines.runtime.locations import Location, check_writable, committed_folder, location
 from pipelines.tracking.uri import tracking_uri
 
 INDEX = "model_index.json"  # of a pipeline
@@ -62,32 +65,53 @@ final_sigmas_type lambda_min_clipped sigma_min sigma_max flow_shift time_shift_t
 SAMPLING = frozenset(_SAMPLING.split())
 
 
-def import_weights(
-    given: str, reference: str | None, storage: Storage[Path]
-) -> tuple[Run[Path], tuple[Checkpoint, ...]]:
+def import_weights(given: str, reference: str | None, storage: Storage) -> tuple[Run, tuple[Checkpoint, ...]]:
     """(the run, its checkpoint) of weights in the diffusers layout, kept from now on as a run of one step 0 in the storage.
 
     The process is that of a scheduler_config.json in or beside the folder, and the paper's without one. Raises InputError if
     the weights are not the paper's network, or no reference says what to compare with.
     """
-    folder = absolute(given, option="--weights")
+    place = location(given, option="--weights")
     if reference is None:
         raise InputError(f"--weights {given!r} has no training set of its own: give --reference")
-    network, weights = from_diffusers(folder)
-    diffusion = scheduler_of(folder)
+    with on_disk(place) as folder:
+        network, weights = from_diffusers(folder)
+        diffusion = scheduler_of(folder)
     digest = fingerprint({"weights": content_sha256(weights), "diffusion": identity(diffusion)})
-    name = f"{NOT_IN_NAMES.sub('-', folder.name)}-{digest}"
-    run, folder = storage.run(name), storage.trainings / name
-    if not (folder / checkpoint_name(0) / MANIFEST).is_file():
+    name = f"{NOT_IN_NAMES.sub('-', place.name)}-{digest}"
+    run = storage.run(name)
+    if not saved_steps(run.folder):
         config = {
-            "preset": folder.name,
+            "preset": name,
             "unet": asdict(network),
             "diffusion": asdict(diffusion),
             "shards": str(location(reference, option="--reference")),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(folder, {"step": 0, "model": weights, "ema": weights, "optimizer": {}}, config, [])
-    return run, (open_checkpoint(folder / checkpoint_name(0)),)
+        if isinstance(run.folder, Path):
+            run.folder.mkdir(parents=True, exist_ok=True)
+        commit_snapshot(run.folder, {"step": 0, "model": weights, "ema": weights, "optimizer": {}}, config, [])
+    return run, (open_checkpoint(run.folder / checkpoint_name(0)),)
+
+
+@contextlib.contextmanager
+def on_disk(place: Location) -> Iterator[Path]:
+    """Weights in the diffusers layout as a local folder: their own, or a temporary copy of what is read of them. Errors name
+    the place."""
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as parent:
+        folder = Path(parent) / "pipeline" / "weights"
+        for name in (CONFIG, WEIGHTS, OLDER_WEIGHTS, *SCHEDULER):
+            source = place.parent / name.removeprefix("../") if name.startswith("../") else place / name
+            if (name != OLDER_WEIGHTS or not (folder / WEIGHTS).exists()) and source.is_file():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.fs.get_file(source.path, str(target))
+        try:
+            yield folder
+        except InputError as error:
+            raise InputError(str(error).replace(str(folder), str(place))) from error
 
 
 def scheduler_of(folder: Path) -> DiffusionConfig:
@@ -142,12 +166,12 @@ def process_of(scheduler: Mapping[str, Any]) -> DiffusionConfig:
     )
 
 
-def export_checkpoint(config: ExportConfig) -> Path:
+def export_checkpoint(config: ExportConfig) -> Location:
     """Write a checkpoint as a pipeline of diffusers, whole or not at all; its folder. Raises InputError if it has no counterpart
     there."""
-    storage = local_storage(config.storage)
+    storage = open_storage(config.storage)
     _, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
-    output = absolute(config.output, option="--output")
+    output = location(config.output, option="--output")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output is {str(output)!r}, a file: give the path of a folder")
     check_writable(output, "--output")

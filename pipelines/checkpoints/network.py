@@ -1,15 +1,19 @@
 """The network of a checkpoint, on the device where a worker runs it."""
 
 from dataclasses import replace
+from typing import cast
 
 import torch
+from upath import UPath
 
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.commit import ReadablePath
 from ddpm_core.configs import LEARNED, DiffusionConfig, FixedVariance, Precision, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.precision import in_precision, in_slices
 from ddpm_core.unet import UNet
+from pipelines.runtime.node_cache import NodeFolder
 
 # Of the images that a network sees at once on a GPU, whatever the batch of the chain: 64 of 256x256, which need 20 GiB, and
 # 4,096 of 32x32. A function of their size alone, so that a batch size names the same numbers on every GPU.
@@ -33,6 +37,13 @@ def process_of(checkpoint: Checkpoint, var_type: FixedVariance | None = None) ->
 def other_variance(checkpoint: Checkpoint, var_type: FixedVariance | None) -> FixedVariance | None:
     """The variance that is given, None if it is the checkpoint's own. Raises InputError as `process_of` does."""
     return None if process_of(checkpoint, var_type) == checkpoint.diffusion_config() else var_type
+
+
+def fetched(checkpoint: Checkpoint) -> Checkpoint:
+    """The same, to be read from this node's disk: several workers of a node load it."""
+    if isinstance(checkpoint.path, UPath):
+        return replace(checkpoint, path=cast(ReadablePath, NodeFolder(checkpoint.path)))
+    return checkpoint
 
 
 class NetworkHolder:
@@ -63,10 +74,10 @@ class NetworkHolder:
         if self._held is None or self._held[0] != checkpoint.path:
             self._held = None
             if self._network is not None and self._network.config == checkpoint.unet_config():
-                self._network.load_state_dict(checkpoint.network(self.weights).state_dict())
+                self._network.load_state_dict(fetched(checkpoint).network(self.weights).state_dict())
             else:
                 self._network = None  # before the next is loaded: there may not be room for two
-                self._network = self._prepare(checkpoint.network(self.weights))
+                self._network = self._prepare(fetched(checkpoint).network(self.weights))
             network = in_precision(self._network, self.precision)
             if self.device.type == "cuda":
                 network = in_slices(network, max(1, PIXELS_AT_ONCE // self._network.config.image_size**2))

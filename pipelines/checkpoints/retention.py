@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from typing_extensions import TypedDict
 
@@ -10,7 +9,7 @@ from ddpm_core import typed
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count
 from pipelines.checkpoints.store import delete_checkpoint, discard_torn, saved_steps, store_errors
-from pipelines.runtime.locations import Location, commit_json, forget_listings
+from pipelines.runtime.locations import Location, commit_json, delete, entries
 
 BEST = "best.json"  # in a run's folder: {"step": N}
 MARK = ".mark.json"  # ends the names of other marks: those of nightly evaluations, one file a reason and protocol
@@ -35,20 +34,13 @@ def mark_best(folder: Location, step: int, mark: str = BEST) -> None:
 
 def unmark(folder: Location, mark: str) -> None:
     """Have the run keep no checkpoint for the sake of a mark."""
-    target = folder / mark
-    with contextlib.suppress(FileNotFoundError):
-        if isinstance(target, Path):
-            target.unlink()
-        else:
-            target.fs.rm_file(target.path)
+    delete(folder / mark)
 
 
 def marked_steps(folder: Location) -> set[int]:
     """The steps of the checkpoints that bear a mark. Raises InputError if one cannot be read."""
     steps = set()
-    forget_listings(folder)
-    # A glob would take a folder's name with brackets for a pattern.
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in entries(folder):  # a glob would take a folder's name with brackets for a pattern
         if path.name != BEST and not path.name.endswith(MARK):
             continue
         with contextlib.suppress(FileNotFoundError):

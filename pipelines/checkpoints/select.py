@@ -1,20 +1,18 @@
 """Which checkpoints a person means by a run's name, an MLflow id or a path."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from ddpm_core.checkpoint import NAME, Checkpoint, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError, did_you_mean
 from pipelines.checkpoints.store import saved_checkpoints
 from pipelines.runtime.layout import Run, Storage, by_prefix
-from pipelines.runtime.locations import Location, location
+from pipelines.runtime.locations import Location, entries, location
+from pipelines.runtime.recipe import RECIPE
 from pipelines.tracking.queries import name_of_run, path_of_model
 
 
-def find_checkpoints(
-    name: str, steps: str, storage: Storage[Path], uri: str
-) -> tuple[Run[Path], tuple[Checkpoint, ...]]:
+def find_checkpoints(name: str, steps: str, storage: Storage, uri: str) -> tuple[Run, tuple[Checkpoint, ...]]:
     """(the run, its checkpoints that are asked for, by ascending step).
 
     name: a run's name, folder or MLflow run id, or one checkpoint's folder, MLflow model id or models:/NAME@alias. steps:
@@ -35,7 +33,7 @@ def find_checkpoints(
     return run, choose_steps(name, saved_checkpoints(run.folder), steps)
 
 
-def place_of_model(model: str, recorded: str, storage: Storage[Path]) -> Location:
+def place_of_model(model: str, recorded: str, storage: Storage) -> Location:
     """Where the checkpoint of a model lies: where MLflow recorded it, or in this storage, if that was moved here from there and
     the records are a server's. Raises InputError if neither is there."""
     place = location(recorded, option="--run")
@@ -49,7 +47,7 @@ def place_of_model(model: str, recorded: str, storage: Storage[Path]) -> Locatio
     )
 
 
-def find_checkpoint(name: str, step: str, storage: Storage[Path], uri: str) -> tuple[Run[Path], Checkpoint]:
+def find_checkpoint(name: str, step: str, storage: Storage, uri: str) -> tuple[Run, Checkpoint]:
     """(the run, its one checkpoint that is asked for), as `find_checkpoints`. Raises InputError if `step` names several."""
     run, chosen = find_checkpoints(name, step, storage, uri)
     if len(chosen) != 1:
@@ -57,17 +55,18 @@ def find_checkpoint(name: str, step: str, storage: Storage[Path], uri: str) -> t
     return run, chosen[0]
 
 
-def find_run(name: str, given: Location, storage: Storage[Path], uri: str) -> Run[Path]:
+def find_run(name: str, given: Location, storage: Storage, uri: str) -> Run:
     """The run of a name, of how its name or fingerprint begins, of an MLflow run id, or that lies at the path `given`. Raises
     InputError if there is none, or several."""
     candidates = [storage.run(given.name, given)]
     runs = storage.trainings
-    known = sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    known = [path.name for path in entries(runs) if path.is_dir()]
     if "/" not in name:  # else it would be a path, perhaps out of the storage
         names = [name] if name in known else [name_of_run(uri, name), by_prefix(name, known, "run")]
         candidates += [storage.run(each) for each in names if each is not None]
     for run in candidates:
-        if run.folder.is_dir() and any(NAME.fullmatch(path.name) for path in run.folder.iterdir()):
+        begun = [path.name for path in entries(run.folder)]
+        if RECIPE in begun or any(map(NAME.fullmatch, begun)):
             return run
     raise InputError(
         f"run {name!r} is not known{did_you_mean(name, known)}: give one of those in {str(runs)!r} "

@@ -20,13 +20,12 @@ from ddpm_core.checkpoint import (
     Checkpoint,
     checkpoint_name,
     list_checkpoints,
-    list_steps,
     open_checkpoint,
     write_checkpoint,
 )
 from ddpm_core.commit import MANIFEST, read_manifest, verify_files
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, forget_listings
+from pipelines.runtime.locations import Location, committed_in, delete, upload_folder
 from pipelines.runtime.progress import Say
 
 Record = Mapping[str, Any]
@@ -34,14 +33,12 @@ Record = Mapping[str, Any]
 
 def saved_steps(folder: Location) -> list[int]:
     """The steps of a run's finished checkpoints, ascending."""
-    forget_listings(folder)
-    return list_steps(folder)
+    return sorted(int(match[1]) for name in committed_in(folder) if (match := NAME.fullmatch(name)))
 
 
 def saved_checkpoints(folder: Location) -> list[Checkpoint]:
     """A run's finished checkpoints, by ascending step."""
-    forget_listings(folder)
-    return list_checkpoints(folder)
+    return list_checkpoints(folder, saved_steps(folder))
 
 
 def made_at(checkpoint: Location) -> float:
@@ -74,7 +71,7 @@ def set_aside_damaged(folder: Location, until: int, say: Say) -> None:
                 target.rename(target.with_name(aside))
             else:  # nothing is renamed in an object store: without its manifest it is no checkpoint
                 aside = target.name
-                _take_manifest_away(target)
+                delete(target / MANIFEST)
             say(f"train: {error}; it is set aside as {aside}, and the run goes on from the one before")
 
 
@@ -88,11 +85,9 @@ def commit_snapshot(
         write_checkpoint(folder, saved, config, history)
         return
     with tempfile.TemporaryDirectory(prefix=f"{staging_prefix(folder)}{os.getpid()}-") as temporary, store_errors():
-        local = write_checkpoint(Path(temporary), saved, config, history)
-        target = folder / local.path.name
-        _take_manifest_away(target)  # of an earlier one of this step, before its files are replaced
-        for name in [*local.files, MANIFEST]:
-            target.fs.put_file(str(local.path / name), (target / name).path)
+        write_checkpoint(Path(temporary), saved, config, history)
+        name = checkpoint_name(saved["step"])
+        upload_folder(Path(temporary) / name, folder / name)
 
 
 def delete_checkpoint(folder: Location, step: int) -> None:
@@ -105,18 +100,11 @@ def delete_checkpoint(folder: Location, step: int) -> None:
         shutil.rmtree(discarded, ignore_errors=True)  # prune() tries again
         return
     with store_errors(), contextlib.suppress(FileNotFoundError):
-        forget_listings(target)
-        _take_manifest_away(target)
+        delete(target / MANIFEST)  # from here on it is none, although its files are there
         for path in target.fs.find(target.path):  # fs.rm would take a name with brackets for a pattern
             target.fs.rm_file(path)
         with contextlib.suppress(OSError):  # most stores have no folders
             target.fs.rmdir(target.path)
-
-
-def _take_manifest_away(target: Any) -> None:
-    """From here on an object store's checkpoint is not one, although its files are there."""
-    with contextlib.suppress(FileNotFoundError):
-        target.fs.rm_file((target / MANIFEST).path)
 
 
 def staging_prefix(folder: Location) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 from ddpm_core import images, rng
 from ddpm_core.codec import Codec, Coded, Decoded
 from ddpm_core.codec.chain import spread_timesteps
-from ddpm_core.commit import committed_file, write_json
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
@@ -23,9 +22,9 @@ from ddpm_core.unet import UNet
 from pipelines.compress.baselines import bits_per_dim, lossless_rates, lossy_points, rmse
 from pipelines.compress.config import CurveConfig
 from pipelines.compress.model import LoadedModel, load_model
-from pipelines.runtime.layout import local_storage
+from pipelines.runtime.layout import open_storage
 from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.locations import absolute, location
+from pipelines.runtime.locations import commit_json, committed, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.tracker import open_tracker
@@ -43,11 +42,11 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
     dataset = ShardedDataset.open(location(config.data, option="--data"))
     if config.images > len(dataset):
         raise InputError(f"--images is {config.images}, but data set {dataset.name!r} has {len(dataset)}: give fewer")
-    output = absolute(config.output, option="--output")
+    output = location(config.output, option="--output")
     with sole_writer(output, "output", say):
         curve = make_curve(config, model, dataset, say)
-        write_json(output / "curve.json", curve)
-        with committed_file(output / "curve.svg") as temporary:
+        commit_json(output / "curve.json", curve)
+        with committed(output / "curve.svg") as temporary:
             draw_curve(curve).savefig(temporary, format="svg", metadata={"Date": None})
     _log_curve(config, model.run.name, curve)
     return curve
@@ -170,7 +169,7 @@ def _theory(
 
 def _log_curve(config: CurveConfig, name: str, curve: dict[str, Any]) -> None:
     """Put a curve into an MLflow run of its own, a child of the training `name`."""
-    tracker, digest = open_tracker(config, local_storage(config.storage)), fingerprint(curve["protocol"])
+    tracker, digest = open_tracker(config, open_storage(config.storage)), fingerprint(curve["protocol"])
     training = tracker.find(TRAIN, name)
     tracked = tracker.run(
         COMPRESSION,

@@ -11,13 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import committed_file
 from ddpm_core.errors import InputError, one_line
 from ddpm_core.images import encode_png
 from pipelines.compress.config import DecodeConfig, EncodeConfig
 from pipelines.compress.model import load_model
 from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.locations import absolute
+from pipelines.runtime.locations import Location, commit_bytes, entries, location
 from pipelines.runtime.progress import Progress, Say
 
 SUFFIX = ".x0"
@@ -27,7 +26,7 @@ SUFFIX = ".x0"
 class CodingResult:
     """What a call wrote. coded_bytes: of the coded files. values: pixels times channels of the images."""
 
-    files: tuple[Path, ...]
+    files: tuple[Location, ...]
     coded_bytes: int
     values: int
     seconds: float
@@ -46,7 +45,7 @@ def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> CodingRe
     suffixes = Image.registered_extensions()
     paths = find_files(config.images, "--images", "images", lambda name: Path(name).suffix.lower() in suffixes)
     pixels = [_read_pixels(path, model.checkpoint) for path in paths]  # all before the first is coded
-    output, started, size = absolute(config.output, option="--output"), time.monotonic(), 0
+    output, started, size = location(config.output, option="--output"), time.monotonic(), 0
     targets = [output / f"{path.stem}{SUFFIX}" for path in paths]
     progress = Progress("encode", len(paths), "images", say)
     with sole_writer(output, "output", say):
@@ -54,7 +53,7 @@ def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> CodingRe
             batch = slice(start, start + config.batch_size)
             coded = model.codec.encode(torch.stack(pixels[batch]), steps=config.steps, seed=config.seed)
             for target, file in zip(targets[batch], coded, strict=True):
-                _write(target, file.data)
+                commit_bytes(target, file.data)
                 size += len(file.data)
             progress.advance(len(coded))
     return CodingResult(tuple(targets), size, sum(image.numel() for image in pixels), time.monotonic() - started)
@@ -64,7 +63,7 @@ def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> CodingRe
     """Decode every file to a PNG. Raises InputError for one that is cut, damaged or of another model."""
     codec = load_model(config).codec
     paths = find_files(config.files, "--files", "coded files", lambda name: name.endswith(SUFFIX))
-    output, started, size, values = absolute(config.output, option="--output"), time.monotonic(), 0, 0
+    output, started, size, values = location(config.output, option="--output"), time.monotonic(), 0, 0
     targets = [output / f"{path.stem}.png" for path in paths]
     progress = Progress("decode", len(paths), "images", say)
     with sole_writer(output, "output", say):
@@ -74,15 +73,15 @@ def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> CodingRe
             names = [f"file {str(path)!r}" for path in paths[batch]]  # what errors call them
             decoded = codec.decode(files, names, whole=not config.partial)
             for target, data, image in zip(targets[batch], files, decoded, strict=True):
-                _write(target, encode_png(image.pixels))
+                commit_bytes(target, encode_png(image.pixels))
                 for frame in image.frames if config.frames else ():
-                    _write(target.with_name(f"{target.stem}-{frame.nbytes}.png"), encode_png(frame.pixels))
+                    commit_bytes(target.with_name(f"{target.stem}-{frame.nbytes}.png"), encode_png(frame.pixels))
                 size, values = size + len(data), values + image.pixels.numel()
             progress.advance(len(decoded))
     return CodingResult(tuple(targets), size, values, time.monotonic() - started)
 
 
-def find_files(given: Sequence[str], option: str, what: str, is_wanted: Callable[[str], bool]) -> list[Path]:
+def find_files(given: Sequence[str], option: str, what: str, is_wanted: Callable[[str], bool]) -> list[Location]:
     """The files that are given, and those in given folders whose names are wanted.
 
     Raises InputError if there are none, one is missing, or two have the same name without its suffix.
@@ -90,7 +89,7 @@ def find_files(given: Sequence[str], option: str, what: str, is_wanted: Callable
     paths = list(_expand_folders(given, option, is_wanted))
     if not paths:
         raise InputError(f"{option} {' '.join(given)!r} holds no {what}: give some, or folders of them")
-    by_stem: dict[str, Path] = {}
+    by_stem: dict[str, Location] = {}
     for path in paths:
         other = by_stem.setdefault(path.stem, path)
         if other is not path:
@@ -100,23 +99,23 @@ def find_files(given: Sequence[str], option: str, what: str, is_wanted: Callable
     return paths
 
 
-def _expand_folders(given: Sequence[str], option: str, is_wanted: Callable[[str], bool]) -> Iterator[Path]:
+def _expand_folders(given: Sequence[str], option: str, is_wanted: Callable[[str], bool]) -> Iterator[Location]:
     for name in given:
-        path = absolute(name, option=option)
+        path = location(name, option=option)
         if path.is_dir():
-            yield from sorted(child for child in path.iterdir() if is_wanted(child.name) and child.is_file())
+            yield from (child for child in entries(path) if is_wanted(child.name) and child.is_file())
         elif path.is_file():
             yield path
         else:
             raise InputError(f"{option} {name!r} does not exist: give a file or a folder")
 
 
-def _read_pixels(path: Path, checkpoint: Checkpoint) -> Tensor:
+def _read_pixels(path: Location, checkpoint: Checkpoint) -> Tensor:
     """An image file as uint8 [H,W,C]. Raises InputError if the decoded image would not be the same."""
     network = checkpoint.unet_config()
     side, network_mode = network.image_size, {1: "L", 3: "RGB"}.get(network.in_channels)
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             (width, height), mode = image.size, image.mode
             fits = (width, height) == (side, side) and mode == network_mode
             pixels = np.asarray(image) if fits else None  # a small file can hold an image that fills the memory
@@ -128,8 +127,3 @@ def _read_pixels(path: Path, checkpoint: Checkpoint) -> Tensor:
             f"{network_mode}: convert it, or take another network"
         )
     return torch.from_numpy(pixels.copy()).reshape(side, side, -1)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with committed_file(path) as temporary:
-        temporary.write_bytes(content)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,14 +12,14 @@ from ddpm_core.codec.format import model_digest
 from ddpm_core.unet import UNet
 from pipelines.checkpoints.select import find_checkpoint
 from pipelines.compress.config import ModelConfig
-from pipelines.runtime.layout import Run, local_storage
+from pipelines.runtime.layout import Run, open_storage
 from pipelines.tracking.uri import tracking_uri
 
 
 class LoadedModel(NamedTuple):
     """A checkpoint as a codec, and the network in it, which computes in float64."""
 
-    run: Run[Path]
+    run: Run
     checkpoint: Checkpoint
     codec: Codec
     network: UNet
@@ -28,7 +27,7 @@ class LoadedModel(NamedTuple):
 
 def load_model(config: ModelConfig) -> LoadedModel:
     """The model that a configuration names. Raises InputError if it names no checkpoint, or several."""
-    storage = local_storage(config.storage)
+    storage = open_storage(config.storage)
     run, checkpoint = find_checkpoint(config.run, config.checkpoint, storage, tracking_uri(config, storage))
     unet, process = checkpoint.unet_config(), checkpoint.diffusion_config()
     network = checkpoint.network(config.weights)

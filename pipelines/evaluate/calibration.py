@@ -5,19 +5,17 @@ With the 2015-12-05 network and CIFAR-10 they are published numbers; with any ne
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from typing_extensions import TypedDict
 
 from ddpm_core import typed
-from ddpm_core.commit import write_json
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import INCEPTION, metric_name
 from pipelines.evaluate.config import CalibrateConfig
 from pipelines.evaluate.reference import Extractor, describe_extractor, reference_statistics
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Storage, local_storage
-from pipelines.runtime.locations import location
+from pipelines.runtime.layout import Storage, open_storage
+from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 
@@ -58,7 +56,7 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
     """Measure real images and compare with what is known. Raises InputError if a check fails, after all are said and kept."""
     from ddpm_core.metrics.frechet import frechet_distance  # here: evaluations look up what it said, without measuring
 
-    storage = local_storage(config.storage, to_write=True)
+    storage = open_storage(config.storage, to_write=True)
     train, test = (
         ShardedDataset.open(location(given, option=option))
         for given, option in ((config.data, "--data"), (config.test_data, "--test-data"))
@@ -91,7 +89,7 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
         checks.append(Check(f"{metric_name('is', extractor.name)}(train)", of_train.score[0], *within))
     passed = all(check.passed for check in checks)
     facts = {"extractor_sha256": extractor.sha256, "passed": passed, "checks": [asdict(check) for check in checks]}
-    write_json(outcome_path(storage, extractor), facts)
+    commit_json(outcome_path(storage, extractor), facts)
     for check in checks:
         say(f"calibrate: {check.describe()}")
     if not passed:
@@ -103,11 +101,11 @@ def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Ch
     return tuple(checks)
 
 
-def outcome_path(storage: Storage[Path], extractor: Extractor) -> Path:
+def outcome_path(storage: Storage, extractor: Extractor) -> Location:
     return storage.calibration(f"{extractor.name}-{extractor.sha256[:12]}")
 
 
-def check_calibrated(extractor: Extractor, storage: Storage[Path]) -> None:
+def check_calibrated(extractor: Extractor, storage: Storage) -> None:
     """Raises InputError if this extractor was calibrated with this storage, and failed or left a damaged file."""
     path = outcome_path(storage, extractor)
     try:

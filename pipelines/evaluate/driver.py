@@ -12,16 +12,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.commit import MANIFEST
 from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from pipelines.checkpoints.retention import mark_best
 from pipelines.checkpoints.store import saved_steps
 from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig, GridConfig
-from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
+from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation, read_evaluations
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import Reference, reference_statistics
@@ -29,7 +28,8 @@ from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_st
 from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.chunks import load_chunk
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Run, local_storage
+from pipelines.runtime.layout import Run, open_storage
+from pipelines.runtime.locations import Location, commit_json
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import RECIPE, write_recipe
 from pipelines.tracking.tracker import open_tracker
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
     Raises InputError for a run nobody knows, a reference of other images, or an extractor that cannot be had or failed its
     calibration; before anything is sampled.
     """
-    storage = local_storage(config.storage, to_write=True)
+    storage = open_storage(config.storage, to_write=True)
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         subject = choose_subject(config, storage, say)
         evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool)
@@ -114,7 +114,7 @@ def evaluate_grid(config: GridConfig, say: Say = lambda line: None) -> dict[tupl
     cells = {(eta, steps): config.cell(steps, eta) for eta in config.etas for steps in config.steps}
     # Before anything is sampled: the cells differ in their sampler alone.
     first = next(iter(cells.values()))
-    subject = choose_subject(first, local_storage(first.storage, to_write=True), lambda line: None)
+    subject = choose_subject(first, open_storage(first.storage, to_write=True), lambda line: None)
     if len(subject.checkpoints) > 1:
         raise InputError(
             f"run {subject.run.name!r} has {len(subject.checkpoints)} checkpoints, and a grid is of one: give "
@@ -135,10 +135,9 @@ def describe_grid(grid: Mapping[tuple[float, int], Evaluation]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def keep_best(results: Path, run: Run[Path], say: Say) -> None:
+def keep_best(results: Location, run: Run, say: Say) -> None:
     """Have the training keep its best checkpoint, by all finished evaluations of a protocol, which lie in `results`."""
-    evaluations = [read_evaluation(path.parent) for path in results.glob(f"step-*/{MANIFEST}")]
-    best = min(evaluations, key=lambda evaluation: (evaluation.distance, evaluation.step))
+    best = min(read_evaluations(results), key=lambda evaluation: (evaluation.distance, evaluation.step))
     if best.step in set(saved_steps(run.folder)):
         mark_best(run.folder, best.step)
     else:
@@ -224,7 +223,7 @@ class Evaluator:
                 "weights_sha256": checkpoint.weights_sha256(protocol.weights),
                 "progress": chain_values(samples.chain, references[role].statistics),
             }
-            write_json(subject.results(protocol) / checkpoint.path.name / MANIFEST, facts)
+            commit_json(subject.results(protocol) / checkpoint.path.name / MANIFEST, facts)
             self.say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
 
     def _preview(self, checkpoint: Checkpoint, purpose: Purpose, done: Sequence[range], reference: Reference) -> None:

@@ -1,7 +1,6 @@
 """A finished evaluation, read from its folder and set beside another."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from typing_extensions import TypedDict
@@ -14,6 +13,7 @@ from ddpm_core.ranges import Count
 from ddpm_core.records import CI_HIGH, CI_LOW, KID, PRECISION, RECALL
 from ddpm_core.verdicts import Interval, intervals_overlap, known_interval
 from pipelines.evaluate.config import MIN_CHUNKS
+from pipelines.runtime.locations import Location, committed_in
 
 
 class ChainValues(TypedDict):
@@ -40,7 +40,7 @@ class Evaluation:
     step: int
     protocol: Protocol
     values: dict[str, float]
-    folder: Path
+    folder: Location
     progress: tuple[dict[str, float], ...] = ()  # {"t", "distance"} of the x_0 predicted along the chain
 
     @property
@@ -105,7 +105,7 @@ def compare(one: Evaluation, other: Evaluation, *, across_protocols: bool = Fals
     return f"{difference}; their 95 % intervals do not overlap: {better.folder} is better"
 
 
-def read_evaluation(folder: Path) -> Evaluation:
+def read_evaluation(folder: Location) -> Evaluation:
     """Raises InputError if there is no finished evaluation of this version."""
     try:
         facts = read_facts(folder)
@@ -124,7 +124,13 @@ def read_evaluation(folder: Path) -> Evaluation:
     )
 
 
-def read_facts(folder: Path) -> EvaluationManifest:
+def read_evaluations(folder: Location) -> list[Evaluation]:
+    """All finished evaluations under a protocol, by ascending step, those of deleted checkpoints too. folder: the protocol's.
+    Raises InputError if one is damaged."""
+    return [read_evaluation(folder / name) for name in committed_in(folder)]
+
+
+def read_facts(folder: Location) -> EvaluationManifest:
     """The manifest of a finished evaluation. Raises InputError if it is damaged, FileNotFoundError if there is none."""
     return typed.read_json(
         folder / MANIFEST, EvaluationManifest, what="evaluation", advice="delete it and evaluate again"

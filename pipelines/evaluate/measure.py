@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import overload
 
 import torch
@@ -16,6 +15,7 @@ from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.reference import SPLITS, Reference
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
 from pipelines.runtime.chunks import load_chunk
+from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 
 GRID = 64  # samples shown: the first ones, whatever they look like
@@ -57,7 +57,7 @@ class Samples:
         return metrics.InceptionScore(self.count, min(SPLITS, self.count), num_logits)
 
 
-def read_samples(folder: Path, chunks: Sequence[range], timesteps: Sequence[int]) -> Samples:
+def read_samples(folder: Location, chunks: Sequence[range], timesteps: Sequence[int]) -> Samples:
     """Read all chunks, in order; of the chain's predictions at `timesteps` only sums are kept, for they are many. Raises
     InputError if a chunk is damaged."""
     samples, shown = Samples(chunks), []
@@ -195,6 +195,6 @@ def chain_values(chain: Sequence[ChainPoint], reference: metrics.FeatureStatisti
     return values
 
 
-def first_images(folder: Path, chunks: Sequence[range]) -> Tensor:
+def first_images(folder: Location, chunks: Sequence[range]) -> Tensor:
     """The samples that are shown, uint8 [n,h,w,c]."""
     return torch.cat([load_chunk(folder, indices)[0]["images"] for indices in chunks if indices.start < GRID])[:GRID]

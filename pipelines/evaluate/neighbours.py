@@ -7,7 +7,6 @@ Every image of the training set is looked at: a unit of the fan-out is a range o
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +31,7 @@ from pipelines.evaluate.pictures import Picture
 from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of
 from pipelines.runtime.chunks import content_sha256, load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
+from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 
 Space = Literal["pixels", "features"]
@@ -44,7 +44,7 @@ class NeighbourUnit:
     """A range of training images, and the folder the file goes to."""
 
     indices: range
-    folder: Path
+    folder: Location
 
 
 class NeighbourWorker:
@@ -165,7 +165,7 @@ def find_neighbours(
     held_out: ShardedDataset | None,
     dataset: ShardedDataset,
     extractor: Extractor,
-    folder: Path,
+    folder: Location,
     *,
     seed: int,
     pool: Pool,

@@ -7,7 +7,6 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,6 +23,7 @@ from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps
 from pipelines.runtime.chunks import load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
+from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 
 Kind = Literal["progressive", "shared", "interpolation", "coarse_to_fine"]
@@ -79,7 +79,7 @@ class PictureUnit:
     kind: Kind
     part: int
     checkpoint: Checkpoint
-    folder: Path
+    folder: Location
 
     @property
     def indices(self) -> range:
@@ -206,7 +206,7 @@ def timesteps_shown(protocol: PictureProtocol, diffusion: GaussianDiffusion) -> 
 
 
 def draw_pictures(
-    checkpoint: Checkpoint, dataset: ShardedDataset, protocol: PictureProtocol, folder: Path, pool: Pool
+    checkpoint: Checkpoint, dataset: ShardedDataset, protocol: PictureProtocol, folder: Location, pool: Pool
 ) -> list[Picture]:
     """All pictures of a checkpoint, with the parts made that are missing in `folder`/KIND."""
     diffusion = checkpoint.diffusion_config().build()

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 
 from ddpm_core import images
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import MANIFEST
 from ddpm_core.protocol import Protocol
 from ddpm_core.records import (
     CHECKPOINT,
@@ -36,9 +34,10 @@ from ddpm_core.records import (
     ranking_place,
     samples_path,
 )
-from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation
+from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluations
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
+from pipelines.runtime.locations import Location
 from pipelines.tracking.origin import DataInput, data_input
 from pipelines.tracking.run import TrackedRun, note_tags
 from pipelines.tracking.tracker import Tracker
@@ -114,7 +113,9 @@ class Records:
             protocol=protocol.fingerprint,
         )
 
-    def log_evaluation(self, run: TrackedRun, checkpoint: Checkpoint, evaluation: Evaluation, samples: Path) -> None:
+    def log_evaluation(
+        self, run: TrackedRun, checkpoint: Checkpoint, evaluation: Evaluation, samples: Location
+    ) -> None:
         """A finished evaluation with its chain, and the grid of its first samples, which lie in `samples`."""
         if evaluation.progress:
             run.log_json(chain_path(checkpoint.step), evaluation.progress)
@@ -162,8 +163,7 @@ class Records:
         """The curve of all results under the protocol that are there, of checkpoints that are deleted too; the best and the
         newest of them, if no protocol of more samples gave those."""
         results = self.subject.results(protocol)
-        evaluations = [read_evaluation(path.parent) for path in results.glob(f"step-*/{MANIFEST}")]
-        by_step = sorted(evaluations, key=lambda evaluation: evaluation.step)
+        by_step = read_evaluations(results)
         curve = curve_metric(protocol.distance, protocol.fingerprint)  # one run has the curves of several protocols
         logged = training.logged_steps(curve)
         training.log_records(
@@ -227,7 +227,7 @@ def samples_image(of_protocol: TrackedRun, step: int) -> str:
     return image(of_protocol.run_id, samples_path(step), f"The first samples of step {step:,}")
 
 
-def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Path, chunks: Sequence[range]) -> None:
+def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Location, chunks: Sequence[range]) -> None:
     """The grid of a checkpoint's first samples into MLflow."""
     from pipelines.evaluate.measure import first_images  # here: with torchmetrics
 

@@ -18,7 +18,8 @@ from ddpm_core.rng import permutation
 from pipelines.runtime.chunks import content_sha256
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import shards_of
-from pipelines.runtime.locations import Location, absolute, committed, location
+from pipelines.runtime.locations import Location, committed, location, open_url
+from pipelines.runtime.node_cache import on_this_node
 from pipelines.runtime.progress import Progress
 from pipelines.shards.dataset import ShardedDataset
 
@@ -96,7 +97,7 @@ class Extractor:
 
 def describe_extractor(given: str, dataset: ShardedDataset) -> Extractor:
     """The extractor that a person names, for this data set's images. Raises InputError if it cannot be had."""
-    spec = str(absolute(given, option="--extractor")) if given.endswith(".pt") else given
+    spec = str(location(given, option="--extractor")) if given.endswith(".pt") else given
     loaded = load_for(spec, dataset)
     return Extractor(spec, loaded.name, loaded.sha256, loaded.dim, loaded.num_logits, loaded.resize)
 
@@ -104,7 +105,19 @@ def describe_extractor(given: str, dataset: ShardedDataset) -> Extractor:
 def load_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:
     """The extractor with its network, for this data set's images. Raises InputError if it cannot be had."""
     height, width, channels = dataset.shape
-    return load_extractor(spec, (channels, height, width))
+    return load_extractor(local_spec(spec), (channels, height, width))
+
+
+def local_spec(spec: str) -> str:
+    """An extractor as this node loads it. Raises InputError for a URL with nothing there."""
+    if "://" not in spec:
+        return spec
+    try:
+        return str(on_this_node(open_url(spec)))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"the feature extractor {spec!r} does not exist: give the path or URL of a *.pt file"
+        ) from error
 
 
 class Sums:
@@ -203,7 +216,7 @@ def read_reference(path: Location, dataset: ShardedDataset, extractor: Extractor
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder, where reference statistics are wanted: delete it")
     try:
-        data = path.read_bytes()
+        data = typed.read_whole(path)
         state = load(data)
         stated = typed.tensors_metadata(data).get("sha256")  # not in files of earlier versions
         if stated is not None and stated != content_sha256(state):

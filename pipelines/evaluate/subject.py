@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from ddpm_core.checkpoint import Checkpoint
@@ -20,6 +19,7 @@ from pipelines.evaluate.worker import SampleSettings, progress_timesteps
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import choose_execution
 from pipelines.runtime.layout import Run, Storage, shards_of
+from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.uri import tracking_uri
@@ -35,7 +35,7 @@ class Subject:
     """
 
     config: EvaluateConfig
-    run: Run[Path]
+    run: Run
     checkpoints: tuple[Checkpoint, ...]
     references: Mapping[Role, ShardedDataset]
     extractor: Extractor
@@ -74,11 +74,11 @@ class Subject:
         """That against each reference."""
         return {role: self.protocol(role, purpose) for role in self.references}
 
-    def results(self, protocol: Protocol) -> Path:
+    def results(self, protocol: Protocol) -> Location:
         """The folder of a protocol's results, one in it for each checkpoint."""
         return self.run.results(protocol.fingerprint)
 
-    def samples(self, purpose: Purpose) -> Path:
+    def samples(self, purpose: Purpose) -> Location:
         """The folder of the samples of one noise, one in it for each checkpoint."""
         return self.run.samples(self.protocol("train", purpose).samples_fingerprint)
 
@@ -112,7 +112,7 @@ def sampler_steps(config: EvaluateConfig, num_timesteps: int) -> int:
     return steps
 
 
-def choose_subject(config: EvaluateConfig, storage: Storage[Path], say: Say) -> Subject:
+def choose_subject(config: EvaluateConfig, storage: Storage, say: Say) -> Subject:
     """The checkpoints that a configuration asks for. Raises InputError if there are none, or they cannot be evaluated."""
     if config.foreign:
         chosen = import_weights(config.weights, config.reference, storage)
@@ -122,7 +122,7 @@ def choose_subject(config: EvaluateConfig, storage: Storage[Path], say: Say) -> 
 
 
 def open_subject(
-    config: EvaluateConfig, run: Run[Path], checkpoints: tuple[Checkpoint, ...], storage: Storage[Path], say: Say
+    config: EvaluateConfig, run: Run, checkpoints: tuple[Checkpoint, ...], storage: Storage, say: Say
 ) -> Subject:
     """Checkpoints of a run, at least one, with their references and extractor. Raises InputError if a reference does not
     fit, or the extractor cannot be had or failed its calibration."""
@@ -168,7 +168,7 @@ def with_execution(config: EvaluateConfig, say: Say) -> EvaluateConfig:
     )
 
 
-def is_finished(folder: Path, checkpoint: Checkpoint, protocol: Protocol, timesteps: Sequence[int]) -> bool:
+def is_finished(folder: Location, checkpoint: Checkpoint, protocol: Protocol, timesteps: Sequence[int]) -> bool:
     """Whether a finished evaluation of these very weights is there, with the points of the chain that are asked for."""
     try:
         facts = read_facts(folder)

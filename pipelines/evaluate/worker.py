@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,10 @@ from ddpm_core.precision import full_float32
 from ddpm_core.protocol import Protocol
 from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
+from pipelines.evaluate.reference import local_spec
 from pipelines.runtime.chunks import save_chunk
 from pipelines.runtime.fan_out import Outcome, Pool, make_missing
+from pipelines.runtime.locations import Location
 
 # Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
 CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
@@ -46,7 +47,7 @@ class SampleChunk:
 
     indices: range
     checkpoint: Checkpoint
-    folder: Path
+    folder: Location
 
 
 class Sampler:
@@ -63,7 +64,7 @@ class Sampler:
             var_type=protocol.var_type,
         )
         self.device = self.networks.device
-        self.extractor = load_extractor(extractor, settings.shape).to(self.device)
+        self.extractor = load_extractor(local_spec(extractor), settings.shape).to(self.device)
 
     @torch.no_grad()
     def run(self, chunk: SampleChunk) -> bool:
@@ -133,7 +134,7 @@ class Sampler:
 def sample_checkpoints(
     checkpoints: Sequence[Checkpoint],
     chunks: Sequence[range],
-    folder: Path,
+    folder: Location,
     settings: SampleSettings,
     extractor: str,
     pool: Pool,

@@ -6,13 +6,12 @@ the data set: the numbers do not depend on chunks, workers, order or kills.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import DATA_TAG, LIKELIHOOD, LIKELIHOOD_PROTOCOL, RUN_TAG, TRAIN, flatten, likelihood_path
@@ -23,8 +22,8 @@ from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihoo
 from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.layout import Run, Storage, local_storage, shards_of
-from pipelines.runtime.locations import location
+from pipelines.runtime.layout import Run, Storage, open_storage, shards_of
+from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.run import TrackedRun
@@ -47,7 +46,7 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
 
     Raises InputError for an unknown run, and for images, terms or workers that do not fit.
     """
-    storage = local_storage(config.storage, to_write=True)
+    storage = open_storage(config.storage, to_write=True)
     run, checkpoints = find_checkpoints(config.run, config.checkpoints, storage, tracking_uri(config, storage))
     data = config.data or shards_of(checkpoints[0].config, checkpoints[0].path)
     dataset = ShardedDataset.open(location(data, option="--data"))
@@ -116,7 +115,7 @@ def choose_images(seed: int, total: int, count: int) -> Tensor:
 def make_chunks(
     checkpoints: Sequence[Checkpoint],
     chunks: Sequence[range],
-    folders: Mapping[int, Path],
+    folders: Mapping[int, Location],
     protocol: LikelihoodProtocol,
     dataset: ShardedDataset,
     pool: Pool,
@@ -142,16 +141,18 @@ def make_chunks(
             yield unit.checkpoint
 
 
-def finish(checkpoint: Checkpoint, chunks: Sequence[range], folder: Path, protocol: LikelihoodProtocol) -> Likelihood:
+def finish(
+    checkpoint: Checkpoint, chunks: Sequence[range], folder: Location, protocol: LikelihoodProtocol
+) -> Likelihood:
     """Merge a checkpoint's chunks and commit the result."""
     sha256, T = checkpoint.weights_sha256(protocol.weights), checkpoint.diffusion_config().num_timesteps
     likelihood = Likelihood(checkpoint.step, sha256, T, protocol, *merge_chunks(folder, chunks))
-    write_json(folder / MANIFEST, asdict(likelihood))
+    commit_json(folder / MANIFEST, asdict(likelihood))
     return likelihood
 
 
 def open_runs(
-    config: LikelihoodConfig, storage: Storage[Path], run: Run[Path], protocol: LikelihoodProtocol
+    config: LikelihoodConfig, storage: Storage, run: Run, protocol: LikelihoodProtocol
 ) -> tuple[TrackedRun | None, TrackedRun]:
     """(the training's MLflow run, if there is one; the run of the protocol's numbers, a child of it)."""
     tracker, digest = open_tracker(config, storage), fingerprint(protocol)

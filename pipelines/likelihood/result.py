@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ddpm_core.records import BPD, BPD_SE, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIO
 from ddpm_core.verdicts import mean_interval
 from pipelines.likelihood.worker import LikelihoodProtocol
 from pipelines.runtime.chunks import load_chunk
+from pipelines.runtime.locations import Location
 
 WHAT = "likelihood"
 
@@ -54,7 +54,7 @@ class Likelihood:
         return f"step {self.step:,}: {bpd:.3f} +- {half_width:.3f} bits/dim on {images}, {how}"
 
 
-def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:
+def read_likelihood(folder: Location, weights_sha256: str) -> Likelihood | None:
     """The finished measurement of these weights; None if there is none. Raises InputError if it is damaged."""
     if not (folder / MANIFEST).is_file():
         return None
@@ -70,7 +70,7 @@ def read_likelihood(folder: Path, weights_sha256: str) -> Likelihood | None:
     return Likelihood(facts["step"], weights_sha256, facts["num_timesteps"], protocol, facts["values"], facts["curves"])
 
 
-def merge_chunks(folder: Path, chunks: Sequence[range]) -> tuple[dict[str, float], dict[str, list[float]] | None]:
+def merge_chunks(folder: Location, chunks: Sequence[range]) -> tuple[dict[str, float], dict[str, list[float]] | None]:
     """(values, curves) of a whole measurement: those of `bound_values`, and of `curves_by_timestep` or None for an estimate.
 
     Keeps one chunk in memory, four numbers an image and three a timestep.

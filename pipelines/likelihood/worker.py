@@ -1,7 +1,6 @@
 """Chunks of a likelihood measurement: what a worker computes of some images, under which protocol."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,6 +14,7 @@ from ddpm_core.likelihood import estimate_bound, variational_bound
 from ddpm_core.precision import full_float32
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.runtime.chunks import save_chunk
+from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 
 
@@ -46,7 +46,7 @@ class LikelihoodChunk:
     indices: range
     images: Tensor
     checkpoint: Checkpoint
-    folder: Path
+    folder: Location
 
 
 class LikelihoodWorker:

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
@@ -97,7 +96,7 @@ def mark_lowest(evaluator: Evaluator, evaluations: Sequence[Evaluation]) -> None
 
 
 def update_alias(
-    tracker: Tracker, experiment: str, storage: Storage[Path], candidates: Sequence[Candidate], say: Say
+    tracker: Tracker, experiment: str, storage: Storage, candidates: Sequence[Candidate], say: Say
 ) -> Champion | None:
     """Have the alias of the best point at the best of some checkpoints, measured under one protocol, and `newest` at the newest.
     The former, None if that alias stays at a checkpoint that is none of these."""
@@ -126,7 +125,7 @@ def update_alias(
 
 
 def choose(
-    candidates: Sequence[Candidate], present: Mapping[str, str], storage: Storage[Path]
+    candidates: Sequence[Candidate], present: Mapping[str, str], storage: Storage
 ) -> tuple[Candidate | None, str]:
     """(what the alias of the best is to point at, None if it stays at a checkpoint that is not among the candidates; why it
     moves, empty if it stays). present: the tags of the version it points at, none if it is new."""
@@ -166,7 +165,7 @@ def is_deleted(path: str) -> bool:
         return False
 
 
-def result_of(storage: Storage[Path], version: Mapping[str, str], protocol: Protocol) -> Evaluation | None:
+def result_of(storage: Storage, version: Mapping[str, str], protocol: Protocol) -> Evaluation | None:
     """The result of a checkpoint in this storage, by the tags of its model version; None if it cannot be read."""
     folder = storage.run(version[RUN_TAG]).results(protocol.fingerprint)
     try:

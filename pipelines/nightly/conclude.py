@@ -5,7 +5,6 @@ import contextlib
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from filelock import Timeout
 
@@ -93,7 +92,7 @@ def tag_alarms(trainings: Sequence[NightlyTraining], alarms: Sequence[Alarm], tr
 
 
 def update_aliases(
-    trainings: Sequence[NightlyTraining], tracker: Tracker, experiment: str, storage: Storage[Path], say: Say
+    trainings: Sequence[NightlyTraining], tracker: Tracker, experiment: str, storage: Storage, say: Say
 ) -> list[Champion]:
     """Have the aliases of each protocol's model point at its best and its newest checkpoint. The best ones."""
     groups: dict[str, list[Candidate]] = {}  # by protocol

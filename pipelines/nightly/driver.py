@@ -19,7 +19,6 @@ same bits. In the storage, nights that evaluate alike share (ledger.py):
 import time
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ddpm_core.errors import InputError, did_you_mean
 from pipelines.nightly.alarms import Alarm
@@ -31,7 +30,8 @@ from pipelines.nightly.night import Night, Work
 from pipelines.nightly.notify import notify
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Storage, by_prefix, local_storage
+from pipelines.runtime.layout import Storage, by_prefix, open_storage
+from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 from pipelines.tracking.queries import Training, trainings
 from pipelines.tracking.retry import with_retries
@@ -77,7 +77,7 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
     Raises InputError if the experiment has no training, or none that can be evaluated as asked.
     """
     started = time.monotonic()
-    storage, ledger = local_storage(config.storage, to_write=True), open_ledger(config)
+    storage, ledger = open_storage(config.storage, to_write=True), open_ledger(config)
     with Pool(config.workers, config.cpus_per_worker, say) as pool:
         tracker = wait_for_tracker(config, storage)
         looked_at = [
@@ -115,7 +115,7 @@ def ranking_links(trainings: Sequence[NightlyTraining]) -> list[str]:
     return list(links.values())
 
 
-def wait_for_tracker(config: NightlyConfig, storage: Storage[Path]) -> Tracker:
+def wait_for_tracker(config: NightlyConfig, storage: Storage) -> Tracker:
     """The experiment in MLflow; a server that restarts at this hour is waited for."""
     return with_retries(
         lambda: open_tracker(config, storage, make=False),
@@ -147,7 +147,7 @@ def budget(config: NightlyConfig, pool: Pool) -> float:
     return 3600.0 * hours
 
 
-def deliver_alarms(config: NightlyConfig, result: NightlyResult, report: Path, say: Say) -> bool:
+def deliver_alarms(config: NightlyConfig, result: NightlyResult, report: Location, say: Say) -> bool:
     """Deliver the new alarms to whoever asked for them; whether there were any. What could not be delivered stays new for the
     next night."""
     ledger = open_ledger(config)

@@ -5,16 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import SoftFileLease
 from typing_extensions import TypedDict
 
 from ddpm_core import typed
-from ddpm_core.commit import write_json
 from pipelines.nightly.alarms import Alarm
 from pipelines.nightly.config import NightlyConfig
-from pipelines.runtime.layout import local_storage
-
-LEASE = 60.0  # seconds that a lease outlasts the last sign of life of whoever holds it
+from pipelines.runtime.layout import open_storage
+from pipelines.runtime.lease import lease
+from pipelines.runtime.locations import Location, commit_json, delete
 
 
 class Attempts(TypedDict):
@@ -32,23 +30,28 @@ class Delivered(TypedDict):
 
 def open_ledger(config: NightlyConfig) -> "Ledger":
     """What nights share that evaluate the same experiment alike."""
-    return Ledger(local_storage(config.storage).nights(config.experiment) / config.identity)
+    return Ledger(open_storage(config.storage).nights(config.experiment) / config.identity)
 
 
 @dataclass(frozen=True)
 class Ledger:
     """The files of an experiment's nights of one configuration, in a folder that all of their jobs see."""
 
-    folder: Path
+    folder: Location
 
     @contextlib.contextmanager
     def lease(self, name: str, wait: float | None) -> Iterator[None]:
         """Held by one job at a time; that of a dead job on another machine is free after LEASE. wait: seconds, None for as
         long as it takes. Raises filelock.Timeout if another job held it all the while."""
         path = self.folder / "leases" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with SoftFileLease(path, lease_duration=LEASE).acquire(timeout=-1 if wait is None else wait):
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        held = lease(path)
+        held.acquire(timeout=-1 if wait is None else wait)
+        try:
             yield
+        finally:
+            held.release()
 
     # Attempts at a checkpoint: {"failures": [how each failed one ended], "under_way": whether another was begun}.
 
@@ -62,15 +65,15 @@ class Ledger:
         attempts = self._attempts(run, checkpoint)
         killed = ["the job was killed in the middle of it"] if attempts["under_way"] else []
         failures = [*attempts["failures"], *killed]
-        write_json(self._attempts_file(run, checkpoint), {"failures": failures, "under_way": True})
+        commit_json(self._attempts_file(run, checkpoint), {"failures": failures, "under_way": True})
         return failures
 
     def end_attempt(self, run: str, checkpoint: str, failures: Sequence[str]) -> None:
         """Record that none is under way. failures: how all failed ones ended, none if the last succeeded."""
         if failures:
-            write_json(self._attempts_file(run, checkpoint), {"failures": [*failures], "under_way": False})
+            commit_json(self._attempts_file(run, checkpoint), {"failures": [*failures], "under_way": False})
         else:
-            self._attempts_file(run, checkpoint).unlink(missing_ok=True)
+            delete(self._attempts_file(run, checkpoint))
 
     def _attempts(self, run: str, checkpoint: str) -> "Attempts":
         advice = "delete it, and the checkpoint is tried as if for the first time"
@@ -81,7 +84,7 @@ class Ledger:
         except FileNotFoundError:
             return {"failures": [], "under_way": False}
 
-    def _attempts_file(self, run: str, checkpoint: str) -> Path:
+    def _attempts_file(self, run: str, checkpoint: str) -> Location:
         return self.folder / "attempts" / run / f"{checkpoint}.json"
 
     # Alarms.
@@ -102,7 +105,7 @@ class Ledger:
 
     def set_delivered(self, alarms: Mapping[str, str]) -> None:
         """Record that these, and no others, were delivered."""
-        write_json(self._delivered_file, {"told": dict(alarms)})
+        commit_json(self._delivered_file, {"told": dict(alarms)})
 
     def new_alarms(self, alarms: Sequence[Alarm], runs: set[str]) -> list[Alarm]:
         """Which of the alarms that stand for these trainings were not delivered. Those that stand no more are forgotten, and
@@ -114,5 +117,5 @@ class Ledger:
         return [alarm for alarm in alarms if alarm.key not in delivered]
 
     @property
-    def _delivered_file(self) -> Path:
+    def _delivered_file(self) -> Location:
         return self.folder / "told.json"

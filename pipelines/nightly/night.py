@@ -15,9 +15,10 @@ from pipelines.checkpoints.store import made_at
 from pipelines.evaluate.evaluation import describe_values
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.nightly.champion import mark_lowest
-from pipelines.nightly.ledger import LEASE, Ledger
+from pipelines.nightly.ledger import Ledger
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import OutOfTime, Pool
+from pipelines.runtime.lease import LEASE
 from pipelines.runtime.locations import Location
 from pipelines.tracking.retry import UnansweredError
 

@@ -3,14 +3,12 @@
 import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
-from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from pipelines.checkpoints.store import saved_steps
 from pipelines.evaluate.driver import Evaluator
-from pipelines.evaluate.evaluation import Evaluation, read_evaluation
+from pipelines.evaluate.evaluation import Evaluation, read_evaluations
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.subject import open_subject
 from pipelines.nightly.config import NightlyConfig
@@ -28,7 +26,7 @@ class NightlyTraining:
 
     record: Training
     config: NightlyConfig
-    storage: Storage[Path]
+    storage: Storage
     tracker: Tracker
     pool: Pool
     evaluator: Evaluator | None = None
@@ -81,9 +79,7 @@ class NightlyTraining:
         if self.evaluator is None:
             return []
         subject = self.evaluator.subject
-        folder = subject.results(subject.protocol("train", "selection"))
-        evaluations = [read_evaluation(path.parent) for path in folder.glob(f"step-*/{MANIFEST}")]
-        return sorted(evaluations, key=lambda evaluation: evaluation.step)
+        return read_evaluations(subject.results(subject.protocol("train", "selection")))
 
     def current_evaluations(self) -> list[Evaluation]:
         """Those whose checkpoint is still there, with the weights that were measured."""

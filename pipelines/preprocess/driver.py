@@ -5,7 +5,6 @@ there are or which of them made it. Each is committed by rename; the manifest co
 missing.
 """
 
-import contextlib
 import json
 import pickle
 import shutil
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ddpm_core.commit import MANIFEST, remove_leftovers
+from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.manifest import write_manifest
@@ -26,7 +25,7 @@ from pipelines.preprocess.worker import finished_record, make_shard, record_file
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.locations import STORAGE_ERRORS, Location, commit_json, forget_listings, location
+from pipelines.runtime.locations import STORAGE_ERRORS, Location, commit_json, delete, location, remove_leftovers
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
 
@@ -103,24 +102,19 @@ def make_dataset(
 
 
 def remove_temporary_files(output: Location) -> None:
-    """Remove what killed workers left half-written. An object store shows no such files."""
-    if isinstance(output, Path):
-        for folder in (output, output / "shards", output / "records"):
-            remove_leftovers(folder)
+    """Remove what killed workers left half-written."""
+    for folder in (output, output / "shards", output / "records"):
+        remove_leftovers(folder)
 
 
 def discard(output: Location, shards: int) -> None:
     """Remove all that was made for a source that gave no image."""
     names = [PLAN, *(name(number) for number in range(shards) for name in (shard_file, record_file))]
+    for name in names:
+        delete(output / name)
     if isinstance(output, Path):
-        for name in names:
-            (output / name).unlink(missing_ok=True)
         for folder in ("shards", "records", "unpacked"):
             shutil.rmtree(output / folder, ignore_errors=True)
-    else:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                output.fs.rm_file((output / name).path)
 
 
 class ShardMaker:
@@ -129,7 +123,6 @@ class ShardMaker:
     def __init__(self, config: PreprocessConfig, source: Source, items: Sequence[Item], output: Location) -> None:
         self.config, self.source, self.items, self.output = config, source, items, output
         self.ranges = chunk_ranges(len(items), config.images_per_shard)
-        forget_listings(output)
         with ThreadPoolExecutor(16) as pool:  # for an object store, each of whose answers takes long
             self.records = list(
                 pool.map(lambda number: finished_record(output, number, config.channels), range(len(self.ranges)))

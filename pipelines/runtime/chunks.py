@@ -7,16 +7,15 @@ is whole, damaged or absent, whoever wrote it and however often.
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
 from ddpm_core import typed
-from ddpm_core.commit import committed_file
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count
+from pipelines.runtime.locations import Location, committed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,28 +34,28 @@ def chunk_ranges(total: int, size: int) -> list[range]:
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def chunk_path(folder: Path, indices: range) -> Path:
+def chunk_path(folder: Location, indices: range) -> Location:
     return folder / f"chunk-{indices.start:08d}-{indices.stop:08d}.safetensors"
 
 
-def save_chunk(folder: Path, indices: range, tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> None:
+def save_chunk(folder: Location, indices: range, tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> None:
     """Commit the chunk of `indices`, with facts for JSON. Whoever writes it last, the file is whole."""
     from safetensors.torch import save_file  # here and below: ranges and names of chunks do without torch
 
     content = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     stated = {**facts, "first": indices.start, "stop": indices.stop, "sha256": content_sha256(content)}
-    with committed_file(chunk_path(folder, indices)) as temporary:
+    with committed(chunk_path(folder, indices)) as temporary:
         save_file(content, temporary, metadata={"ddpm": json.dumps(stated)})
 
 
-def load_chunk(folder: Path, indices: range) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def load_chunk(folder: Location, indices: range) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """(tensors, facts) of a chunk. Raises FileNotFoundError if it is absent, InputError if it
     is damaged."""
     from safetensors.torch import load
 
     path = chunk_path(folder, indices)
     try:
-        data = path.read_bytes()
+        data = typed.read_whole(path)
     except IsADirectoryError as error:
         raise InputError(f"chunk {str(path)!r} is a folder: delete it and run the evaluation again") from error
     try:

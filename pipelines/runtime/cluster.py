@@ -7,10 +7,13 @@ import signal
 import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ddpm_core.configs import Execution
 from ddpm_core.errors import InputError
+from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 
 OWN_RAY = "DDPM_OWN_RAY"  # in the environment of all processes of a Ray that a command has started for itself
@@ -50,6 +53,16 @@ def connect() -> Resources:
         context.enable_progress_bars = False  # the stages have a line of their own
     total = ray.cluster_resources()
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+
+def kept_by_ray(place: Location) -> dict[str, Any]:
+    """The options of a RunConfig that have Ray Train and Ray Tune keep what they keep of runs at a place."""
+    if isinstance(place, Path):
+        return {"storage_path": str(place)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem  # here: --help need not wait for it
+
+    # By fsspec, as everything else: of a URL, Ray would take pyarrow's own, which knows fewer stores and no name with a space.
+    return {"storage_path": place.path, "storage_filesystem": PyFileSystem(FSSpecHandler(place.fs))}
 
 
 def has_dashboard() -> bool:

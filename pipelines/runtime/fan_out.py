@@ -8,17 +8,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ddpm_core.commit import remove_leftovers
 from ddpm_core.errors import DivergedError, InputError
 from pipelines.runtime.chunks import chunk_path, load_chunk
 from pipelines.runtime.cluster import check_fits, connect
+from pipelines.runtime.locations import Location, remove_leftovers
 from pipelines.runtime.progress import Progress, Say, WarningLine
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ class ChunkUnit(Protocol):
     @property
     def indices(self) -> range: ...
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Location: ...
 
 
 Unit = TypeVar("Unit", bound=ChunkUnit)

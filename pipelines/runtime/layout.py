@@ -15,20 +15,18 @@ Every such path is made here.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from ddpm_core.commit import ReadablePath
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, absolute, check_writable, location
+from pipelines.runtime.locations import Location, check_writable, location
 
 LONGEST_NAME = 200  # bytes of a folder; file systems take 255, and MLflow's artifacts and temporary files add to it
-Root = TypeVar("Root", Path, Location, covariant=True)
 
 
 @dataclass(frozen=True)
-class Run(Generic[Root]):
+class Run:
     """A training's place: its checkpoints, and the results that belong to them.
 
     folder: of its checkpoints. evaluations: of its results, in the storage of whoever evaluates.
@@ -36,73 +34,70 @@ class Run(Generic[Root]):
 
     name: str
     folder: Location
-    evaluations: Root
+    evaluations: Location
 
-    def results(self, protocol: str) -> Root:
+    def results(self, protocol: str) -> Location:
         """The numbers under a protocol, given by its fingerprint; in it, a folder for each checkpoint."""
         return self.evaluations / protocol
 
-    def samples(self, fingerprint: str) -> Root:
+    def samples(self, fingerprint: str) -> Location:
         """The chunks of samples, by the fingerprint of what decides them."""
         return self.evaluations / f"samples-{fingerprint}"
 
-    def pictures(self, fingerprint: str) -> Root:
+    def pictures(self, fingerprint: str) -> Location:
         """The parts of pictures, by the fingerprint of what decides them."""
         return self.evaluations / f"pictures-{fingerprint}"
 
-    def likelihood(self, protocol: str) -> Root:
+    def likelihood(self, protocol: str) -> Location:
         """The likelihoods under a protocol, given by its fingerprint."""
         return self.evaluations / f"likelihood-{protocol}"
 
 
 @dataclass(frozen=True)
-class Storage(Generic[Root]):
+class Storage:
     """A storage, by its absolute path or URL."""
 
-    root: Root
+    root: Location
 
-    def run(self, name: str, folder: Location | None = None) -> Run[Root]:
+    def run(self, name: str, folder: Location | None = None) -> Run:
         """The training of a name. folder: of its checkpoints, if they lie outside this storage."""
         return Run(name, self.trainings / name if folder is None else folder, self.root / "evaluate" / name)
 
     @property
-    def trainings(self) -> Root:
+    def trainings(self) -> Location:
         """The folder of all trainings, one in it for each."""
         return self.root / "train"
 
     @property
-    def ray(self) -> Root:
+    def ray(self) -> Location:
         """What Ray Train and Ray Tune keep."""
         return self.root / "ray"
 
     @property
-    def sweeps(self) -> Root:
+    def sweeps(self) -> Location:
         """The folder of all sweeps, one in it for each."""
         return self.root / "sweep"
 
-    def sweep(self, name: str) -> Root:
+    def sweep(self, name: str) -> Location:
         """The outcomes of a sweep."""
         return self.sweeps / name
 
-    def nights(self, experiment: str) -> Root:
+    def nights(self, experiment: str) -> Location:
         """The report and ledger of an experiment's nightly evaluation."""
         return self.root / "nightly" / folder_name(experiment)
 
-    def calibration(self, extractor: str) -> Root:
+    def calibration(self, extractor: str) -> Location:
         """The outcome of an extractor's calibration; `extractor` holds its name and sha256."""
         return self.root / "calibration" / f"{folder_name(extractor)}.json"
 
     @property
-    def database(self) -> Root:
+    def database(self) -> Location:
         """MLflow's SQLite database."""
         return self.root / "mlflow.db"
 
-    def artifacts(self, experiment: str) -> Root:
+    def artifacts(self, experiment: str) -> Location:
         """MLflow's artifacts of an experiment."""
         return self.root / "mlartifacts" / folder_name(experiment)
-
-
-LocalStorage = Storage[Path]
 
 
 def folder_name(name: str) -> str:
@@ -138,24 +133,17 @@ def shards_of(config: Mapping[str, Any], checkpoint: ReadablePath) -> str:
             f"checkpoint {str(checkpoint)!r} does not say in its manifest.json which shards it was trained on: give those to "
             "compare with"
         )
-    if isinstance(storage, str) and Path(shards).is_relative_to(storage):
-        moved = checkpoint.parent.parent.parent / Path(shards).relative_to(storage)
+    inside = shards.removeprefix(f"{storage}".rstrip("/") + "/")
+    if isinstance(storage, str) and inside != shards:
+        moved = checkpoint.parent.parent.parent / inside
         if moved.exists():
             return str(moved)
     return shards
 
 
-def open_storage(path: str, *, to_write: bool = False) -> Storage[Location]:
-    """A storage at a path or URL. Raises InputError if it cannot be reached, and `to_write` if a disk cannot be written to."""
+def open_storage(path: str, *, to_write: bool = False) -> Storage:
+    """A storage at a path or URL. Raises InputError if it cannot be reached, and `to_write` if nothing can be written there."""
     root = location(path, option="--storage")
-    if to_write:
-        check_writable(root, "--storage")
-    return Storage(root)
-
-
-def local_storage(path: str, *, to_write: bool = False) -> Storage[Path]:
-    """A storage on a local or mounted disk. Raises InputError for a URL, and `to_write` if nothing can be written there."""
-    root = absolute(path, option="--storage")
     if to_write:
         check_writable(root, "--storage")
     return Storage(root)

@@ -1,10 +1,11 @@
 """Who writes to a folder: one command at a time, by a lease in it that a killed command does not keep.
 
-The lease of a process that is gone is free at once on its own machine, and after LEASE on another. An object store has no
-leases: there whole objects appear under their final names, and nothing of another command is deleted.
+The lease of a process that is gone is free at once on its own machine, and after LEASE on another. On a disk it is a file
+(filelock's), in an object store a few objects (store_lease.py).
 """
 
 import contextlib
+import hashlib
 import os
 import platform
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from filelock import SoftFileLease, Timeout
 from typing_extensions import TypedDict
 
 from ddpm_core import typed
-from ddpm_core.commit import write_json
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, check_writable
+from pipelines.runtime.locations import STORAGE_ERRORS, Location, check_writable, commit_json, delete, entries
 from pipelines.runtime.progress import Say
+from pipelines.runtime.store_lease import StoreLease
 
 LEASE = 60.0  # seconds that a lease outlasts the last sign of life of who holds it on another machine
 LOCK, HOLDER = ".lease", ".lease.json"
@@ -40,30 +41,38 @@ def sole_writer(folder: Location, what: str, say: Say = lambda line: None, *, wa
     Raises InputError if it cannot be written to, or another command writes to it, with who and since when. what: the folder in
     words. wait: seconds for a holder that is about to end.
     """
-    if not isinstance(folder, Path):
-        yield
-        return
     check_writable(folder, what)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = SoftFileLease(folder / LOCK, lease_duration=LEASE)
+    made = []
+    if isinstance(folder, Path):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = lease(folder / LOCK)
     try:
         acquire(lock, folder, what, say, wait)
         try:
             since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-            write_json(folder / HOLDER, {"machine": platform.node(), "process": os.getpid(), "since": since})
+            commit_json(folder / HOLDER, {"machine": platform.node(), "process": os.getpid(), "since": since})
             yield
         finally:
-            with contextlib.suppress(OSError):  # the folder is gone, or its disk
-                (folder / HOLDER).unlink(missing_ok=True)
+            with contextlib.suppress(*STORAGE_ERRORS):  # the folder is gone, or its disk
+                delete(folder / HOLDER)
             lock.release()
+            if isinstance(lock, StoreLease) and all(path.name == LOCK for path in entries(folder)):
+                lock.forget()  # nothing else came of it
     finally:
         for path in made:
             with contextlib.suppress(OSError):  # something is in it
                 path.rmdir()
 
 
-def acquire(lock: SoftFileLease, folder: Path, what: str, say: Say, wait: float) -> None:
+def lease(place: Location) -> SoftFileLease | StoreLease:
+    """That of a name, which is not yet held."""
+    if isinstance(place, Path):
+        return SoftFileLease(place, lease_duration=LEASE)
+    return StoreLease(place, lasts=LEASE, machine=machine(), is_alive=is_alive)
+
+
+def acquire(lock: SoftFileLease | StoreLease, folder: Location, what: str, say: Say, wait: float) -> None:
     """Take the lease, from a holder on another machine only after that has given no sign of life for LEASE. Raises InputError if
     its holder lives."""
     try:
@@ -83,9 +92,9 @@ def acquire(lock: SoftFileLease, folder: Path, what: str, say: Say, wait: float)
         ) from None
 
 
-def holder_of(folder: Path) -> Holder | None:
+def holder_of(folder: Location) -> Holder | None:
     """Who holds the lease of a folder; None if nobody says so, as in the moment in which it is taken."""
-    with contextlib.suppress(OSError, InputError):
+    with contextlib.suppress(*STORAGE_ERRORS, InputError):
         return typed.read_json(folder / HOLDER, Holder, what="holder", advice="")
     return None
 
@@ -94,6 +103,13 @@ def describe(holder: Holder | None) -> str:
     if holder is None:
         return "another command"
     return f"process {holder['process']} on {typed.shown(holder['machine'])} since {holder['since'][:30]}"
+
+
+def machine() -> str:
+    """This machine's name: the host's name tells containers of one image apart, the machine's id hosts that were copied."""
+    with contextlib.suppress(OSError):
+        return f"{platform.node()}-{hashlib.sha256(Path('/etc/machine-id').read_bytes()).hexdigest()[:8]}"
+    return platform.node()
 
 
 def is_alive(process: int) -> bool:

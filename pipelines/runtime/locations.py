@@ -4,20 +4,25 @@ pathlib's interface throughout: `pathlib.Path` for what is local, `UPath` (fsspe
 """
 
 import contextlib
+import logging
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from upath import UPath
 
-from ddpm_core.commit import committed_file, write_json
-from ddpm_core.errors import InputError
+from ddpm_core import commit
+from ddpm_core.commit import MANIFEST, committed_file, write_json
+from ddpm_core.errors import InputError, one_line
 
 Location = Path | UPath
+
+logger = logging.getLogger(__name__)
 
 # What the libraries of networks and object stores raise when they fail, and with them what disks raise.
 NETWORK_ERRORS: tuple[type[Exception], ...] = ()
@@ -30,6 +35,11 @@ with contextlib.suppress(ImportError):
 
     NETWORK_ERRORS += (BotoCoreError,)
 STORAGE_ERRORS: tuple[type[Exception], ...] = (OSError, *NETWORK_ERRORS)
+# Whose libraries try again in silence, and how they log that.
+RETRYING = ("botocore.retryhandler", "aiobotocore.retryhandler", "s3fs", "gcsfs")
+RETRY = re.compile(
+    r"\b(?:retry needed[:,](?! action)|retryable error:|retrying after exception:) *(.+)", re.IGNORECASE | re.DOTALL
+)
 ANSWER = 10.0  # seconds that a web server may take to answer
 
 
@@ -80,9 +90,18 @@ def absolute(path: str, *, option: str) -> Path:
 
 
 def check_writable(place: Location, what: str) -> None:
-    """Raises InputError for a local folder that is not there and cannot be made, or is there and cannot be written in; nothing
-    is left behind. what: the folder in words."""
+    """Raises InputError for a folder that is not there and cannot be made, or is there and cannot be written in; nothing is left
+    behind. what: the folder in words."""
     if not isinstance(place, Path):
+        probe = place / f".ddpm-{uuid.uuid4().hex}"
+        try:
+            probe.fs.pipe_file(probe.path, b"-")
+            probe.fs.rm_file(probe.path)
+        except Exception as error:  # every store raises its own
+            raise InputError(
+                f"{what} {shortened(str(place))!r} cannot be written to ({one_line(error)}): make the bucket, allow writing and "
+                "deleting in it, or give another place"
+            ) from error
         return
     try:
         nearest = next(folder for folder in (place, *place.parents) if folder.exists())
@@ -105,13 +124,43 @@ def location(path: str, *, option: str) -> Location:
     check_no_password(path, option=option)
     check_answers(path, option=option)
     try:
-        place = UPath(path)
+        place = open_url(path)
         place.exists()  # a wrong endpoint, missing credentials: now, not in a worker
     except (ImportError, ValueError) as error:  # fsspec's own sentences: an unknown protocol, what to install
         raise InputError(f"{option} is {path!r}, which cannot be opened: {error}") from error
     except Exception as error:  # every store raises its own
         raise InputError(f"{option} is {path!r}, which cannot be reached: {type(error).__name__}: {error}") from error
     return place
+
+
+def open_url(url: str) -> UPath:
+    """The place of a URL. What others write there is seen at once: listings are not remembered. What its store refuses for a
+    while or breaks off, its library tries again a few times, and each kind of reason is told once."""
+    for name in RETRYING:
+        library = logging.getLogger(name)
+        if not any(isinstance(each, TellsRetries) for each in library.filters):
+            library.setLevel(logging.DEBUG)
+            library.addFilter(TellsRetries())
+    return UPath(url, use_listings_cache=False)
+
+
+class TellsRetries(logging.Filter):
+    """Of what a store's library logs below warnings, tells that a request is made again, once for each kind of reason."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = RETRY.search(record.getMessage()) if record.levelno < logging.WARNING else None
+        if found is None:
+            return record.levelno >= logging.WARNING
+        reason = shortened(one_line(ValueError(found[1])))
+        kind = re.sub(r"(['\"]).*?\1|\S*[/\d]\S*", "", reason)  # without names and numbers
+        if kind not in self._told:
+            self._told.add(kind)
+            logger.warning("object store: a request is made again (%s)", reason)  # ours: botocore's are not shown
+        return False
 
 
 def check_answers(url: str, *, option: str) -> None:
@@ -130,10 +179,6 @@ def check_answers(url: str, *, option: str) -> None:
         ) from error
 
 
-def is_local(place: Location) -> bool:
-    return isinstance(place, Path)
-
-
 @contextlib.contextmanager
 def committed(place: Location) -> Iterator[Path]:
     """Yields a local name to write to; on success the file appears under its final name, whole, on error not at all.
@@ -150,16 +195,74 @@ def committed(place: Location) -> Iterator[Path]:
         place.fs.put_file(str(temporary), place.path)
 
 
+def commit_bytes(place: Location, content: bytes) -> None:
+    """A file, whole or not at all."""
+    if isinstance(place, Path):
+        with committed_file(place) as temporary:
+            temporary.write_bytes(content)
+    else:
+        place.fs.pipe_file(place.path, content)
+
+
 def commit_json(place: Location, value: Any) -> None:
     """`value` as a JSON file, whole or not at all."""
     if isinstance(place, Path):
         write_json(place, value)
     else:
-        with committed(place) as temporary:
-            write_json(temporary, value)
+        commit_bytes(place, commit.json_text(value).encode())
 
 
-def forget_listings(place: Location) -> None:
-    """Drop what fsspec remembers of a remote folder, before asking it what other processes have written."""
-    if not isinstance(place, Path):
-        place.fs.invalidate_cache()
+@contextlib.contextmanager
+def committed_folder(place: Location, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Yields a local folder to fill; on success it appears under its final name with a manifest, on error nothing changes."""
+    if isinstance(place, Path):
+        with commit.committed_folder(place, facts) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="ddpm-") as parent:
+        local = Path(parent) / "folder"
+        with commit.committed_folder(local, facts) as temporary:
+            yield temporary
+        upload_folder(local, place)
+
+
+def upload_folder(local: Path, target: UPath) -> None:
+    """Put a committed folder into an object store. From the first file that is replaced to the last, there is no manifest."""
+    delete(target / MANIFEST)
+    names = sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
+    for name in [*(name for name in names if name != MANIFEST), MANIFEST]:
+        target.fs.put_file(str(local / name), (target / name).path)
+
+
+def delete(place: Location) -> None:
+    """Delete a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(place, Path):
+            place.unlink()
+        else:
+            place.fs.rm_file(place.path)
+
+
+def entries(folder: Location) -> list[Location]:
+    """What lies in a folder, by name; nothing if that is not there."""
+    try:
+        return sorted(folder.iterdir(), key=lambda path: path.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def committed_in(folder: Location) -> list[str]:
+    """The names of the folders in a folder that hold a manifest, sorted; an object store is asked once, not once for each."""
+    if isinstance(folder, Path):
+        return [path.name for path in entries(folder) if (path / MANIFEST).is_file()]
+    try:
+        found = [PurePosixPath(name).relative_to(folder.path) for name in folder.fs.find(folder.path)]
+    except FileNotFoundError:
+        return []
+    return sorted(path.parts[0] for path in found if path.parts[1:] == (MANIFEST,))
+
+
+def remove_leftovers(folder: Location) -> None:
+    """Clear away what killed writers left in a folder; in an object store they leave nothing."""
+    if isinstance(folder, Path):
+        commit.remove_leftovers(folder)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, is_local
+from pipelines.runtime.locations import Location
 from pipelines.shards.format import PixelStorage, group_sizes, pixel_offsets, rows_per_group, shard_schema
 
 CACHE_BYTES = 2 << 30  # pixels of row groups that a process keeps
@@ -117,7 +117,7 @@ class ShardReader:
         self.shard_starts = np.concatenate([[0], np.cumsum(counts)])  # the first image of each shard, and the total
         self.group_sizes = group_sizes(counts.tolist(), self.shape)
         self._first_groups = np.concatenate([[0], np.cumsum(-(-counts // self._rows_per_group))])
-        self.by_image = is_local(folder) and self.storage == "uint8"
+        self.by_image = isinstance(folder, Path) and self.storage == "uint8"
         self._offsets = np.full(len(self.group_sizes), UNKNOWN if self.by_image else BY_GROUP, np.int64)
         self._footers: dict[int, pq.FileMetaData] = {}
         self._descriptor = functools.lru_cache(maxsize=MAX_OPEN_FILES)(lambda shard: Descriptor(str(self._path(shard))))

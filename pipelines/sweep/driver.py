@@ -23,7 +23,7 @@ from pipelines.evaluate.reference import describe_extractor, reference_statistic
 from pipelines.evaluate.subject import sampler_steps, with_execution
 from pipelines.runtime.cluster import check_fits, choose_execution, connect
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import local_storage
+from pipelines.runtime.layout import open_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import RECIPE, write_recipe
@@ -49,7 +49,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
 
     Raises InputError for anything train() or evaluate() would refuse, before a trial starts.
     """
-    storage = local_storage(config.train.storage, to_write=True)
+    storage = open_storage(config.train.storage, to_write=True)
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     for point in points.values():
         check_dataset(point.config, dataset)

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
-from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.commit import MANIFEST
 from ddpm_core.records import (
     DATA_TAG,
     FINGERPRINT_TAG,
@@ -19,6 +18,7 @@ from ddpm_core.records import (
     ranking_link,
 )
 from ddpm_core.schedules import PriorCheck
+from pipelines.runtime.locations import Location, commit_json
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
@@ -87,7 +87,7 @@ def link_to_ranking(run: TrackedRun, outcomes: Sequence[Outcome]) -> str:
 def record_result(
     run: TrackedRun,
     name: str,
-    folder: Path,
+    folder: Location,
     config: SweepConfig,
     points: Mapping[str, Point],
     outcomes: tuple[Outcome, ...],
@@ -112,5 +112,5 @@ def record_result(
     run.log_json(SUMMARY, {**facts, "paper": paper})
     run.finish()
     result = SweepResult(name, run.run_id, metric, outcomes, facts["conclusion"], link_to_ranking(run, outcomes))
-    write_json(folder / MANIFEST, asdict(result))
+    commit_json(folder / MANIFEST, asdict(result))
     return result

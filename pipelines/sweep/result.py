@@ -1,7 +1,6 @@
 """What a sweep came to: how every trial ended, and what they say together."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NotRequired
 
 from typing_extensions import TypedDict
@@ -10,6 +9,7 @@ from ddpm_core import typed
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.verdicts import Standing, standings
+from pipelines.runtime.locations import Location
 from pipelines.sweep.ranking import Outcome, measurements
 
 WHAT = "result of a sweep"
@@ -58,7 +58,7 @@ class SweepResult:
         return [*lines, self.conclusion]
 
 
-def read_result(folder: Path) -> SweepResult | None:
+def read_result(folder: Location) -> SweepResult | None:
     """The result of a sweep by its folder; None if it is not finished. Raises InputError if it is damaged."""
     path, advice = folder / MANIFEST, "delete it and give the same command again, which reads the trials' outcomes"
     try:

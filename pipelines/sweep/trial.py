@@ -3,20 +3,20 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray.tune
 import torch
 
 from ddpm_core import typed
-from ddpm_core.commit import write_json
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.records import CI_HIGH, CI_LOW, TRAIN
 from pipelines.evaluate.driver import evaluate
 from pipelines.runtime import console
+from pipelines.runtime.cluster import kept_by_ray
 from pipelines.runtime.environment import prepare
 from pipelines.runtime.layout import Storage
+from pipelines.runtime.locations import Location, commit_json
 from pipelines.runtime.progress import Say
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
@@ -33,8 +33,8 @@ class Trials:
     config: SweepConfig
     points: Mapping[str, Point]
     parent_run_id: str
-    folder: Path
-    storage: Storage[Path]
+    folder: Location
+    storage: Storage
     max_concurrent: int
     say: Say
 
@@ -60,7 +60,7 @@ class Trials:
 
             label, seed = values["trial"]
             outcome = run_trial(config, points[label], label, seed, steps, parent)
-            write_json(files[label, seed], asdict(outcome))
+            commit_json(files[label, seed], asdict(outcome))
             ray.tune.report({"done": 1})
 
         tuner = ray.tune.Tuner(
@@ -68,19 +68,19 @@ class Trials:
             param_space={"trial": ray.tune.grid_search(missing)},
             tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent),
             run_config=ray.tune.RunConfig(
-                name=f"{self.folder.name}-{steps}", storage_path=str(self.storage.ray), verbose=0
+                name=f"{self.folder.name}-{steps}", verbose=0, **kept_by_ray(self.storage.ray)
             ),
         )
         for result in tuner.fit():
             if result.error is not None:
                 raise result.error
 
-    def outcome_file(self, steps: int, label: str, seed: int) -> Path:
+    def outcome_file(self, steps: int, label: str, seed: int) -> Location:
         """The file of a trial's outcome at a step; a point's name may hold what a file's may not."""
         return self.folder / f"step-{steps:08d}" / f"{list(self.points).index(label)}-seed-{seed}.json"
 
 
-def read_outcome(path: Path) -> Outcome:
+def read_outcome(path: Location) -> Outcome:
     """How a trial ended, from its file. Raises InputError if that is damaged."""
     what, advice = "outcome of a trial", "delete it and give the same command again, which reads how the trial ended"
     facts = typed.read_json(path, typed.JsonObject, what=what, advice=advice)

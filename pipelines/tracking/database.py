@@ -67,7 +67,12 @@ def is_there(path: Path) -> bool:
 
 def default_artifacts(path: Path) -> Path:
     """MLflow's artifacts of its experiment 0, which it makes with the database: this says where the database lies."""
-    return Storage(path.parent).artifacts("0")
+    return artifacts_in(path.parent, "0")
+
+
+def artifacts_in(folder: Path, experiment: str) -> Path:
+    """Where MLflow's artifacts of an experiment lie in a storage on this disk."""
+    return Path(str(Storage(folder).artifacts(experiment)))
 
 
 def make(path: Path) -> None:
@@ -152,7 +157,7 @@ def recorded_folder(connection: sqlite3.Connection, path: Path) -> Path | None:
     places = connection.execute("SELECT experiment_id, name, artifact_location FROM experiments").fetchall()
     folders = {}
     for number, name, place in places:
-        artifacts = Storage(path.parent).artifacts("0" if number == 0 else name)
+        artifacts = artifacts_in(path.parent, "0" if number == 0 else name)
         end = f"/{artifacts.relative_to(path.parent).as_posix()}"
         located = url2pathname(urlsplit(place or "").path)
         if located.endswith(end):

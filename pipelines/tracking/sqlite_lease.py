@@ -6,27 +6,18 @@ may write together. The files of a machine that is gone count for EXPIRES_AFTER 
 
 import atexit
 import contextlib
-import hashlib
 import os
-import platform
 import threading
 from pathlib import Path
 
 from ddpm_core.errors import InputError
-from pipelines.runtime.lease import is_alive
+from pipelines.runtime.lease import is_alive, machine
 
 RENEWED_EVERY, EXPIRES_AFTER = 20.0, 180.0  # seconds
 
 _claims: set[Path] = set()  # this process's files, and those of the process that it was forked from
 _lock = threading.Lock()
 _renewing = 0  # the id of the process whose thread renews them: a forked child has no thread, but this variable
-
-
-def machine() -> str:
-    """This machine's name: the host's name tells containers of one image apart, the machine's id hosts that were copied."""
-    with contextlib.suppress(OSError):
-        return f"{platform.node()}-{hashlib.sha256(Path('/etc/machine-id').read_bytes()).hexdigest()[:8]}"
-    return platform.node()
 
 
 def claim(database: Path) -> None:

@@ -3,7 +3,6 @@
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Param, Run
@@ -153,6 +152,6 @@ def absent(experiment: str, uri: str) -> InputError:
     )
 
 
-def open_tracker(options: StorageOptions, storage: Storage[Any], *, make: bool = True) -> Tracker:
+def open_tracker(options: StorageOptions, storage: Storage, *, make: bool = True) -> Tracker:
     """The experiment that the options name. make: False to refuse one that is not there."""
     return Tracker(tracking_uri(options, storage), options.experiment, storage.artifacts(options.experiment), make=make)

@@ -7,7 +7,6 @@ of models by creation alone (3.17).
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -27,6 +26,7 @@ from ddpm_core.records import (
     ranking_link,
 )
 from ddpm_core.verdicts import Interval, Verdict, known_interval, verdict_beside
+from pipelines.runtime.locations import Location
 from pipelines.tracking.client import retried
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
@@ -126,7 +126,7 @@ def report_link(tracker: Tracker) -> str:
     )
 
 
-def log_report(tracker: Tracker, report: Path) -> None:
+def log_report(tracker: Tracker, report: Location) -> None:
     """Put an experiment's report into MLflow in place of the one before, on a run of its own, which the notes on trainings
     link to."""
     run = tracker.run(REPORT, REPORT, REPORT, params={"file": PAGE}, tags={})

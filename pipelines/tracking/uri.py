@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import requests
 from urllib3.exceptions import HTTPError
@@ -20,7 +19,7 @@ class UnreachableError(InputError):
     """No tracking server answers at an address."""
 
 
-def tracking_uri(options: StorageOptions, storage: Storage[Any]) -> str:
+def tracking_uri(options: StorageOptions, storage: Storage) -> str:
     """The URI that the options give, else MLFLOW_TRACKING_URI, else an SQLite file in the storage. Raises InputError if that
     is a URL."""
     given = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")

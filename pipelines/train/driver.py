@@ -24,7 +24,15 @@ from ddpm_core.configs import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
-from pipelines.runtime.cluster import Resources, check_fits, choose_execution, connect, gpu_kinds, has_dashboard
+from pipelines.runtime.cluster import (
+    Resources,
+    check_fits,
+    choose_execution,
+    connect,
+    gpu_kinds,
+    has_dashboard,
+    kept_by_ray,
+)
 from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import Location, commit_json, location
@@ -50,8 +58,8 @@ LAST_WAIT, BRIEF_WAIT = 60.0, 10.0  # seconds for an MLflow that does not answer
 class TrainResult:
     """A finished training. run_id: MLflow's. checkpoints: by ascending step, at least one."""
 
-    storage: Storage[Location]
-    run: Run[Location]
+    storage: Storage
+    run: Run
     run_id: str
     checkpoints: tuple[Checkpoint, ...]
 
@@ -89,8 +97,8 @@ def train_alone(
     config: TrainConfig,
     reason: str,
     dataset: ShardedDataset,
-    storage: Storage[Location],
-    run: Run[Location],
+    storage: Storage,
+    run: Run,
     say: Say,
     parent_run_id: str | None,
 ) -> TrainResult:
@@ -129,8 +137,8 @@ class TrainingSession:
 
     config: TrainConfig
     dataset: ShardedDataset
-    storage: Storage[Location]
-    run: Run[Location]
+    storage: Storage
+    run: Run
     tracked: TrackedRun
     unsent: Unsent
     say: Say
@@ -188,7 +196,7 @@ class TrainingSession:
             ),
             run_config=ray.train.RunConfig(
                 name=self.run.name,
-                storage_path=str(self.storage.ray),
+                **kept_by_ray(self.storage.ray),
                 failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             ),
@@ -291,7 +299,7 @@ def is_finished(done: Sequence[Checkpoint], config: TrainConfig) -> bool:
     return bool(done) and done[-1].step == config.steps
 
 
-def checkpoints_until(run: Run[Any], step: int) -> tuple[Checkpoint, ...]:
+def checkpoints_until(run: Run, step: int) -> tuple[Checkpoint, ...]:
     """The finished checkpoints of a run up to a step; a longer run of the same configuration may have made more. Raises
     InputError if only such a one's are left."""
     saved = saved_checkpoints(run.folder)

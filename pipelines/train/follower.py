@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import queue as queues
 import threading
 import time
@@ -26,7 +25,8 @@ from ddpm_core.records import (
     training_metric,
     training_samples_path,
 )
-from pipelines.runtime.locations import Location, forget_listings
+from pipelines.runtime.locations import Location
+from pipelines.runtime.node_cache import cache_folder
 from pipelines.runtime.progress import Progress, Say, WarningLine, duration
 from pipelines.tracking.outbox import Entry, Unsent
 from pipelines.tracking.run import TrackedRun, now
@@ -47,9 +47,7 @@ def unsent_folder(folder: Location) -> Path:
     """Where the entries of a run wait for MLflow: in its folder, or in this user's cache if that lies in an object store."""
     if isinstance(folder, Path):
         return folder / "unsent"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddpm"  # /tmp is everybody's
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return cache / f"unsent-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    return cache_folder() / f"unsent-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
 
 
 def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
@@ -68,7 +66,6 @@ def unsent_entries(run: TrackedRun, folder: Location, say: Say) -> Unsent:
             case "json":
                 run.log_json(entry["name"], entry["value"])
             case "model":
-                forget_listings(folder)
                 try:
                     checkpoint = open_checkpoint(folder / checkpoint_name(entry["step"]))
                 except InputError:  # deleted meanwhile, to make room

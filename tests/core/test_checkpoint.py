@@ -297,7 +297,7 @@ def test_a_writer_stopped_at_any_file_leaves_the_checkpoints_before(
     if moment == "optimizer":
         monkeypatch.setattr(torch, "save", stop)
     elif moment == "manifest":
-        monkeypatch.setattr("ddpm_core.commit._json", stop)
+        monkeypatch.setattr("ddpm_core.commit.json_text", stop)
     else:
 
         def sometimes(weights: Any, path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ddpm_core.checkpoint import snapshot, write_checkpoint
-from ddpm_core.commit import MANIFEST, write_json
+from ddpm_core.commit import MANIFEST
 from ddpm_core.diffusion import DiffusionConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import read_evaluation
@@ -13,7 +13,7 @@ from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import describe_extractor
 from pipelines.evaluate.subject import Subject
 from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import Location
+from pipelines.runtime.locations import Location, commit_json
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
@@ -85,7 +85,7 @@ def measured_run(
             "weights_sha256": checkpoint.weights_sha256("ema"),
             "progress": [],
         }
-        write_json(subject.results(protocol) / checkpoint.path.name / MANIFEST, facts)
+        commit_json(subject.results(protocol) / checkpoint.path.name / MANIFEST, facts)
     return subject
 
 

@@ -8,7 +8,6 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNetConfig
 from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import TrainConfig, config_for
 from pipelines.train.driver import TrainResult
@@ -42,7 +41,7 @@ LONG: dict[str, Any] = {"steps": 200, "log_every": 40, "checkpoint_every": 100, 
 
 def result_of(folder: Path, checkpoints: Sequence[Checkpoint]) -> TrainResult:
     """What a training in a folder left, as if train() had just returned."""
-    storage: Storage[Location] = Storage(folder.parent.parent)
+    storage = Storage(folder.parent.parent)
     return TrainResult(storage, storage.run(folder.name), "", tuple(checkpoints))
 
 

@@ -18,7 +18,7 @@ from pipelines.preprocess.sources.folders import kinds_beside
 from pipelines.preprocess.sources.image_files import FolderSource, TarSource, ZipSource, is_tar, open_zip
 from pipelines.preprocess.sources.items import Item, Source, byte_size, choose_split, message_of, open_bytes, reason_of
 from pipelines.preprocess.transform import MAX_PIXELS, decode
-from pipelines.runtime.locations import Location, forget_listings
+from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 
 ACCEPTED = (
@@ -44,7 +44,6 @@ def open_source(
     split: one of those it has, by default train. scratch: a local folder for what must be unpacked to be read. say: gets
     the progress lines of that. Raises InputError if nothing is there, or it is of no known kind, or damaged.
     """
-    forget_listings(path)
     if path.is_file():
         return _open_file(path, split, scratch, say)
     if path.is_dir():

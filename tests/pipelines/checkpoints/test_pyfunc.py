@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.measured_run import measured_run, record
+from support.places import on_disk
 
 from ddpm_core import images, rng
 from ddpm_core.errors import InputError
@@ -40,7 +41,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 @pytest.fixture
 def storage(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its storage, whose database is MLflow's default."""
-    storage = subject.run.evaluations.parent.parent
+    storage = on_disk(subject.run.evaluations).parent.parent
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{storage}/mlflow.db")  # set_tracking_uri() has no way back
     return storage
 

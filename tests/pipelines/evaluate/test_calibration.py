@@ -17,7 +17,7 @@ from pipelines.evaluate.config import CalibrateConfig
 from pipelines.evaluate.reference import describe_extractor
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
-from pipelines.runtime.layout import local_storage
+from pipelines.runtime.layout import open_storage
 from pipelines.shards.dataset import ShardedDataset
 
 RESNET = "features/cifar10-resnet56.torchscript.pt"
@@ -78,14 +78,14 @@ def test_distances_and_score_of_real_images_are_those_of_numpy_and_scipy(
     ]
     assert score == pytest.approx(np.mean(scores), rel=1e-5)
     assert sum(line.startswith("calibrate: ") for line in lines) == 4
-    check_calibrated(describe_extractor(str(network), cifar["train"]), local_storage(str(tmp_path)))
+    check_calibrated(describe_extractor(str(network), cifar["train"]), open_storage(str(tmp_path)))
 
 
 def test_an_extractor_that_failed_is_not_used(digits: ShardedDataset, tmp_path: Path) -> None:
     calibrate(
         CalibrateConfig(data=str(digits.path), test_data=str(digits.path), extractor="pixels", storage=str(tmp_path))
     )
-    extractor, storage = describe_extractor("pixels", digits), local_storage(str(tmp_path))
+    extractor, storage = describe_extractor("pixels", digits), open_storage(str(tmp_path))
     path = outcome_path(storage, extractor)
     facts = json.loads(path.read_text())
     assert facts["passed"]

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from support.evaluation import numbers
 from support.gaussian_case import unchecked
+from support.places import on_disk
 from support.processes import IMPORTED, wait_for, workers_of
 from support.synthetic_shards import random_pixels, write_dataset
 from support.training import NETWORK, OPTIM
@@ -44,7 +45,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
 from pipelines.runtime.chunks import chunk_path, chunk_ranges, load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import local_storage
+from pipelines.runtime.layout import open_storage
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import config_for
@@ -167,7 +168,7 @@ def test_a_grid_is_one_evaluation_for_each_of_its_cells(trained: TrainResult, tm
 def samples_of(evaluation: Evaluation) -> Path:
     """The folder of an evaluation's chunks."""
     protocol = evaluation.protocol
-    return evaluation.folder.parents[1] / f"samples-{protocol.samples_fingerprint}" / evaluation.folder.name
+    return on_disk(evaluation.folder).parents[1] / f"samples-{protocol.samples_fingerprint}" / evaluation.folder.name
 
 
 def test_every_sample_is_there_once_and_the_first_ones_are_kept_as_images(undisturbed: EvaluateResult) -> None:
@@ -228,15 +229,15 @@ def test_only_missing_and_damaged_chunks_are_made_again(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
-    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    shutil.copytree(on_disk(undisturbed.evaluations[0].folder).parents[3], storage)
     (finished,) = storage.glob("evaluate/*/*/step-00000003/manifest.json")
     finished.unlink()
     folder = samples_of(undisturbed.evaluations[0])
-    folder = storage / folder.relative_to(undisturbed.evaluations[0].folder.parents[3])
+    folder = storage / folder.relative_to(on_disk(undisturbed.evaluations[0].folder).parents[3])
     first, second, third, fourth = (chunk_path(folder, range(n, n + 20)) for n in (40, 60, 80, 100))
     damaged = bytearray(first.read_bytes())
     damaged[-1] ^= 1
-    first.write_bytes(damaged)
+    first.write_bytes(bytes(damaged))
     second.write_bytes(second.read_bytes()[:100])
     third.unlink()
     untouched = fourth.stat().st_mtime_ns
@@ -295,7 +296,7 @@ def test_another_protocol_is_another_evaluation(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
-    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    shutil.copytree(on_disk(undisturbed.evaluations[0].folder).parents[3], storage)
     other = evaluate(config(trained, storage, seed=1, checkpoints="latest"))
     assert other.best.protocol.fingerprint != undisturbed.best.protocol.fingerprint
     assert other.best.distance != undisturbed.evaluations[-1].distance
@@ -381,7 +382,7 @@ def test_the_best_is_measured_again_on_samples_it_was_not_chosen_by(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
-    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    shutil.copytree(on_disk(undisturbed.evaluations[0].folder).parents[3], storage)
     result = evaluate(config(trained, storage, report=True))
     assert numbers(result.evaluations) == numbers(undisturbed.evaluations)
     assert result.reported is not None
@@ -401,7 +402,7 @@ def test_two_references_measure_the_same_samples(
     undisturbed: EvaluateResult, trained: TrainResult, digits: ShardedDataset, digits_lmdb: Path, tmp_path: Path
 ) -> None:
     storage, other = tmp_path / "storage", tmp_path / "test"
-    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    shutil.copytree(on_disk(undisturbed.evaluations[0].folder).parents[3], storage)
     making = PreprocessConfig(source=str(digits_lmdb), output=str(other), image_size=8, channels=1, name="digits-test")
     preprocess(making)
     lines: list[str] = []
@@ -447,7 +448,7 @@ def test_the_chains_predictions_are_measured_and_the_last_is_the_sample(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
     storage = tmp_path / "storage"
-    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    shutil.copytree(on_disk(undisturbed.evaluations[0].folder).parents[3], storage)
     result = evaluate(config(trained, storage, checkpoints="latest", progress=3))
     assert numbers(result.evaluations) == numbers(undisturbed.evaluations[-1:])
     (evaluation,) = result.evaluations
@@ -500,7 +501,7 @@ def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: T
     assert sum("step 6 is skipped: the training removed it" in line for line in lines) == 1
     with Pool(1, 0.9, print) as pool:
         asked = config(trained, tmp_path / "storage", run=str(run), seed=1)
-        storage = local_storage(asked.storage)
+        storage = open_storage(asked.storage)
         subject = choose_subject(asked, storage, print)
         evaluator = Evaluator(subject, Records(subject, partial(open_tracker, asked, storage)), pool)
         shutil.rmtree(run)
@@ -536,7 +537,7 @@ def test_a_run_that_was_trained_anew_is_evaluated_anew(
     undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
 ) -> None:
     storage, run = tmp_path / "storage", tmp_path / trained.run.name
-    shutil.copytree(undisturbed.evaluations[0].folder.parents[3], storage)
+    shutil.copytree(on_disk(undisturbed.evaluations[0].folder).parents[3], storage)
     state = initial_state(config_for("tiny", shards="unused", unet=trained.last.unet_config(), optim=OPTIM, seed=1))
     state.load_state_dict({**state.state_dict(), "step": 6})
     write_checkpoint(run, snapshot(state), trained.last.config)
@@ -571,10 +572,10 @@ def test_a_checkpoint_is_found_by_its_model_in_mlflow(trained: TrainResult, tmp_
     (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "ddpm"]
     models = client.search_logged_models([experiment])
     wanted = next(model for model in models if model.params["step"] == "3")
-    run, (checkpoint,) = find_checkpoints(wanted.model_id, "all", local_storage(str(tmp_path)), uri)
+    run, (checkpoint,) = find_checkpoints(wanted.model_id, "all", open_storage(str(tmp_path)), uri)
     assert (run.name, checkpoint.step) == (trained.run.name, 3)
     with pytest.raises(InputError, match="run 'm-unknown' is not known"):
-        find_checkpoints("m-unknown", "all", local_storage(str(tmp_path)), uri)
+        find_checkpoints("m-unknown", "all", open_storage(str(tmp_path)), uri)
 
 
 def test_results_of_different_protocols_are_compared_only_on_request(undisturbed: EvaluateResult) -> None:

@@ -25,6 +25,7 @@ from ddpm_core.errors import InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import evaluate
 from pipelines.runtime.layout import Storage
+from pipelines.runtime.lease import machine
 from pipelines.runtime.locations import holds_password, location
 from pipelines.tracking import retry, sqlite_lease
 from pipelines.tracking.client import is_transient, retried
@@ -349,7 +350,7 @@ def test_sqlite_is_written_to_from_one_machine(tmp_path: Path) -> None:
     new_run(tmp_path)
     with pytest.raises(subprocess.CalledProcessError) as raised:
         subprocess.run([sys.executable, "-c", ELSEWHERE, database], check=True, stderr=subprocess.PIPE, text=True)
-    assert sqlite_lease.machine() in raised.value.stderr
+    assert machine() in raised.value.stderr
     run.finish()
 
 
