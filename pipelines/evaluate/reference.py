@@ -114,10 +114,9 @@ def local_spec(spec: str) -> str:
         return spec
     try:
         return str(on_this_node(open_url(spec)))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"the feature extractor {spec!r} does not exist: give the path or URL of a *.pt file"
-        ) from error
+    except Exception as error:  # every store raises its own
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({one_line(error)})"
+        raise InputError(f"the feature extractor {spec!r} {reason}: give the path or URL of a *.pt file") from error
 
 
 class Sums:

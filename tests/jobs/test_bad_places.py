@@ -59,6 +59,14 @@ COMMANDS = {
     "demo in": "demo.py --storage {W}",
 }
 PLACES = ("file", "long", "nobody", "proc", "read-only", "forbidden", "inside", "empty")
+URLS = {
+    "no bucket": "s3://ddpm-no-such-bucket/a b/ü",
+    "forbidden bucket": "s3://ddpm-forbidden/place",
+    "read-only bucket": "s3://ddpm-read-only/place",
+    "other region": "s3://ddpm-elsewhere/place",
+    "password": "s3://somebody:secret@ddpm-tests/place",
+    "no store": "nostore://bucket/place",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +98,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
             "forbidden": f"{folder}/forbidden",
             "inside": f"{folder}/a-file/place",
             "empty": "",
+            **URLS,
         }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [*PLACES, *URLS])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_bad_place_is_one_sentence(
     name: str,
     place: str,
     whole: dict[str, str],
     places: dict[str, str],
+    s3_bucket: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -108,6 +118,7 @@ def test_a_bad_place_is_one_sentence(
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/mlflow.db") if place in URLS else None
     monkeypatch.chdir(tmp_path)
     before = sorted(Path(whole["run"]).parent.parent.rglob("*"))
     values = {**whole, "storage": tmp_path / "storage", "R": "{}", "W": "{}"}

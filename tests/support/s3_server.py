@@ -8,6 +8,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -15,6 +16,30 @@ from moto.moto_server.threaded_moto_server import MotoRequestHandler
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is answered for all of a bucket, or for what would change it."""
+
+    status: str
+    code: str
+    message: str
+    writes_only: bool = False
+
+    @property
+    def body(self) -> bytes:
+        return f"<?xml version='1.0'?><Error><Code>{self.code}</Code><Message>{self.message}</Message></Error>".encode()
+
+
+REFUSED = {
+    "ddpm-forbidden": Refusal("403 Forbidden", "AccessDenied", "Access Denied"),
+    "ddpm-read-only": Refusal("403 Forbidden", "AccessDenied", "Access Denied", writes_only=True),
+    "ddpm-elsewhere": Refusal(
+        "400 Bad Request",
+        "AuthorizationHeaderMalformed",
+        "The authorization header is malformed; the region 'us-east-1' is wrong; expecting 'eu-west-1'",
+    ),
+}
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 
 
@@ -46,6 +71,11 @@ class S3Server:
             self.seconds += time.monotonic() - begun
 
     def _answer(self, kind: str, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        refusal = REFUSED.get(environ["PATH_INFO"].split("/")[1])
+        if refusal is not None and not (refusal.writes_only and kind in ("GET", "HEAD", "LIST")):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(refusal.status, [("Content-Type", "application/xml")])
+            return [] if kind == "HEAD" else [refusal.body]
         number = next(self._numbers)
         if not self.every or number % self.every:
             return self._serve(kind, environ, start_response)
@@ -58,7 +88,7 @@ class S3Server:
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [] if kind == "HEAD" else [SLOW_DOWN]
         if fault == "wait":
-            time.sleep(1.0)
+            time.sleep(0.2)
             return self._serve(kind, environ, start_response)
         answer: list[bytes] = []
         if fault == "cut within":  # the header has promised the whole
