@@ -4,19 +4,17 @@ A unit must be idempotent: what it leaves behind is committed under a final name
 often. `Pool.fan_out` does units; `make_missing` does those whose chunk is not there yet.
 """
 
-import time
+from bisect import insort
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import ray
 import ray.exceptions
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ddpm_core.errors import DivergedError, InputError
+from pipelines.runtime.backend import Backend, RayBackend
 from pipelines.runtime.chunks import chunk_path, load_chunk
-from pipelines.runtime.cluster import check_fits, connect
 from pipelines.runtime.locations import Location, remove_leftovers
 from pipelines.runtime.progress import Progress, Say, WarningLine
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOSSES = 5  # a unit that took so many workers with it is at fault itself
-SLOW = 2.0  # a unit that runs for so many times the median is given to an idle worker besides
+SLOW = 1.5  # a unit that runs for so many times the median is given to an idle worker besides
 POLL = 1.0  # seconds between looks for slow ones
 STALL = 60.0  # seconds without a worker before somebody is told
 
@@ -39,28 +37,6 @@ class UnitWorker(Protocol):
     def run(self, unit: Any) -> Any: ...
 
 
-class PoolWorker:
-    """What runs in an actor: it becomes the worker of one fan-out after the other, so that a process starts once."""
-
-    def __init__(self) -> None:
-        self.number, self.worker = -1, None
-
-    def run(self, number: int, recipe: list[ray.ObjectRef], unit: Any) -> Any:
-        """Do a unit of fan-out `number`, whose worker and arguments the recipe holds."""
-        if self.number != number:
-            self.worker = None  # before the next is made: there may not be room for two
-            make, arguments = ray.get(recipe[0])
-            try:
-                self.worker = make(*arguments)
-            except Exception as error:
-                raise InputError(
-                    f"a worker could not be started ({type(error).__name__}: {' '.join(str(error).split())}): fix that and "
-                    "run the same command again"
-                ) from error
-            self.number = number
-        return self.worker.run(unit)  # type: ignore[attr-defined]
-
-
 class UnitQueue:
     """The units of one fan-out: which wait, which are done, and how long one takes."""
 
@@ -69,61 +45,72 @@ class UnitQueue:
         self.waiting = deque(range(count))
         self.done: set[int] = set()
         self.losses = Counter[int]()  # workers that each unit took with it
-        self.seconds: list[float] = []
+        self.workers = Counter[int]()  # that are at each unit
+        self.seconds: list[float] = []  # that units took, ascending
 
-    def next(self, running: Sequence[tuple[int, float]]) -> int | None:
-        """The next unit for an idle worker: one that waits, else one whose only worker is slow, else None. running: (unit,
-        since when) of each busy worker."""
-        if self.waiting:
-            return self.waiting.popleft()
+    def next(self, running: Iterable[tuple[int, float]], now: float) -> int | None:
+        """The next unit for an idle worker, which is at it from now on: one that waits, else one whose only worker is slow,
+        else None. running: (unit, since when) of each busy worker, the longest at it first."""
+        unit = self.waiting.popleft() if self.waiting else self._slow(running, now)
+        if unit is not None:
+            self.workers[unit] += 1
+        return unit
+
+    def _slow(self, running: Iterable[tuple[int, float]], now: float) -> int | None:
         if not self.seconds:
             return None
-        limit = SLOW * sorted(self.seconds)[len(self.seconds) // 2]
-        workers = Counter(unit for unit, _ in running)
-        now = time.monotonic()
-        slow = [(since, unit) for unit, since in running if workers[unit] == 1 and now - since > limit]
-        return min(slow)[1] if slow else None
+        limit = SLOW * self.seconds[len(self.seconds) // 2]
+        for unit, since in running:
+            if now - since <= limit:
+                return None
+            if self.workers[unit] == 1 and unit not in self.done:
+                return unit
+        return None
 
-    def finish(self, unit: int, since: float) -> bool:
+    def finish(self, unit: int, seconds: float) -> bool:
         """A worker has done a unit; whether it was the first to do so."""
+        self.workers[unit] -= 1
         if unit in self.done:
             return False
         self.done.add(unit)
-        self.seconds.append(time.monotonic() - since)
+        insort(self.seconds, seconds)
         return True
 
-    def lose(self, unit: int, error: ray.exceptions.RayActorError, running: Sequence[tuple[int, float]]) -> None:
+    def lose(self, unit: int, error: ray.exceptions.RayActorError) -> None:
         """A worker died at a unit, which goes first now, unless it is done or in work elsewhere. Raises InputError if it
         has taken LOSSES workers with it."""
+        self.workers[unit] -= 1
         self.losses[unit] += 1
         if self.losses[unit] == LOSSES:
             raise InputError(
                 f"unit {unit} took {LOSSES} workers with it ({' '.join(str(error).split())}): give more memory or a smaller "
                 "--batch-size, and run the same command again"
             ) from error
-        if unit not in self.done and all(unit != other for other, _ in running):
+        if unit not in self.done and not self.workers[unit]:
             self.waiting.appendleft(unit)
 
 
 class Pool:
     """Actors that live for several fan-outs, and what each of them is at."""
 
-    def __init__(self, workers: int | None, cpus_per_worker: float, say: Say) -> None:
-        self.workers, self.cpus, self.say = workers, cpus_per_worker, say
-        self.deadline: float | None = None  # of time.monotonic(), after which no fan-out goes on
+    def __init__(self, workers: int | None, cpus_per_worker: float, say: Say, backend: Backend | None = None) -> None:
+        self.backend: Backend = backend or RayBackend(workers, cpus_per_worker)
+        self.say = say
+        self.deadline: float | None = None  # by the backend's clock, after which no fan-out goes on
         self.fan_outs = 0
-        self.last_worker = time.monotonic()  # when there was last somebody to work
+        self.last_worker = self.backend.now()  # when there was last somebody to work
         self.actors: list[Any] = []
         self.idle: deque[Any] = deque()
-        self.running: dict[ray.ObjectRef, tuple[Any, int, float]] = {}  # answer -> actor, unit, since when
-        self.returning: dict[ray.ObjectRef, Any] = {}  # a sign of life -> the actor that is to give it: new, or lost
+        # answer -> actor, unit, since when; the longest at it first
+        self.running: dict[Hashable, tuple[Any, int, float]] = {}
+        self.returning: dict[Hashable, Any] = {}  # a sign of life -> the actor that is to give it: new, or lost
 
     def __enter__(self) -> "Pool":
         return self
 
     def __exit__(self, *error: object) -> None:
         for actor in self.actors:
-            ray.kill(actor)
+            self.backend.kill(actor, restart=False)
 
     def fan_out(
         self, worker: Callable[..., UnitWorker], arguments: Sequence[Any], units: Sequence[Any]
@@ -139,42 +126,41 @@ class Pool:
         if not units:
             return
         while len(self.actors) < min(self.size, len(units)):
-            self.actors.append(ray.remote(PoolWorker).options(**self.options).remote())
+            self.actors.append(self.backend.start())
             self.expect(self.actors[-1])
-        self.last_worker = time.monotonic()
+        self.last_worker = self.backend.now()
         self.fan_outs += 1
-        recipe = [ray.put((worker, arguments))]
+        recipe = self.backend.put((worker, arguments))
         queue = UnitQueue(len(units))
         try:
             while len(queue.done) < queue.count:
-                if self.deadline is not None and time.monotonic() >= self.deadline:
+                if self.deadline is not None and self.backend.now() >= self.deadline:
                     raise OutOfTime
-                while self.idle and (unit := queue.next(self.busy)) is not None:
+                while self.idle and (unit := queue.next(self.busy, self.backend.now())) is not None:
                     actor = self.idle.popleft()
-                    answer = actor.run.remote(self.fan_outs, recipe, units[unit])
-                    self.running[answer] = (actor, unit, time.monotonic())
+                    answer = self.backend.run(actor, self.fan_outs, recipe, units[unit])
+                    self.running[answer] = (actor, unit, self.backend.now())
                 self.report_stall()
-                answers, _ = ray.wait([*self.running, *self.returning], num_returns=1, timeout=POLL)
-                for answer in answers:
+                for answer in self.backend.wait([*self.running, *self.returning], POLL):
                     if answer in self.returning:
                         self.welcome(answer)
                     else:
                         yield from self.take(answer, queue)
         finally:
             for actor, _, _ in self.running.values():  # slow ones that others overtook, or all of them at an error
-                ray.kill(actor, no_restart=False)
+                self.backend.kill(actor, restart=True)
                 self.expect(actor)
             self.running.clear()
 
-    def take(self, answer: ray.ObjectRef, queue: UnitQueue) -> Iterator[tuple[int, Any]]:
+    def take(self, answer: Hashable, queue: UnitQueue) -> Iterator[tuple[int, Any]]:
         """What a worker answered: (number of its unit, result), nothing if it died or another was first. Raises what the
         unit raised."""
         actor, unit, since = self.running.pop(answer)
         try:
-            result = ray.get(answer)
+            result = self.backend.result(answer)
         except ray.exceptions.RayActorError as error:
             self.expect(actor)
-            queue.lose(unit, error, self.busy)
+            queue.lose(unit, error)
             return
         except ray.exceptions.RayTaskError as error:
             self.idle.append(actor)
@@ -183,7 +169,7 @@ class Pool:
                     raise kind(str(error.cause)) from error  # one sentence, without a remote traceback
             raise
         self.idle.append(actor)
-        if queue.finish(unit, since):
+        if queue.finish(unit, self.backend.now() - since):
             yield unit, result
 
     def check_fits(self) -> None:
@@ -191,56 +177,38 @@ class Pool:
         _ = self.size
 
     @property
-    def busy(self) -> list[tuple[int, float]]:
-        """(unit, since when) of each worker that is at one."""
-        return [(unit, since) for _, unit, since in self.running.values()]
+    def busy(self) -> Iterator[tuple[int, float]]:
+        """(unit, since when) of each worker that is at one, the longest at it first."""
+        return ((unit, since) for _, unit, since in self.running.values())
 
-    @cached_property
+    @property
     def size(self) -> int:
-        """How many workers there shall be: those asked for, or as many as the cluster has room for, one a GPU if there are
-        GPUs. Ray is started if it is not there. Raises InputError if they do not fit."""
-        resources = connect()
-        gpus = 1 if resources.gpus else 0
-        room = resources.gpus if gpus else resources.cpus // self.cpus
-        size = self.workers or max(1, int(room))
-        check_fits(resources, workers=size, cpus=self.cpus, gpus=gpus, what="--workers")
-        return size
-
-    @cached_property
-    def options(self) -> dict[str, Any]:
-        """Of an actor."""
-        return {
-            "num_cpus": self.cpus,
-            "num_gpus": 1 if connect().gpus else 0,
-            "max_restarts": -1,
-            # Inside a Tune trial, actors would else be held to the trial's own bundle.
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None),
-        }
+        """How many workers there shall be. Ray is started if it is not there. Raises InputError if they do not fit."""
+        return self.backend.size
 
     def report_stall(self) -> None:
         """Say so, now and then, if there has been nobody to work for long."""
-        now = time.monotonic()
+        now = self.backend.now()
         if self.running or self.idle:
             self.last_worker = now
         elif now - self.last_worker > STALL:
             self.last_worker = now
-            gpus = " and a GPU" if self.options["num_gpus"] else ""
             self.say(
                 WarningLine(
-                    f"waiting: none of {len(self.actors)} workers has had its {self.cpus:g} CPUs{gpus} for {STALL:.0f} s; the "
-                    "cluster is taken by others or still growing"
+                    f"waiting: none of {len(self.actors)} workers has had its {self.backend.describe_needs()} for "
+                    f"{STALL:.0f} s; the cluster is taken by others or still growing"
                 )
             )
 
     def expect(self, actor: Any) -> None:
         """Wait for a sign of life of a new or lost actor, besides everything else."""
-        self.returning[actor.__ray_ready__.remote()] = actor
+        self.returning[self.backend.ready(actor)] = actor
 
-    def welcome(self, sign: ray.ObjectRef) -> None:
+    def welcome(self, sign: Hashable) -> None:
         """Take an actor in, or go on waiting for it."""
         actor = self.returning.pop(sign)
         try:
-            ray.get(sign)
+            self.backend.result(sign)
         except ray.exceptions.RayActorError:
             self.expect(actor)
         else:
