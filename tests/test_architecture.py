@@ -42,6 +42,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "compress": STAGE,
         "sweep": {"train", "evaluate", "shards"},
         "nightly": {"evaluate", "checkpoints"},
+        "plan": {"runtime"},
     },
     "reports": {
         "formatting": set(),

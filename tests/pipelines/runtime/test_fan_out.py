@@ -11,6 +11,8 @@ import pytest
 import ray.cloudpickle
 
 from ddpm_core.errors import InputError
+from pipelines.plan.simulation import SimulatedChunk, WorkerModel, simulate
+from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import LOSSES, Pool
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
@@ -128,3 +130,23 @@ def test_a_worker_that_cannot_start_says_why_in_a_sentence(ray_session: None, tm
     ) as caught:
         squares(tmp_path, {}, broken=True)
     assert "\n" not in str(caught.value)
+
+
+class Sleeper:
+    """Takes as long as its chunk says."""
+
+    def run(self, chunk: SimulatedChunk) -> bool:
+        time.sleep(0.4 * len(chunk.indices))
+        return True
+
+
+def test_a_simulated_fan_out_takes_as_long_as_a_real_one(ray_session: None, tmp_path: Path) -> None:
+    units = [SimulatedChunk(indices, tmp_path) for indices in chunk_ranges(7, 1)]
+    with Pool(2, 0.5, print) as pool:
+        while len(pool.idle) < 2:  # both have started
+            list(pool.fan_out(Sleeper, [], units[:2]))
+        began = time.monotonic()
+        assert len(list(pool.fan_out(Sleeper, [], units))) == 7
+        seconds = time.monotonic() - began
+    simulated = simulate(chunk_ranges(7, 1), WorkerModel(workers=2, seconds=lambda indices: 0.4 * len(indices)))
+    assert simulated.seconds <= seconds < simulated.seconds + 0.4  # less than a round more

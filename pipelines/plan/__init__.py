@@ -1,0 +1,1 @@
+"""What work on a cluster will take, before it is started."""
