@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ddpm_core.configs import LATER, FixedVariance, Method, Precision, Purpose, Spacing, Split, Weights, identity
 
 INCEPTION = "inception-2015-12-05"
+NEIGHBOURS = 10_000  # samples and reference images whose features are kept themselves, for kernels and neighbourhoods
 
 
 def fingerprint(value: Any) -> str:
@@ -47,7 +48,7 @@ class Protocol:
     reference_sha256: str
     reference_images: int
     against: Split = "train"  # what the reference is to the run
-    neighbours: int = 10_000  # how many samples and reference images kernels and neighbourhoods look at, at most
+    neighbours: int = NEIGHBOURS  # how many samples and reference images kernels and neighbourhoods look at, at most
     eta: float = field(default=0.0, metadata=LATER)  # of DDIM
     var_type: FixedVariance | None = field(default=None, metadata=LATER)  # in place of the run's own
 
@@ -84,4 +85,5 @@ class Protocol:
             f"{self.precision}, batch {self.batch_size}, seed {self.seed} for {self.purpose}; features from {self.extractor} "
             f"(sha256 {self.extractor_sha256[:8]}, resize {self.resize}); against {self.reference_images:,} images of "
             f"{self.reference} ({'training' if self.against == 'train' else 'test'} set, sha256 {self.reference_sha256[:8]})"
+            f"{'' if self.neighbours == NEIGHBOURS else f', KID, precision and recall of {self.neighbours:,}'}"
         )

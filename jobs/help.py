@@ -22,7 +22,7 @@ GROUPS = {
         images-seed horizontal-flip shuffle-window""",
     "training": "steps seed seeds rungs rung-samples schedules matched grid draw draws sample-every max-failures",
     "measuring": """extractor samples sampler sampler-steps eta etas var-type spacing precision noise report progress strata cdf
-        theory-steps worse-by quiet-hours attempts alarm-command hours gpu-hours across-protocols""",
+        neighbours theory-steps worse-by quiet-hours attempts alarm-command hours gpu-hours across-protocols""",
     "hardware": "workers min-workers cpus-per-worker batch-size chunk-size mode compile channels-last gpu utilisation",
     "output": """output storage format checkpoint-every keep-last keep-every pictures nearest partial frames config save-config
         dry-run open watts""",

@@ -87,10 +87,7 @@ class IndexedFeatures(Mergeable):
 
     def ordered(self) -> Float[Tensor, "n d"]:
         """All features in the order of their indices. Raises ValueError if an index came twice, or none came."""
-        # A list of tensors, or one tensor after torchmetrics has gathered the ranks.
-        features, indices = (
-            torch.cat(state) if isinstance(state, list) and state else state for state in (self.features, self.indices)
-        )
+        features, indices = _joined(self.features), _joined(self.indices)
         if not isinstance(features, Tensor) or not isinstance(indices, Tensor):
             raise ValueError(f"{type(self).__name__} has seen no samples: call update first")
         indices, order = torch.sort(indices)
@@ -98,7 +95,16 @@ class IndexedFeatures(Mergeable):
         twice = indices[1:][indices[1:] == indices[:-1]]
         if len(twice):
             raise ValueError(f"indices must be distinct; sample {int(twice[0])} came more than once")
+        if torch.equal(order, torch.arange(len(order), device=order.device)):
+            return features  # itself: there may be 400 MB of them
         return features[order]
+
+
+def _joined(state: "list[Tensor] | Tensor") -> "Tensor | list[Tensor]":
+    """A state as one tensor, which torchmetrics makes it when it gathers ranks; an empty list stays one."""
+    if isinstance(state, Tensor) or not state:
+        return state
+    return state[0] if len(state) == 1 else torch.cat(state)
 
 
 def check_features(features: Tensor, dim: int, name: str = "features") -> None:

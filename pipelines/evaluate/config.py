@@ -7,6 +7,7 @@ import tyro
 
 from ddpm_core.configs import LATER, FixedVariance, Method, Mode, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
+from ddpm_core.protocol import NEIGHBOURS
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
 from pipelines.runtime.options import Checked, PoolOptions, StorageOptions
 
@@ -54,6 +55,9 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     """NHWC storage, for tensor cores."""
     compile: bool = False
     """torch.compile the network: minutes at the start, faster chains after, equal to the last digits but not to the bit."""
+    neighbours: Annotated[int, Range("a whole number of 2 or more", low=2)] = field(default=NEIGHBOURS, metadata=LATER)
+    """How many samples and reference images KID, precision and recall look at, at most: 50,000 in the paper of precision and
+    recall, whose time grows as the square. 50,000 features of Inception take 400 MB, and the driver holds five times that."""
     seed: Seed = 0
     """Of the samples' noise."""
     noise: Purpose = "selection"

@@ -188,7 +188,7 @@ class Evaluator:
         subject, count = self.subject, len(self.subject.chunks)
         quarters = {count * part // 4 for part in (1, 2, 3)} if count >= WORTH_A_LOOK else ()
         references = {
-            role: reference_statistics(dataset, subject.extractor, self.pool)
+            role: reference_statistics(dataset, subject.extractor, self.pool, subject.config.neighbours)
             for role, dataset in subject.references.items()
         }
         with ThreadPoolExecutor(1) as beside:

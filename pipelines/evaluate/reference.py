@@ -14,6 +14,7 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError, one_line
 from ddpm_core.features import FeatureExtractor, load_extractor
 from ddpm_core.precision import full_float32
+from ddpm_core.protocol import NEIGHBOURS
 from ddpm_core.rng import permutation
 from pipelines.runtime.chunks import content_sha256
 from pipelines.runtime.fan_out import Pool
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 BATCH = 250  # images an extractor sees at once; its float32 features depend on it in the last digits
-NEIGHBOURS = 10_000  # images whose features are kept themselves, for kernels and neighbourhoods
 SPLITS = 10  # of the Inception score
 UNITS = 64  # of work, at most: each hands over two covariances
 
@@ -37,7 +37,7 @@ UNITS = 64  # of work, at most: each hands over two covariances
 class Reference:
     """What samples are compared with: the features of all images of a data set.
 
-    halves: of a random half of the images, and of the other. features: float32 [min(n, NEIGHBOURS), d] of a random choice
+    halves: of a random half of the images, and of the other. features: float32 [min(n, neighbours), d] of a random choice
     of images. score: the images' own Inception score (mean, std over splits of random images), None without logits.
     """
 
@@ -150,7 +150,8 @@ class Sums:
 class ShardFeatures:
     """The pool's worker: a range of images -> the sums over them. Holds the extractor once."""
 
-    def __init__(self, extractor: Extractor, dataset: ShardedDataset) -> None:
+    def __init__(self, extractor: Extractor, dataset: ShardedDataset, neighbours: int) -> None:
+        self.neighbours = neighbours
         self.dataset, self.facts = dataset, extractor
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.extractor = load_for(extractor.spec, dataset).to(self.device)
@@ -167,25 +168,29 @@ class ShardFeatures:
             features, place = features.cpu(), self.place[torch.from_numpy(chosen)]
             sums.halves[0].update(features[place < count // 2])
             sums.halves[1].update(features[place >= count // 2])
-            sums.features.append(features[place < NEIGHBOURS])
+            sums.features.append(features[place < self.neighbours])
             if sums.score is not None and logits is not None:
                 sums.score.update(logits.cpu(), place)
         return sums.state()
 
 
-def reference_path(dataset: ShardedDataset, extractor: Extractor) -> Location:
-    """Where the statistics lie; the name holds the sha256 of the images and of the extractor."""
-    name = f"{extractor.name}-{extractor.sha256[:12]}-{dataset.sha256[:12]}-{FORMAT}.safetensors"
+def reference_path(dataset: ShardedDataset, extractor: Extractor, neighbours: int = NEIGHBOURS) -> Location:
+    """Where the statistics lie; the name holds the sha256 of the images and of the extractor, and how many images' features
+    are kept if that is not the default."""
+    kept = "" if neighbours == NEIGHBOURS else f"-neighbours{neighbours}"
+    name = f"{extractor.name}-{extractor.sha256[:12]}-{dataset.sha256[:12]}-{FORMAT}{kept}.safetensors"
     return dataset.path / "reference" / name
 
 
-def reference_statistics(dataset: ShardedDataset, extractor: Extractor, pool: Pool) -> Reference:
+def reference_statistics(
+    dataset: ShardedDataset, extractor: Extractor, pool: Pool, neighbours: int = NEIGHBOURS
+) -> Reference:
     """The statistics of all images of a data set, read from beside its shards or made by the pool and put there. Units are
     merged in their order, so that the sums do not depend on the workers."""
-    path = reference_path(dataset, extractor)
+    path = reference_path(dataset, extractor, neighbours)
     if path.exists():
         try:
-            return read_reference(path, dataset, extractor)
+            return read_reference(path, dataset, extractor, neighbours)
         except InputError as error:
             if path.is_dir():
                 raise
@@ -195,7 +200,7 @@ def reference_statistics(dataset: ShardedDataset, extractor: Extractor, pool: Po
     progress = Progress("reference", len(dataset), "images", pool.say)
     early: dict[int, dict[str, Tensor]] = {}  # what came before its turn
     turn = 0
-    for number, sums in pool.fan_out(ShardFeatures, [extractor, dataset], units):
+    for number, sums in pool.fan_out(ShardFeatures, [extractor, dataset, neighbours], units):
         early[number] = sums
         while turn in early:
             merged.merge(early.pop(turn))
@@ -207,7 +212,9 @@ def reference_statistics(dataset: ShardedDataset, extractor: Extractor, pool: Po
     return merged.reference()
 
 
-def read_reference(path: Location, dataset: ShardedDataset, extractor: Extractor) -> Reference:
+def read_reference(
+    path: Location, dataset: ShardedDataset, extractor: Extractor, neighbours: int = NEIGHBOURS
+) -> Reference:
     """The statistics in a file. Raises InputError if it is damaged, or of other images or another extractor."""
     from ddpm_core.metrics.mergeable import check_features
 
@@ -223,7 +230,7 @@ def read_reference(path: Location, dataset: ShardedDataset, extractor: Extractor
         sums.merge(state)
         reference = sums.reference()
         check_features(reference.features, extractor.dim)
-        if int(reference.statistics.n) != len(dataset) or len(reference.features) != min(len(dataset), NEIGHBOURS):
+        if int(reference.statistics.n) != len(dataset) or len(reference.features) != min(len(dataset), neighbours):
             raise ValueError(f"it is of other images than the {len(dataset):,} of the data set")
     except (SafetensorError, ValueError, LookupError, RuntimeError, TypeError) as error:
         raise InputError(f"file {str(path)!r} is damaged ({one_line(error)}): it is made again") from error

@@ -14,7 +14,7 @@ from pipelines.checkpoints.select import find_checkpoints
 from pipelines.evaluate.calibration import check_calibrated
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import read_facts
-from pipelines.evaluate.reference import NEIGHBOURS, Extractor, describe_extractor, open_reference
+from pipelines.evaluate.reference import Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps
 from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import choose_execution
@@ -65,7 +65,7 @@ class Subject:
             reference_sha256=dataset.sha256,
             reference_images=len(dataset),
             against=role,
-            neighbours=NEIGHBOURS,
+            neighbours=config.neighbours,
             eta=config.eta,
             var_type=other_variance(self.checkpoints[0], config.var_type),
         )

@@ -79,7 +79,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     try:
         # Once, here: two trials would make it at the same time.
         with Pool(None, config.evaluate.cpus_per_worker, say) as pool:
-            reference_statistics(dataset, extractor, pool)
+            reference_statistics(dataset, extractor, pool, config.evaluate.neighbours)
         trials = Trials(config, points, run.run_id, folder, storage, concurrent, say)
         outcomes = run_rungs(config, points, trials, run, say)
         return record_result(run, name, folder, config, points, outcomes, priors)

@@ -103,3 +103,5 @@ def test_the_sentence_names_all_a_number_depends_on() -> None:
         assert part in sentence
     assert "not clipped" in replace(PAPER, clip_denoised=False).describe()
     assert "raw weights" in replace(PAPER, weights="raw").describe()
+    assert "KID" not in sentence
+    assert "KID, precision and recall of 50,000" in replace(PAPER, neighbours=50_000).describe()

@@ -1,5 +1,7 @@
 """Improved precision and recall against a double loop and scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_core.metrics import PrecisionRecall, precision_recall
 
@@ -38,6 +41,28 @@ def test_precision_and_recall_equal_the_definition(k: int, rows: int, monkeypatc
     assert 0.1 < min(expected) < max(expected) < 1  # the case can tell
     assert expected[0] != expected[1]
     assert measured(generated, reference, k) == expected
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many values the largest tensor has that is made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor):
+                self.values = max(self.values, tensor.numel())
+        return made
+
+
+def test_no_more_than_a_block_of_distances_is_held_at_any_number_of_images() -> None:
+    generated, reference = features(10, 5_000), features(11, 4_000)
+    with Largest() as largest:
+        measured(generated, reference)
+    assert 512 * 512 <= largest.values <= 512 * (512 + 3)  # and the k nearest so far
 
 
 def test_radii_equal_scikit_learns_neighbours() -> None:

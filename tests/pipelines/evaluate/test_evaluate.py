@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.evaluation import numbers
 from support.gaussian_case import unchecked
+from support.measured_run import measured_run
 from support.places import on_disk
 from support.processes import IMPORTED, wait_for, workers_of
 from support.synthetic_shards import random_pixels, write_dataset
@@ -26,9 +27,11 @@ from support.training import NETWORK, OPTIM
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import snapshot, write_checkpoint
+from ddpm_core.configs import identity
 from ddpm_core.errors import InputError
 from ddpm_core.interop import to_diffusers
 from ddpm_core.metrics.frechet import FeatureStatistics
+from ddpm_core.rng import permutation
 from ddpm_core.samplers import sample
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.checkpoints.network import NetworkHolder
@@ -38,7 +41,13 @@ from pipelines.evaluate.driver import EvaluateResult, Evaluator, describe_grid, 
 from pipelines.evaluate.evaluation import Evaluation, compare
 from pipelines.evaluate.measure import chain_values, read_samples
 from pipelines.evaluate.records import Records
-from pipelines.evaluate.reference import describe_extractor, reference_path, reference_statistics
+from pipelines.evaluate.reference import (
+    ShardFeatures,
+    describe_extractor,
+    read_reference,
+    reference_path,
+    reference_statistics,
+)
 from pipelines.evaluate.subject import choose_subject
 from pipelines.evaluate.worker import stack_chain
 from pipelines.preprocess.config import PreprocessConfig
@@ -319,6 +328,28 @@ def test_reference_statistics_are_kept_with_the_shards_under_both_hashes(digits:
         reference_statistics(digits, extractor, pool)
     assert not pool.actors
     assert path.stat().st_mtime_ns == stamp
+
+
+def test_any_number_of_neighbours_is_kept_in_a_file_of_its_own_and_named_by_the_protocol(tmp_path: Path) -> None:
+    subject = measured_run(tmp_path, {1: 9.0})
+    dataset, extractor = subject.references["train"], describe_extractor("pixels", subject.references["train"])
+    every = ShardFeatures(extractor, dataset, 20).run(range(20))["features"]
+    some = ShardFeatures(extractor, dataset, 7).run(range(20))
+    place = torch.argsort(permutation(0, "reference", 0, 20))
+    assert torch.equal(some["features"], every[place < 7])
+    path = reference_path(dataset, extractor, 7)
+    assert path != reference_path(dataset, extractor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(some, path)
+    assert torch.equal(read_reference(path, dataset, extractor, 7).features, some["features"])
+    with pytest.raises(InputError, match="is of other images"):
+        read_reference(path, dataset, extractor, 8)
+    other = replace(subject, config=replace(subject.config, neighbours=50_000)).protocol("train", "selection")
+    usual = subject.protocol("train", "selection")
+    assert (usual.neighbours, other.neighbours) == (10_000, 50_000)
+    assert usual.fingerprint != other.fingerprint
+    assert usual.samples_fingerprint == other.samples_fingerprint
+    assert "neighbours" not in identity(subject.config)
 
 
 def test_a_second_data_sets_reference_is_made_while_the_pool_holds_the_whole_cluster(
