@@ -1,6 +1,7 @@
 """Checkpoints: a folder of safetensors and JSON, complete or absent.
 
 model.safetensors  ema.safetensors   weights, float32
+averages.safetensors                 the averages that post-hoc EMA is made of, if they are tracked
 optimizer.pt                         optimizer state, tensors only, read with weights_only
 history.jsonl                        the run's log records up to here, from its first step on, one a line
 manifest.json                        step, configuration, every file's sha256; written last
@@ -45,6 +46,7 @@ from ddpm_core.unet import UNet
 
 WHAT = "checkpoint"
 HISTORY = "history.jsonl"
+AVERAGES = "averages.safetensors"
 NAME = re.compile(r"step-(\d{8,})")
 Part = TypeVar("Part")
 
@@ -69,6 +71,12 @@ class Checkpoint:
     config: Mapping[str, Any]
     files: Mapping[str, FileFacts]
 
+    @property
+    def made_of(self) -> Mapping[str, Any] | None:
+        """Of an EMA that was put together after the training: its `length`, the `steps` of the averages it was made of, and the
+        relative `error` of its profile."""
+        return self.config.get("made_of")
+
     def unet_config(self) -> UNetConfig:
         """The network that the weights fit. Raises InputError if the manifest does not say."""
         return self._part_of_config("unet", UNetConfig)
@@ -87,10 +95,17 @@ class Checkpoint:
 
     def weights(self, kind: Weights = "ema") -> dict[str, Tensor]:
         """The network's weights, on the CPU. Raises InputError if the file is damaged or gone."""
+        return self._tensors(_weights_file(kind))
+
+    def averages(self) -> dict[str, Tensor]:
+        """The tracked averages, by length and name, on the CPU. Raises InputError if there are none, or they are damaged."""
+        return self._tensors(AVERAGES)
+
+    def _tensors(self, file: str) -> dict[str, Tensor]:
         try:
-            return safetensors.torch.load(self._read(_weights_file(kind)))
+            return safetensors.torch.load(self._read(file))
         except SafetensorError as error:
-            raise self._damaged(_weights_file(kind), error) from error
+            raise self._damaged(file, error) from error
 
     def network(self, kind: Weights = "ema") -> UNet:
         """The network with its weights, on the CPU. Raises InputError if a file is damaged or gone, or the weights are another
@@ -118,9 +133,10 @@ class Checkpoint:
         return cast(list[dict[str, Any]], records)
 
     def restore(self, state: TrainState) -> None:
-        """Put model, EMA, optimizer and step back into `state`. Raises InputError if a file is damaged or gone;
-        `state` stays as it was then."""
+        """Put model, EMA, optimizer, step and, if it tracks them, averages back into `state`. Raises InputError if a file is
+        damaged or gone; `state` stays as it was then."""
         model, ema = self.weights("raw"), self.weights("ema")
+        averages = self.averages() if state.averages else {}
         content = io.BytesIO(self._read("optimizer.pt"))
         try:
             optimizer = torch.load(content, weights_only=True, map_location="cpu")
@@ -132,7 +148,9 @@ class Checkpoint:
         except Exception as error:  # torch's reader raises whatever the bytes lead it to
             raise self._damaged("optimizer.pt", f"{type(error).__name__}: {one_line(error)}") from error
         try:
-            state.load_state_dict({"model": model, "ema": ema, "optimizer": optimizer, "step": self.step})
+            state.load_state_dict(
+                {"model": model, "ema": ema, "optimizer": optimizer, "step": self.step, "averages": averages}
+            )
         except (RuntimeError, LookupError, ValueError, TypeError) as error:  # other names or shapes than the state's
             raise InputError(
                 f"{WHAT} {str(self.path)!r} holds the state of another network or optimizer: take another"
@@ -208,17 +226,21 @@ def write_checkpoint(
     config: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]] = (),
 ) -> Checkpoint:
-    """Write a snapshot() to folder/step-00001234, with all records of the run so far. It appears whole, under its final
+    """Write a snapshot(), or of weights to evaluate alone its step and EMA, to folder/step-00001234, with all records of the run
+    so far. It appears whole, under its final
     name, or not at all. Raises OSError if the disk is full or gone. Its calls let other threads run all the while."""
     path = folder / checkpoint_name(saved["step"])
     with committed_folder(path, {"step": saved["step"], "config": config}) as temporary:
-        for kind in ("model", "ema"):
+        for kind in ("model", "ema", "averages"):
+            if kind not in saved:
+                continue
             weights = {name: tensor.contiguous() for name, tensor in saved[kind].items()}
             try:
                 save_file(weights, temporary / f"{kind}.safetensors")
             except SafetensorError as error:  # safetensors wraps the OSError of a full disk in its own
                 raise OSError(str(error)) from error
-        _save_tensors(saved["optimizer"], temporary / "optimizer.pt")
+        if "optimizer" in saved:
+            _save_tensors(saved["optimizer"], temporary / "optimizer.pt")
         with (temporary / HISTORY).open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(record) + "\n" for record in history)
     return open_checkpoint(path)

@@ -7,7 +7,7 @@ the module whose object it describes: `from ddpm_core.unet import UNet, UNetConf
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from ddpm_core.ranges import Count, Fraction, Positive, Variance, check_ranges, up_to
+from ddpm_core.ranges import Count, Fraction, Positive, Range, Variance, check_ranges, up_to
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,10 @@ Spacing = Literal["uniform", "quadratic", "leading", "logsnr"]  # of the timeste
 Cdf = Literal["exact", "tanh"]  # of the decoder's normal distribution; tanh is the approximation of Ho's code
 Purpose = Literal["selection", "report"]  # of an evaluation's noise: to choose a checkpoint, or to report its numbers
 Split = Literal["train", "test"]  # what a reference set is to the run
+
+# Of power-function averages, sigma_rel: what may be asked for, and the two that are tracked (Karras et al. 2024, section 3.2).
+EmaLength = Annotated[float, Range("a number from 0.01 to 0.28", low=0.01, high=0.28)]
+TRACKED_LENGTHS = (0.05, 0.10)
 
 CODEC_STEPS = 50  # of the timesteps that a coded file visits
 LEARNED: tuple[VarType, ...] = ("learned", "learned_range")
@@ -192,6 +196,9 @@ class OptimConfig:
     ema_start: EmaStart = "copy"
     """EMA's first update copies the weights (the paper's code), or averages from the initial ones at once, or warms the
     decay up."""
+    posthoc_ema: bool = field(default=False, metadata=LATER)
+    """Track two averages more, of power functions, from which evaluation makes an EMA of any length (--ema-length). They cost
+    two copies of the weights in memory and in each checkpoint, and stay when that is deleted."""
 
     def __post_init__(self) -> None:
         check_ranges(self, options=False)
@@ -212,7 +219,7 @@ class OptimConfig:
         """The values that name a run. Alternatives that came later and are not taken are left out, so that a run made
         before there was a choice keeps its name."""
         alternatives = {"adam_eps_hat": False, "clip_replicas": 1, "ema_start": "copy"}
-        return {name: value for name, value in asdict(self).items() if alternatives.get(name) != value}
+        return {name: value for name, value in identity(self).items() if alternatives.get(name) != value}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ activations, which take time but little arithmetic, are left out.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ddpm_core.configs import Execution, OptimConfig, Precision, UNetConfig
+from ddpm_core.configs import TRACKED_LENGTHS, Execution, OptimConfig, Precision, UNetConfig
 from ddpm_core.errors import InputError
 
 _ON_TOP = 0.35  # of the activations: gradients that pass through on top of them
@@ -21,7 +21,7 @@ class Memory:
     weights: int  # float32, and copies: bfloat16 ones, if any, and those of attention, stacked
     gradients: int  # in the wrapper's buckets (gradient_as_bucket_view); with clip_replicas, sums and buckets besides
     adam: int
-    ema: int
+    ema: int  # and averages tracked besides
     activations: int  # what the backward pass of one micro-batch needs at its fullest
 
     @property
@@ -69,7 +69,7 @@ def plan(
         raise ValueError(f"peak_flops is {peak_flops}: it must be positive")
     training = training_flops(unet)
     speed = workers * peak_flops * utilisation / training
-    size = checkpoint_bytes(unet)
+    size = checkpoint_bytes(unet, optim)
     return Plan(
         parameters=parameters(unet),
         forward_flops=forward_flops(unet),
@@ -107,9 +107,18 @@ def training_flops(unet: UNetConfig) -> int:
     return 3 * forward_flops(unet) - 2 * unneeded
 
 
-def checkpoint_bytes(unet: UNetConfig) -> int:
-    """Weights, EMA and Adam's two moments in float32; file headers, some 0.1 MB, come on top."""
-    return 4 * 4 * parameters(unet)
+def checkpoint_bytes(unet: UNetConfig, optim: OptimConfig) -> int:
+    """Weights, EMA and Adam's two moments in float32, and averages tracked besides; file headers, some 0.1 MB, come on top."""
+    return (4 + _tracked(optim)) * 4 * parameters(unet)
+
+
+def averages_bytes(unet: UNetConfig, optim: OptimConfig) -> int:
+    """The tracked averages of one step, which stay when its checkpoint is deleted."""
+    return _tracked(optim) * 4 * parameters(unet)
+
+
+def _tracked(optim: OptimConfig) -> int:
+    return len(TRACKED_LENGTHS) if optim.posthoc_ema else 0
 
 
 def memory(unet: UNetConfig, optim: OptimConfig, execution: Execution, workers: int) -> Memory:
@@ -121,7 +130,8 @@ def memory(unet: UNetConfig, optim: OptimConfig, execution: Execution, workers: 
     # The wrapper's buckets are the gradients. Clipped apart, the sum over replicas is held besides, and with several workers
     # the buckets, which are not used then, and what is exchanged.
     held_gradients = 1 if optim.clip_replicas == 1 else 2 if workers == 1 else 4
-    return Memory(weights + copies, held_gradients * weights, 2 * weights, weights, images * activations)
+    averages = (1 + _tracked(optim)) * weights
+    return Memory(weights + copies, held_gradients * weights, 2 * weights, averages, images * activations)
 
 
 def fit_micro_batch(

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights (paper, appendix B: decay 0.9999)."""
+"""Moving averages of the weights: exponential (paper, appendix B: decay 0.9999), and of a power function."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_core.configs import EmaStart
+from ddpm_core.posthoc_ema import exponent
 
 
 class Ema:
@@ -49,3 +50,19 @@ class Ema:
             )
         for name, tensor in state.items():
             self.shadow[name].copy_(tensor)
+
+
+class PowerEma(Ema):
+    """The average with a power function's profile of a relative standard deviation `length` (Karras et al. 2024, section 3.1):
+    beta(t) = (1 - 1 / t)^(gamma + 1) after update t = 1, 2, ... (their Eq. 127).
+
+    It is exactly the integral of the profile over each update's unit of time: weights after update i count by
+    (i^(gamma + 1) - (i - 1)^(gamma + 1)) / t^(gamma + 1). The initial weights do not count.
+    """
+
+    def __init__(self, model: nn.Module, length: float) -> None:
+        super().__init__(model, 0.0)
+        self.exponent = exponent(length)
+
+    def decay_of(self, step: int) -> float:
+        return float((1.0 - 1.0 / (step + 1)) ** (self.exponent + 1.0))

@@ -51,6 +51,7 @@ class Protocol:
     neighbours: int = NEIGHBOURS  # how many samples and reference images kernels and neighbourhoods look at, at most
     eta: float = field(default=0.0, metadata=LATER)  # of DDIM
     var_type: FixedVariance | None = field(default=None, metadata=LATER)  # in place of the run's own
+    ema_length: float | None = field(default=None, metadata=LATER)  # sigma_rel of an EMA made after the training
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +81,8 @@ class Protocol:
         return (
             f"{self.num_samples:,} samples, {self.sampler} with {self.sampler_steps:,} steps ({self.spacing})"
             f"{f', eta {self.eta:g}' if self.eta else ''}{f', sigma^2 {self.var_type}' if self.var_type else ''}, "
-            f"{self.weights.upper() if self.weights == 'ema' else self.weights} weights, "
+            f"{self.weights.upper() if self.weights == 'ema' else self.weights} weights"
+            f"{f' of length {self.ema_length:g}' if self.ema_length else ''}, "
             f"x0 {'clipped' if self.clip_denoised else 'not clipped'}, rounded {self.rounding} to 8 bits, "
             f"{self.precision}, batch {self.batch_size}, seed {self.seed} for {self.purpose}; features from {self.extractor} "
             f"(sha256 {self.extractor_sha256[:8]}, resize {self.resize}); against {self.reference_images:,} images of "

@@ -90,6 +90,9 @@ SPREAD = "spread"  # the standard deviation of the samples' features over that o
 SATURATION = "saturation"  # the share of the samples' values that are black or white
 SATURATION_DATA = "saturation_data"  # that of the data's
 SAMPLES_PER_SECOND = "samples_per_second"  # of one worker
+EMA_ERROR = (
+    "ema_error"  # the profile of an EMA made after the training: how far it is from the wanted one, over its norm
+)
 MEMORIZED = "memorized"  # the fraction of samples that look like copies of training images, by pixels
 MEMORIZED_FEATURES = "memorized_features"  # by features
 # Of a likelihood, in bits/dim but for the last.

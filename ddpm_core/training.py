@@ -8,10 +8,11 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from ddpm_core.configs import TRACKED_LENGTHS
 from ddpm_core.configs import Execution as Execution
 from ddpm_core.configs import OptimConfig as OptimConfig
 from ddpm_core.diffusion import GaussianDiffusion
-from ddpm_core.ema import Ema
+from ddpm_core.ema import Ema, PowerEma
 from ddpm_core.precision import in_precision
 from ddpm_core.unet import UNet
 
@@ -19,7 +20,8 @@ QUARTERS = 4  # of 0..T-1, whose losses are recorded apart
 
 
 class TrainState:
-    """Everything a step reads and writes: model, EMA, optimizer, and `step`, the number of updates done.
+    """Everything a step reads and writes: model, EMA, optimizer, and `step`, the number of updates done; and the averages that
+    post-hoc EMA is made of, by their length, none by default.
 
     first_bad: float64 [3] on the device, (step, loss, gradient norm) of the first update whose loss or gradient was not
     finite; (inf, 0, 0) while there is none. The update itself is made, nothing is masked: whoever saves the state looks
@@ -37,6 +39,8 @@ class TrainState:
         if self.execution.compile:
             model.compile(fullgraph=True)
         self.ema = Ema(model, config.ema_decay, config.ema_start)
+        lengths = TRACKED_LENGTHS if config.posthoc_ema else ()
+        self.averages = {f"{length:g}": PowerEma(model, length) for length in lengths}
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=config.lr, betas=config.adam_betas, eps=config.adam_eps
         )
@@ -46,7 +50,8 @@ class TrainState:
     def to(self, device: torch.device) -> None:
         """Move weights and EMA to a device; to be called before the first step."""
         self.model.to(device)
-        self.ema.to(device)
+        for ema in (self.ema, *self.averages.values()):
+            ema.to(device)
         self.first_bad = torch.tensor([torch.inf, 0.0, 0.0], dtype=torch.float64, device=device)
         fused = self.execution.fused_adam
         for group in self.optimizer.param_groups:
@@ -63,12 +68,20 @@ class TrainState:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            **({"averages": self._averages()} if self.averages else {}),
         }
+
+    def _averages(self) -> dict[str, Tensor]:
+        """What post-hoc EMA is made of, by its length and the weight's name."""
+        named = ((length, ema.state_dict()) for length, ema in self.averages.items())
+        return {f"{length}/{name}": tensor for length, state in named for name, tensor in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes a state of any execution: moments come into this one's layout, kernels stay this one's."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
+        for length, ema in self.averages.items():
+            ema.load_state_dict(averages_of(state["averages"], length))
         saved, fused = state["optimizer"], self.optimizer.param_groups[0]["fused"]
         self.optimizer.load_state_dict(
             {**saved, "param_groups": [{**group, "fused": fused} for group in saved["param_groups"]]}
@@ -77,6 +90,12 @@ class TrainState:
             for name in ("exp_avg", "exp_avg_sq"):  # a fused kernel reads them in the order of the weights
                 moments[name] = torch.empty_like(parameter).copy_(moments[name])
         self.step = state["step"]
+
+
+def averages_of(averages: Mapping[str, Tensor], length: str) -> dict[str, Tensor]:
+    """Of the tracked averages, that of one length, by the weights' names."""
+    prefix = f"{length}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in averages.items() if name.startswith(prefix)}
 
 
 class StepMetrics(NamedTuple):
@@ -135,7 +154,8 @@ def train_step(
     else:
         losses, grad_norm = _clip_replicas(state, diffusion, denoise_fn, share, config, world_size)
     state.optimizer.step()
-    state.ema.update(state.step)
+    for ema in (state.ema, *state.averages.values()):
+        ema.update(state.step)
     metrics = _measure(losses, grad_norm, t, config.batch_size, diffusion.num_timesteps)
     _remember_first_bad(state, metrics)
     state.step += 1

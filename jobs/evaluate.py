@@ -3,6 +3,7 @@
 
 python jobs/evaluate.py likelihood --run RUN --data TEST          bits/dim of a data set, rate and distortion
 python jobs/evaluate.py grid --evaluate.run RUN --steps 10 50     one checkpoint by DDIM in few steps, with eta from 0 to 1
+python jobs/evaluate.py ema --evaluate.run RUN                   one checkpoint with EMA of several lengths
 python jobs/evaluate.py calibrate --data TRAIN --test-data TEST   tries an extractor on real images with known answers
 python jobs/evaluate.py compare FOLDER FOLDER                     two results of one protocol, and whether they differ
 """
@@ -14,7 +15,7 @@ from typing import Annotated
 
 from jobs.cli import Positional, parse, run, say
 from pipelines import evaluate, likelihood
-from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig, GridConfig
+from pipelines.evaluate.config import CalibrateConfig, EmaConfig, EvaluateConfig, GridConfig
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.runtime.console import emit_result
 
@@ -47,6 +48,11 @@ def main() -> None:
             grid = parse(GridConfig, rest, description=about, first="grid")
             for line in evaluate.describe_grid(evaluate.evaluate_grid(grid, say)):
                 say(line)
+        case ["ema", *rest]:
+            about = "Measure one checkpoint with EMA of several lengths, chosen after the training."
+            lengths = parse(EmaConfig, rest, description=about, first="ema")
+            for line in evaluate.describe_lengths(evaluate.evaluate_lengths(lengths, say)):
+                say(f"evaluate: {line}")
         case ["compare", *rest]:
             pair = parse(Pair, rest, description="Say whether two evaluations differ.", first="compare")
             one, other = evaluate.read_evaluation(pair.one), evaluate.read_evaluation(pair.other)
@@ -54,7 +60,10 @@ def main() -> None:
         case arguments:
             about = "Sample from checkpoints and measure the samples."
             config = parse(
-                EvaluateConfig, arguments, description=about, words=("likelihood", "grid", "calibrate", "compare")
+                EvaluateConfig,
+                arguments,
+                description=about,
+                words=("likelihood", "grid", "ema", "calibrate", "compare"),
             )
             result = evaluate.evaluate(config, say)
             for line in result.describe():

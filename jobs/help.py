@@ -21,8 +21,9 @@ GROUPS = {
         duplicates max-skipped shards data test-data reference test-reference images files run checkpoints checkpoint weights
         images-seed horizontal-flip shuffle-window""",
     "training": "steps seed seeds rungs rung-samples schedules matched grid draw draws sample-every max-failures",
-    "measuring": """extractor samples sampler sampler-steps eta etas var-type spacing precision noise report progress strata cdf
-        neighbours theory-steps worse-by quiet-hours attempts alarm-command hours gpu-hours across-protocols""",
+    "measuring": """extractor samples sampler sampler-steps eta etas ema-length lengths var-type spacing precision noise report
+        progress strata cdf neighbours theory-steps worse-by quiet-hours attempts alarm-command hours gpu-hours
+        across-protocols""",
     "hardware": "workers min-workers cpus-per-worker batch-size chunk-size mode compile channels-last gpu utilisation",
     "output": """output storage format checkpoint-every keep-last keep-every pictures nearest partial frames config save-config
         dry-run open watts""",

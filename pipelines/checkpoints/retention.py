@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from ddpm_core import typed
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count
+from pipelines.checkpoints.averages import keep_averages
 from pipelines.checkpoints.store import delete_checkpoint, discard_torn, saved_steps, store_errors
 from pipelines.runtime.locations import Location, commit_json, delete, entries
 
@@ -58,10 +59,13 @@ def to_delete(steps: Sequence[int], keep_last: int, keep_every: int | None, mark
 
 
 def prune(folder: Location, step: int, keep_last: int, keep_every: int | None) -> None:
-    """Delete the checkpoints before `step` that need not stay, and what interrupted deletions and uploads left there.
+    """Delete the checkpoints before `step` that need not stay, but for averages that EMA of any length is made of, and what
+    interrupted deletions and uploads left there.
     Those after it are a longer run's, which counts them itself. Raises OSError if that fails."""
     with store_errors():
         steps = [saved for saved in saved_steps(folder) if saved <= step]
         discard_torn(folder, step, steps)
-        for old in to_delete(steps, keep_last, keep_every, marked_steps(folder)):
+        gone = to_delete(steps, keep_last, keep_every, marked_steps(folder))
+        keep_averages(folder, steps, gone)
+        for old in gone:
             delete_checkpoint(folder, old)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from ddpm_core.configs import LATER, FixedVariance, Method, Mode, Precision, Purpose, Spacing
+from ddpm_core.configs import LATER, EmaLength, FixedVariance, Method, Mode, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import NEIGHBOURS
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
@@ -27,6 +27,9 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     weights: FilePath = "ema"
     """ema (averaged, as in the paper), raw (the last ones), or, in place of --run, a folder of weights in the diffusers
     layout, such as google/ddpm-cifar10-32."""
+    ema_length: EmaLength | None = field(default=None, metadata=LATER)
+    """Of the averaged weights, in place of the training's decay: sigma_rel of Karras et al. 2024, the standard deviation of the
+    averaged updates over their number, such as 0.1. For trainings with --optim.posthoc-ema."""
     reference: FilePath | None = None
     """The shards to compare with; the run's own by default."""
     test_reference: FilePath | None = None
@@ -85,6 +88,8 @@ class EvaluateConfig(StorageOptions, PoolOptions):
             raise InputError(f"--samples is {self.samples}: a covariance needs 2 or more")
         if self.eta and self.sampler != "ddim":
             raise InputError(f"--eta is {self.eta:g} with --sampler {self.sampler}: it belongs to --sampler ddim")
+        if self.ema_length is not None and self.weights != "ema":
+            raise InputError(f"--ema-length is {self.ema_length:g} with --weights {self.weights}: it belongs to ema")
         self.check_subject()
 
     def check_subject(self) -> None:
@@ -125,6 +130,25 @@ class GridConfig(Checked):
         """How one number is measured."""
         sampler = replace(self.evaluate, sampler="ddim", sampler_steps=steps, eta=eta)
         return replace(sampler, report=False, pictures=0, nearest=0, progress=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig(Checked):
+    """One checkpoint with EMA of several lengths."""
+
+    evaluate: EvaluateConfig
+    """The checkpoint, and all of the protocol but that length."""
+    lengths: tuple[EmaLength, ...] = (0.04, 0.05, 0.075, 0.1, 0.125, 0.15)
+    """sigma_rel of each, as --ema-length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lengths:
+            raise InputError("--lengths is empty: give one value or more")
+
+    def of_length(self, length: float) -> EvaluateConfig:
+        """How one number is measured."""
+        return replace(self.evaluate, ema_length=length, report=False, pictures=0, nearest=0, progress=0)
 
 
 @dataclass(frozen=True, kw_only=True)

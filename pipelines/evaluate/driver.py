@@ -17,10 +17,18 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
+from ddpm_core.records import EMA_ERROR
+from ddpm_core.verdicts import intervals_overlap
 from pipelines.checkpoints.retention import mark_best
 from pipelines.checkpoints.store import saved_steps
-from pipelines.evaluate.config import MIN_CHUNKS, EvaluateConfig, GridConfig
-from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluation, read_evaluations
+from pipelines.evaluate.config import MIN_CHUNKS, EmaConfig, EvaluateConfig, GridConfig
+from pipelines.evaluate.evaluation import (
+    Evaluation,
+    describe_distance,
+    describe_values,
+    read_evaluation,
+    read_evaluations,
+)
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import Reference, reference_statistics
@@ -96,7 +104,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         assert tracked is not None  # it was just written to
         link = evaluator.records.link(subject.protocol("train", config.noise))
         result = EvaluateResult(tracked.run_id, link, measured["train"], None, measured.get("test", ()))
-        if config.noise == "selection" and not config.foreign and config.weights == "ema":
+        if config.noise == "selection" and config.weights == "ema" and config.ema_length is None:
             keep_best(result.best.folder.parent, subject.run, say)
         best = next(checkpoint for checkpoint in subject.checkpoints if checkpoint.step == result.best.step)
         if not (best.path / MANIFEST).is_file():  # the training has removed it
@@ -113,16 +121,39 @@ def evaluate_grid(config: GridConfig, say: Say = lambda line: None) -> dict[tupl
     does, and for several checkpoints."""
     cells = {(eta, steps): config.cell(steps, eta) for eta in config.etas for steps in config.steps}
     # Before anything is sampled: the cells differ in their sampler alone.
-    first = next(iter(cells.values()))
-    subject = choose_subject(first, open_storage(first.storage, to_write=True), lambda line: None)
+    checkpoint = only_checkpoint(next(iter(cells.values())), "a grid is")
+    for cell in cells.values():
+        sampler_steps(cell, checkpoint.diffusion_config().num_timesteps)
+    return {place: evaluate(cell, say).best for place, cell in cells.items()}
+
+
+def only_checkpoint(config: EvaluateConfig, what: str) -> Checkpoint:
+    """The one that a configuration asks for. Raises InputError if there are several, or it cannot be evaluated."""
+    subject = choose_subject(config, open_storage(config.storage, to_write=True), lambda line: None)
     if len(subject.checkpoints) > 1:
         raise InputError(
-            f"run {subject.run.name!r} has {len(subject.checkpoints)} checkpoints, and a grid is of one: give "
+            f"run {subject.run.name!r} has {len(subject.checkpoints)} checkpoints, and {what} of one: give "
             "--evaluate.checkpoints latest, or a step"
         )
-    for cell in cells.values():
-        sampler_steps(cell, subject.checkpoints[0].diffusion_config().num_timesteps)
-    return {place: evaluate(cell, say).best for place, cell in cells.items()}
+    return subject.checkpoints[0]
+
+
+def evaluate_lengths(config: EmaConfig, say: Say = lambda line: None) -> dict[float, Evaluation]:
+    """One checkpoint with EMA of several lengths, by length; the finished ones are read. Raises InputError as evaluate() does,
+    and for several checkpoints."""
+    only_checkpoint(config.of_length(config.lengths[0]), "the lengths are")
+    return {length: evaluate(config.of_length(length), say).best for length in sorted(set(config.lengths))}
+
+
+def describe_lengths(measured: Mapping[float, Evaluation]) -> list[str]:
+    """The distance of each length, and the best of them with those that cannot be told apart from it."""
+    best = min(measured, key=lambda length: (measured[length].distance, length))
+    interval = measured[best].interval
+    close = [n for n, each in measured.items() if n != best and intervals_overlap(each.interval, interval)]
+    name = measured[best].protocol.distance
+    lines = [f"EMA length {length:g} has {name} {describe_distance(each)}" for length, each in measured.items()]
+    others = f", not to be told apart by their intervals: {', '.join(f'{each:g}' for each in close)}" if close else ""
+    return [*lines, f"the best EMA length is {best:g}{others}"]
 
 
 def describe_grid(grid: Mapping[tuple[float, int], Evaluation]) -> list[str]:
@@ -216,6 +247,8 @@ class Evaluator:
         samples = read_samples(subject.samples(purpose) / checkpoint.path.name, subject.chunks, subject.timesteps)
         for role, protocol in subject.protocols(purpose).items():
             values = measure(samples, protocol, references[role], subject.references[role])
+            if checkpoint.made_of is not None:
+                values[EMA_ERROR] = checkpoint.made_of["error"]
             facts = {
                 "step": checkpoint.step,
                 "protocol": asdict(protocol),

@@ -52,6 +52,7 @@ def pictures_of(subject: Subject, checkpoint: Checkpoint, protocol: Protocol, po
         spacing=protocol.spacing,
         eta=protocol.eta,
         var_type=protocol.var_type,
+        ema_length=protocol.ema_length,
         weights=protocol.weights,
         precision=protocol.precision,
         data=dataset.name,

@@ -47,6 +47,7 @@ class PictureProtocol:
     data_sha256: str
     eta: float = field(default=0.0, metadata=LATER)
     var_type: FixedVariance | None = field(default=None, metadata=LATER)
+    ema_length: float | None = field(default=None, metadata=LATER)
 
     @property
     def options(self) -> SamplerOptions:

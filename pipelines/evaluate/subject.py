@@ -8,6 +8,7 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Execution, Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
+from pipelines.checkpoints.averages import averaged_checkpoint
 from pipelines.checkpoints.foreign import import_weights
 from pipelines.checkpoints.network import other_variance, process_of
 from pipelines.checkpoints.select import find_checkpoints
@@ -68,6 +69,7 @@ class Subject:
             neighbours=config.neighbours,
             eta=config.eta,
             var_type=other_variance(self.checkpoints[0], config.var_type),
+            ema_length=config.ema_length,
         )
 
     def protocols(self, purpose: Purpose) -> dict[Role, Protocol]:
@@ -126,6 +128,9 @@ def open_subject(
 ) -> Subject:
     """Checkpoints of a run, at least one, with their references and extractor. Raises InputError if a reference does not
     fit, or the extractor cannot be had or failed its calibration."""
+    if config.ema_length is not None:
+        folder = storage.averaged(run.name, config.ema_length)
+        checkpoints = tuple(averaged_checkpoint(each, config.ema_length, folder, say) for each in checkpoints)
     first = checkpoints[0]
     given = config.reference or shards_of(first.config, first.path)
     references: dict[Role, ShardedDataset] = {"train": open_reference(given, "--reference", first, run.name)}

@@ -1,11 +1,11 @@
 """What the nightly evaluation is asked."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, TypeVar
 
 import tyro
 
-from ddpm_core.configs import Method, Purpose, Spacing, identity
+from ddpm_core.configs import LATER, Method, Purpose, Spacing, identity
 from ddpm_core.protocol import fingerprint
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range
 from pipelines.evaluate.config import EvaluateConfig
@@ -22,6 +22,7 @@ class NightlyConfig(EvaluateConfig):
     """Only this training, by its name; by default every training of the experiment but the trials of sweeps."""
     checkpoints: Fixed[str] = "all"
     weights: Fixed[str] = "ema"
+    ema_length: Fixed[float | None] = field(default=None, metadata=LATER)
     noise: Fixed[Purpose] = "selection"
     samples: Positive[int] = 10_000
     """How many samples; the Frechet distance depends on it."""

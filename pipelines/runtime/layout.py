@@ -1,6 +1,7 @@
 """Where things lie in a storage: the folder or URL that holds trainings, evaluations, sweeps and nights.
 
     train/RUN/step-00001000/        checkpoints, with config.json, config.toml and best.json beside them
+    ema/RUN-ema-0.15/step-.../      a checkpoint's weights averaged over another length, made after the training
     evaluate/RUN/PROTOCOL/step-.../ numbers of one checkpoint under one protocol
     evaluate/RUN/samples-.../       chunks of samples and their features; pictures-.., likelihood-.. likewise
     sweep/NAME/                     outcomes of a sweep's trials
@@ -67,6 +68,10 @@ class Storage:
     def trainings(self) -> Location:
         """The folder of all trainings, one in it for each."""
         return self.root / "train"
+
+    def averaged(self, run: str, length: float) -> Location:
+        """The checkpoints of a training with an EMA of another length."""
+        return self.root / "ema" / f"{run}-ema-{length:g}"
 
     @property
     def ray(self) -> Location:

@@ -42,6 +42,11 @@ class SweepConfig(Checked, ABC):
         if self.rung_samples < 2 * MIN_CHUNKS:
             raise InputError(f"--rung-samples is {self.rung_samples}: an interval needs {2 * MIN_CHUNKS} or more")
 
+        if self.evaluate.ema_length is not None and not self.train.optim.posthoc_ema:
+            raise InputError(
+                "--evaluate.ema-length wants what trainings track with --train.optim.posthoc-ema: give both"
+            )
+
     def training(self, point: Point, seed: int, steps: int) -> TrainConfig:
         """The training of a point with one seed, up to a step."""
         return replace(point.config, seed=seed, steps=steps)

@@ -228,8 +228,9 @@ class TrackedRun:
 
     def model_of(self, name: str, checkpoint: Checkpoint, weights: Weights = "ema") -> str:
         """The id of the LoggedModel of a checkpoint of the training `name`, made if there is none."""
+        averaged = "" if checkpoint.made_of is None else f"-ema-{checkpoint.made_of['length']:g}"
         return self.checkpoint_model(
-            f"{name}-step-{checkpoint.step}",
+            f"{name}-step-{checkpoint.step}{averaged}",
             checkpoint.step,
             checkpoint.path,
             checkpoint.weights_sha256(weights),

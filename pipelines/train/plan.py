@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from ddpm_core.costs import plan
+from ddpm_core.costs import averages_bytes, plan
 from ddpm_core.devices import peak_flops
 from ddpm_core.errors import InputError, did_you_mean
+from ddpm_core.posthoc_ema import chosen_steps
 from ddpm_core.records import flatten
 from pipelines.train.config import TrainConfig
 
@@ -40,13 +41,16 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
     size = costs.checkpoint_bytes
     kept = config.keep_last + (config.steps // config.keep_every if config.keep_every else 0) + 1  # and the best
     kept = min(kept, costs.disk_bytes // size)
+    left = chosen_steps(range(config.checkpoint_every, config.steps, config.checkpoint_every))
+    bytes_left = len(left) * averages_bytes(config.unet, config.optim)
+    averages = f", and {bytes_left / 1e9:,.1f} GB of averages that deleted ones leave" if bytes_left else ""
     rows = {
         "parameters": f"{costs.parameters:,}",
         "FLOPs": f"{costs.step_flops / 1e12:,.2f} T a step, {costs.training_flops / 1e9:,.2f} G an image",
         "memory": f"at least {memory.total / 2**30:.1f} GiB a GPU: {each}",
         "speed": f"{costs.images_per_second:,.0f} images/s on {config.workers} x {gpu}, {assumed}",
         "time": f"{costs.hours:,.1f} hours for {config.steps:,} steps",
-        "disk": f"{kept * size / 1e9:,.1f} GB for at most {kept} checkpoints of {size / 1e9:.2f} GB",
+        "disk": f"{kept * size / 1e9:,.1f} GB for at most {kept} checkpoints of {size / 1e9:.2f} GB{averages}",
     }
     values = flatten(config)
     width = max(map(len, values | rows))

@@ -197,14 +197,18 @@ def test_memory_counts_what_each_switch_holds() -> None:
     assert w < costs.memory(SMALL, optim, Execution(precision="bfloat16"), workers=1).weights <= 1.6 * w
 
 
-def test_a_checkpoint_takes_the_disk_that_was_planned(tmp_path: Path) -> None:
-    state = TrainState(UNet(SMALL), OptimConfig())
+@pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(posthoc_ema=True)], ids=["plain", "posthoc_ema"])
+def test_a_checkpoint_takes_the_disk_that_was_planned(tmp_path: Path, optim: OptimConfig) -> None:
+    state = TrainState(UNet(SMALL), optim)
     for p in state.model.parameters():
         p.grad = torch.zeros_like(p)
     state.optimizer.step()
     saved = write_checkpoint(tmp_path, snapshot(state), {})
     size = sum(file.stat().st_size for file in saved.path.iterdir())
-    assert costs.checkpoint_bytes(SMALL) <= size < costs.checkpoint_bytes(SMALL) + 200_000
+    assert costs.checkpoint_bytes(SMALL, optim) <= size < costs.checkpoint_bytes(SMALL, optim) + 250_000
+    assert costs.memory(SMALL, optim, Execution(), workers=1).ema == 4 * sum(
+        tensor.numel() for ema in (state.ema, *state.averages.values()) for tensor in ema.shadow.values()
+    )
 
 
 def test_hours_of_the_papers_run_follow_from_its_speed() -> None:

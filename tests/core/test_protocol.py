@@ -31,7 +31,7 @@ PAPER = Protocol(
 
 
 def test_a_fingerprint_is_the_hash_of_canonical_json() -> None:
-    plain = {name: value for name, value in asdict(PAPER).items() if name not in ("eta", "var_type")}
+    plain = {name: value for name, value in asdict(PAPER).items() if name not in ("eta", "var_type", "ema_length")}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     assert PAPER.fingerprint == hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -56,11 +56,18 @@ def test_protocols_that_differ_anywhere_do_not_share_a_fingerprint(name: str) ->
     assert changed.fingerprint != PAPER.fingerprint
 
 
-@pytest.mark.parametrize("changes", [{"eta": 0.5, "sampler": "ddim"}, {"var_type": "fixedsmall"}])
-def test_a_later_choice_is_a_part_of_the_samples_and_is_said(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eta": 0.5, "sampler": "ddim"}, "eta 0.5"),
+        ({"var_type": "fixedsmall"}, "sigma^2 fixedsmall"),
+        ({"ema_length": 0.1}, "EMA weights of length 0.1, "),
+    ],
+)
+def test_a_later_choice_is_a_part_of_the_samples_and_is_said(changes: dict[str, Any], said: str) -> None:
     changed = replace(PAPER, **changes)
     assert changed.samples_fingerprint != replace(PAPER, sampler=changed.sampler).samples_fingerprint
-    assert ("eta 0.5" if "eta" in changes else "sigma^2 fixedsmall") in changed.describe()
+    assert said in changed.describe()
 
 
 def test_dataclasses_count_as_their_fields() -> None:

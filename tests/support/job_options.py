@@ -15,7 +15,7 @@ from jobs.training import TrainCommand
 from jobs.ui import UIConfig
 from pipelines.checkpoints.config import ExportConfig
 from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
-from pipelines.evaluate.config import CalibrateConfig, EvaluateConfig, GridConfig
+from pipelines.evaluate.config import CalibrateConfig, EmaConfig, EvaluateConfig, GridConfig
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.nightly.config import NightlyConfig
 from pipelines.preprocess.config import PreprocessConfig
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate.py --run nobody": EvaluateConfig,
     "evaluate.py likelihood --run nobody": LikelihoodConfig,
     "evaluate.py grid --evaluate.run nobody": GridConfig,
+    "evaluate.py ema --evaluate.run nobody": EmaConfig,
     "evaluate.py calibrate --data nowhere --test-data nowhere": CalibrateConfig,
     "compress.py encode --run nobody --images nowhere --output out": EncodeConfig,
     "compress.py decode --run nobody --files nowhere --output out": DecodeConfig,

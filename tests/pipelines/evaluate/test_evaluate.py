@@ -33,11 +33,22 @@ from ddpm_core.interop import to_diffusers
 from ddpm_core.metrics.frechet import FeatureStatistics
 from ddpm_core.rng import permutation
 from ddpm_core.samplers import sample
+from ddpm_core.training import averages_of
 from ddpm_core.unet import UNet, UNetConfig
+from pipelines.checkpoints.averages import kept_averages
 from pipelines.checkpoints.network import NetworkHolder
+from pipelines.checkpoints.retention import marked_steps
 from pipelines.checkpoints.select import find_checkpoints
-from pipelines.evaluate.config import EvaluateConfig, GridConfig
-from pipelines.evaluate.driver import EvaluateResult, Evaluator, describe_grid, evaluate, evaluate_grid
+from pipelines.evaluate.config import EmaConfig, EvaluateConfig, GridConfig
+from pipelines.evaluate.driver import (
+    EvaluateResult,
+    Evaluator,
+    describe_grid,
+    describe_lengths,
+    evaluate,
+    evaluate_grid,
+    evaluate_lengths,
+)
 from pipelines.evaluate.evaluation import Evaluation, compare
 from pipelines.evaluate.measure import chain_values, read_samples
 from pipelines.evaluate.records import Records
@@ -172,6 +183,67 @@ def test_a_grid_is_one_evaluation_for_each_of_its_cells(trained: TrainResult, tm
         evaluate_grid(GridConfig(evaluate=replace(one, checkpoints="all")))
     with pytest.raises(InputError, match="--sampler-steps is 5000"):
         evaluate_grid(GridConfig(evaluate=one, steps=(2, 5000)))
+
+
+@pytest.fixture(scope="session")
+def averaging(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A training that tracks the averages of post-hoc EMA and keeps one whole checkpoint."""
+    settings = config_for(
+        "tiny",
+        shards=str(digits.path),
+        storage=str(tmp_path_factory.mktemp("averaging")),
+        unet=replace(NETWORK, dropout=0.0),
+        optim=replace(OPTIM, posthoc_ema=True),
+        steps=6,
+        checkpoint_every=2,
+        keep_last=1,
+    )
+    return train(settings)
+
+
+@pytest.mark.slow
+def test_ema_lengths_are_measured_by_their_own_weights_and_protocol(averaging: TrainResult, tmp_path: Path) -> None:
+    assert sorted(kept_averages(averaging.run.folder)) == [2, 4]
+    from mlflow import MlflowClient
+
+    one, lines = config(averaging, tmp_path, samples=20), list[str]()
+    measured = evaluate_lengths(EmaConfig(evaluate=one, lengths=(0.15, 0.05, 0.1)), lines.append)
+    assert list(measured) == [0.05, 0.1, 0.15]
+    assert len({each.protocol.fingerprint for each in measured.values()}) == 3
+    assert len({each.distance for each in measured.values()}) == 3
+    for length, each in measured.items():
+        assert f"EMA weights of length {length:g}" in each.protocol.describe()
+        assert each.values["ema_error"] == pytest.approx(0.15 if length == 0.15 else 0.0, abs=0.01)
+    assert any("has averages of 3 steps to make an EMA of length 0.15 from" in line for line in lines)
+    # The samples are those of the tracked average.
+    network, diffusion = UNet(averaging.last.unet_config()), averaging.last.diffusion_config().build()
+    network.load_state_dict(averages_of(averaging.last.averages(), "0.05"))
+    noise = rng.SampleNoise(0, torch.arange(10), (1, 8, 8), purpose="selection")
+    with torch.no_grad():
+        x = sample(diffusion, network.eval(), (10, 1, 8, 8), noise=noise, method="ddim", steps=3)
+    drawn = load_chunk(samples_of(measured[0.05]), range(20))[0]["images"][:10]
+    assert torch.equal(drawn, images.to_uint8(x))
+    *each_line, last = describe_lengths(measured)
+    assert [line.split(" has ")[0] for line in each_line] == [
+        f"EMA length {length}" for length in ("0.05", "0.1", "0.15")
+    ]
+    best = min(measured, key=lambda length: measured[length].distance)
+    assert last.startswith(f"the best EMA length is {best:g}")
+    assert marked_steps(averaging.run.folder) == set()  # that is of the training's own EMA
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    models = client.search_logged_models([each.experiment_id for each in client.search_experiments()])
+    assert {model.name for model in models} == {
+        f"{averaging.run.name}-step-6-ema-{length}" for length in ("0-05", "0-1", "0-15")
+    }
+
+
+def test_a_run_without_averages_or_raw_weights_have_no_other_ema_length(trained: TrainResult, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"step-00000003' has no averages to make an EMA of length 0\.1 from"):
+        choose_subject(config(trained, tmp_path, ema_length=0.1), open_storage(str(tmp_path)), print)
+    with pytest.raises(InputError, match=r"--ema-length is 0\.1 with --weights raw: it belongs to ema"):
+        config(trained, tmp_path, ema_length=0.1, weights="raw")
+    with pytest.raises(InputError, match=r"--ema-length is 0\.5: give a number from 0\.01 to 0\.28"):
+        config(trained, tmp_path, ema_length=0.5)
 
 
 def samples_of(evaluation: Evaluation) -> Path:
