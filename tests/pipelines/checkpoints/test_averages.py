@@ -196,7 +196,7 @@ def test_an_average_is_made_once_and_anew_if_the_run_is_another(tmp_path: Path) 
 
 def test_a_damaged_file_of_averages_is_named(tmp_path: Path) -> None:
     train(tmp_path, keep_last=1)
-    _, path = kept_averages(tmp_path).popitem()
+    path = min(kept_averages(tmp_path).items())[1]
     assert isinstance(path, Path)
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(InputError, match=rf"file '.*{path.name}' is damaged \(sha256 differs\): delete it"):
