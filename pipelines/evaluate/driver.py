@@ -34,10 +34,10 @@ from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import Reference, reference_statistics
 from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_steps
 from pipelines.evaluate.worker import sample_checkpoints
-from pipelines.runtime.chunks import load_chunk
+from pipelines.runtime.chunks import load_chunks
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import Run, open_storage
-from pipelines.runtime.locations import Location, commit_json
+from pipelines.runtime.locations import commit_json
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import RECIPE, write_recipe
 from pipelines.tracking.tracker import open_tracker
@@ -105,7 +105,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         link = evaluator.records.link(subject.protocol("train", config.noise))
         result = EvaluateResult(tracked.run_id, link, measured["train"], None, measured.get("test", ()))
         if config.noise == "selection" and config.weights == "ema" and config.ema_length is None:
-            keep_best(result.best.folder.parent, subject.run, say)
+            keep_best(result, subject.run, say)
         best = next(checkpoint for checkpoint in subject.checkpoints if checkpoint.step == result.best.step)
         if not (best.path / MANIFEST).is_file():  # the training has removed it
             return result
@@ -166,9 +166,12 @@ def describe_grid(grid: Mapping[tuple[float, int], Evaluation]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def keep_best(results: Location, run: Run, say: Say) -> None:
-    """Have the training keep its best checkpoint, by all finished evaluations of a protocol, which lie in `results`."""
-    best = min(read_evaluations(results), key=lambda evaluation: (evaluation.distance, evaluation.step))
+def keep_best(result: EvaluateResult, run: Run, say: Say) -> None:
+    """Have the training keep its best checkpoint, by all finished evaluations under the protocol of a result."""
+    best = min(
+        read_evaluations(result.best.folder.parent, result.evaluations),
+        key=lambda evaluation: (evaluation.distance, evaluation.step),
+    )
     if best.step in set(saved_steps(run.folder)):
         mark_best(run.folder, best.step)
     else:
@@ -264,7 +267,7 @@ class Evaluator:
         from pipelines.evaluate.measure import distance_and_interval
 
         folder = self.subject.samples(purpose) / checkpoint.path.name
-        features = [load_chunk(folder, indices)[0]["features"] for indices in done]
+        features = [chunk["features"] for _, chunk, _ in load_chunks(folder, done)]
         value, interval = distance_and_interval(features, reference.statistics)
         if interval is not None:
             self.say(

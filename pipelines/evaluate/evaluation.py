@@ -1,5 +1,6 @@
 """A finished evaluation, read from its folder and set beside another."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -124,10 +125,12 @@ def read_evaluation(folder: Location) -> Evaluation:
     )
 
 
-def read_evaluations(folder: Location) -> list[Evaluation]:
+def read_evaluations(folder: Location, known: Iterable[Evaluation] = ()) -> list[Evaluation]:
     """All finished evaluations under a protocol, by ascending step, those of deleted checkpoints too. folder: the protocol's.
-    Raises InputError if one is damaged."""
-    return [read_evaluation(folder / name) for name in committed_in(folder)]
+    known: some of them, which an old listing may lack. Raises InputError if one is damaged."""
+    by_name = {each.folder.name: each for each in known}
+    names = sorted({*by_name, *committed_in(folder)})
+    return [by_name.get(name) or read_evaluation(folder / name) for name in names]
 
 
 def read_facts(folder: Location) -> EvaluationManifest:

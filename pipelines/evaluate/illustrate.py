@@ -13,7 +13,7 @@ from pipelines.evaluate.pictures import Picture, PictureProtocol, draw_pictures
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.subject import Subject
 from pipelines.evaluate.worker import sample_checkpoints
-from pipelines.runtime.chunks import load_chunk
+from pipelines.runtime.chunks import load_chunks
 from pipelines.runtime.fan_out import Pool
 from pipelines.tracking.run import TrackedRun
 
@@ -91,7 +91,7 @@ def first_samples(subject: Subject, checkpoint: Checkpoint, pool: Pool) -> Tenso
     folder = subject.samples(noise)
     for _ in sample_checkpoints([checkpoint], chunks, folder, subject.settings(noise), subject.extractor.spec, pool):
         pass
-    images = [load_chunk(folder / checkpoint.path.name, indices)[0]["images"] for indices in chunks]
+    images = [chunk["images"] for _, chunk, _ in load_chunks(folder / checkpoint.path.name, chunks)]
     return torch.cat(images)[:nearest]
 
 

@@ -14,7 +14,7 @@ from ddpm_core.verdicts import Interval
 from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.reference import SPLITS, Reference
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
-from pipelines.runtime.chunks import load_chunk
+from pipelines.runtime.chunks import load_chunks
 from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
 
@@ -61,8 +61,7 @@ def read_samples(folder: Location, chunks: Sequence[range], timesteps: Sequence[
     """Read all chunks, in order; of the chain's predictions at `timesteps` only sums are kept, for they are many. Raises
     InputError if a chunk is damaged."""
     samples, shown = Samples(chunks), []
-    for indices in chunks:
-        tensors, facts = load_chunk(folder, indices)
+    for indices, tensors, facts in load_chunks(folder, chunks):
         samples.features.append(tensors["features"])
         if "logits" in tensors:
             samples.logits.append(tensors["logits"])
@@ -197,4 +196,5 @@ def chain_values(chain: Sequence[ChainPoint], reference: metrics.FeatureStatisti
 
 def first_images(folder: Location, chunks: Sequence[range]) -> Tensor:
     """The samples that are shown, uint8 [n,h,w,c]."""
-    return torch.cat([load_chunk(folder, indices)[0]["images"] for indices in chunks if indices.start < GRID])[:GRID]
+    shown = load_chunks(folder, [indices for indices in chunks if indices.start < GRID])
+    return torch.cat([chunk["images"] for _, chunk, _ in shown])[:GRID]

@@ -29,7 +29,7 @@ from ddpm_core.protocol import Protocol
 from ddpm_core.records import CI_HIGH, CI_LOW, HELD_OUT, MEMORIZED, MEMORIZED_FEATURES
 from pipelines.evaluate.pictures import Picture
 from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of
-from pipelines.runtime.chunks import content_sha256, load_chunk, save_chunk
+from pipelines.runtime.chunks import content_sha256, load_chunks, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
 from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
@@ -190,7 +190,7 @@ def find_neighbours(
         say=pool.say,
     )
     deque(made, maxlen=0)
-    chunks = [load_chunk(folder, unit.indices)[0] for unit in units]
+    chunks = [chunk for _, chunk, _ in load_chunks(folder, [unit.indices for unit in units])]
     neighbours: dict[Space, Neighbours] = {
         space: merge_neighbours(
             [Neighbours(chunk[f"{space}_distances"], chunk[f"{space}_numbers"]) for chunk in chunks]

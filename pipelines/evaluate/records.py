@@ -135,7 +135,7 @@ class Records:
             self._log_checkpoint(run, checkpoint, evaluation)
         update_standings(self.tracker, protocol.fingerprint, protocol.distance)
         if self.owner is not None:
-            self._log_on_training(self.owner, run, protocol)
+            self._log_on_training(self.owner, run, protocol, evaluations)
 
     def _log_checkpoint(self, of_protocol: TrackedRun, checkpoint: Checkpoint, evaluation: Evaluation) -> None:
         protocol, training, step = evaluation.protocol, self.subject.run.name, checkpoint.step
@@ -159,11 +159,12 @@ class Records:
         run.log_values({STEP: float(step), **images_seen, **evaluation.values}, step)
         run.finish()
 
-    def _log_on_training(self, training: TrackedRun, of_protocol: TrackedRun, protocol: Protocol) -> None:
+    def _log_on_training(
+        self, training: TrackedRun, of_protocol: TrackedRun, protocol: Protocol, known: Sequence[Evaluation]
+    ) -> None:
         """The curve of all results under the protocol that are there, of checkpoints that are deleted too; the best and the
-        newest of them, if no protocol of more samples gave those."""
-        results = self.subject.results(protocol)
-        by_step = read_evaluations(results)
+        newest of them, if no protocol of more samples gave those. known: some of them."""
+        by_step = read_evaluations(self.subject.results(protocol), known)
         curve = curve_metric(protocol.distance, protocol.fingerprint)  # one run has the curves of several protocols
         logged = training.logged_steps(curve)
         training.log_records(

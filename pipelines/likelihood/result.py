@@ -16,7 +16,7 @@ from ddpm_core.ranges import Count, Positive
 from ddpm_core.records import BPD, BPD_SE, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE
 from ddpm_core.verdicts import mean_interval
 from pipelines.likelihood.worker import LikelihoodProtocol
-from pipelines.runtime.chunks import load_chunk
+from pipelines.runtime.chunks import load_chunks
 from pipelines.runtime.locations import Location
 
 WHAT = "likelihood"
@@ -73,12 +73,11 @@ def read_likelihood(folder: Location, weights_sha256: str) -> Likelihood | None:
 def merge_chunks(folder: Location, chunks: Sequence[range]) -> tuple[dict[str, float], dict[str, list[float]] | None]:
     """(values, curves) of a whole measurement: those of `bound_values`, and of `curves_by_timestep` or None for an estimate.
 
-    Keeps one chunk in memory, four numbers an image and three a timestep.
+    Keeps a few chunks in memory, four numbers an image and three a timestep.
     """
     columns: dict[str, list[Tensor]] = {"total": [], "prior": [], "decoder": [], "mse": []}
     sums: dict[str, Tensor] = {}
-    for indices in chunks:
-        stored, _ = load_chunk(folder, indices)
+    for _, stored, _ in load_chunks(folder, chunks):
         if "terms" in stored:
             for name, rows in [("terms", stored["terms"]), ("mse", stored["mse"]), ("root", stored["mse"].sqrt())]:
                 for row in rows:  # one by one, so that the rounding does not depend on where chunks end

@@ -6,7 +6,9 @@ is whole, damaged or absent, whoever wrote it and however often.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
@@ -19,6 +21,9 @@ from pipelines.runtime.locations import Location, committed
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+AHEAD = 4  # chunks that are read while another is worked on: each answer of an object store takes long
 
 
 class ChunkFacts(TypedDict):
@@ -68,6 +73,21 @@ def load_chunk(folder: Location, indices: range) -> tuple[dict[str, "Tensor"], d
     if not whole:
         raise InputError(f"chunk {str(path)!r} is damaged (its content has another sha256): run the evaluation again")
     return tensors, cast(dict[str, Any], facts)
+
+
+def load_chunks(
+    folder: Location, chunks: Iterable[range]
+) -> Iterator[tuple[range, dict[str, "Tensor"], dict[str, Any]]]:
+    """(indices, tensors, facts) of each chunk in order, of which AHEAD are read in advance. Raises what `load_chunk` does."""
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="chunks") as pool:
+        waiting: deque[tuple[range, Future[tuple[dict[str, Tensor], dict[str, Any]]]]] = deque()
+        for indices in chunks:
+            waiting.append((indices, pool.submit(load_chunk, folder, indices)))
+            if len(waiting) > AHEAD:
+                first, read = waiting.popleft()
+                yield first, *read.result()
+        for last, read in waiting:
+            yield last, *read.result()
 
 
 def content_sha256(tensors: Mapping[str, "Tensor"]) -> str:

@@ -7,6 +7,7 @@ often. `Pool.fan_out` does units; `make_missing` does those whose chunk is not t
 from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import ray
@@ -14,8 +15,8 @@ import ray.exceptions
 
 from ddpm_core.errors import DivergedError, InputError
 from pipelines.runtime.backend import Backend, RayBackend
-from pipelines.runtime.chunks import chunk_path, load_chunk
-from pipelines.runtime.locations import Location, remove_leftovers
+from pipelines.runtime.chunks import AHEAD, chunk_path, load_chunk
+from pipelines.runtime.locations import Location, entries, remove_leftovers
 from pipelines.runtime.progress import Progress, Say, WarningLine
 
 if TYPE_CHECKING:
@@ -248,14 +249,20 @@ def make_missing(
     the unit would leave; a damaged or absent chunk is made again. stage, counted, note: for the progress lines, such as
     "evaluate", "samples", "step 1,000".
     """
-    missing = []
+    there: set[Location] = set()
     for folder in {unit.folder for unit in units}:
         remove_leftovers(folder)
-    for unit in units:
-        if is_kept(unit, is_current, stage, say):
-            yield unit, "kept"
-        else:
-            missing.append(unit)
+        there.update(entries(folder))  # one look at a folder, not one for each chunk that is not there
+    missing = []
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="kept") as readers:
+        looks = readers.map(
+            lambda unit: chunk_path(unit.folder, unit.indices) in there and is_kept(unit, is_current, stage, say), units
+        )
+        for unit, kept in zip(units, looks, strict=True):
+            if kept:
+                yield unit, "kept"
+            else:
+                missing.append(unit)
     if not missing:
         return
     progress = Progress(stage, sum(len(unit.indices) for unit in missing), counted, say)
