@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,31 @@ def s3_bucket(s3_server: Any) -> str:
 
     s3fs.S3FileSystem().mkdir("ddpm-tests")
     return "s3://ddpm-tests"
+
+
+@pytest.fixture(scope="session")
+def azure_container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an empty container on Azurite, Microsoft's emulator, where that and adlfs are installed."""
+    adlfs = pytest.importorskip("adlfs", reason="adlfs is not installed: pip install '.[azure]'")
+    program = Path(os.environ.get("DDPM_NODE_MODULES", "node_modules")) / ".bin" / "azurite-blob"
+    if not program.exists():
+        pytest.skip("Azurite is not in DDPM_NODE_MODULES: npm install azurite")
+    from support.processes import wait_for
+
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # everybody's
+    os.environ["AZURE_STORAGE_CONNECTION_STRING"] = (
+        f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={key};"
+        f"BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
+    )
+    place = ["--location", str(tmp_path_factory.mktemp("azurite")), "--blobPort", str(port)]
+    server = subprocess.Popen([str(program), "--silent", "--skipApiVersionCheck", *place])
+    wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    adlfs.AzureBlobFileSystem().mkdir("ddpm-tests")
+    yield "abfs://ddpm-tests"
+    server.kill()
+    server.wait()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,22 +1,35 @@
 """Places: the same calls for a local folder and for an object store, and nothing half-written in either."""
 
+import os
 from pathlib import Path
 
 import pytest
 import s3fs
+from support.places import store_url
 
-from ddpm_core.commit import read_manifest, sha256_file
+from ddpm_core.commit import read_manifest, sha256_file, verify_files
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, absolute, commit_json, committed, location
+from pipelines.runtime import node_cache
+from pipelines.runtime.locations import (
+    Location,
+    absolute,
+    check_writable,
+    commit_bytes,
+    commit_json,
+    committed,
+    committed_folder,
+    committed_in,
+    delete,
+    entries,
+    location,
+)
+from pipelines.runtime.node_cache import on_this_node
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
+@pytest.fixture(params=["local", "s3", pytest.param("azure", marks=pytest.mark.slow), "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    if request.param == "local":
-        return location(str(tmp_path), option="--output")
-    if request.param == "s3":
-        return location(f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}", option="--output")
-    return location(f"memory://{tmp_path.name}", option="--output")
+    given = str(tmp_path) if request.param == "local" else store_url(request, request.param, tmp_path.name)
+    return location(given, option="--output")
 
 
 def test_a_committed_file_is_there_whole(place: Location) -> None:
@@ -27,6 +40,62 @@ def test_a_committed_file_is_there_whole(place: Location) -> None:
     assert sha256_file(place / "deep" / "file") == "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
     commit_json(place / "manifest.json", {"a": 1})
     assert read_manifest(place, what="thing") == {"a": 1}
+
+
+def test_a_committed_folder_is_there_whole_or_not_at_all(place: Location) -> None:
+    with committed_folder(place / "a name", {"step": 1}) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "file").write_bytes(b"content")
+        assert committed_in(place) == []
+    assert committed_in(place) == ["a name"]
+    manifest = read_manifest(place / "a name", what="thing")
+    assert (manifest["step"], list(manifest["files"])) == (1, ["deep/file"])
+    verify_files(place / "a name", manifest, what="thing")
+    with pytest.raises(RuntimeError), committed_folder(place / "another", {}):
+        raise RuntimeError
+    assert [path.name for path in entries(place)] == ["a name"]
+
+
+def test_what_lies_in_a_folder_is_seen_as_it_is_now(place: Location) -> None:
+    assert entries(place / "absent") == committed_in(place / "absent") == []
+    for name in ("b", "a", "c d"):
+        commit_bytes(place / "folder" / name, name.encode())
+        assert name in [path.name for path in entries(place / "folder")]
+    assert [path.name for path in entries(place / "folder")] == ["a", "b", "c d"]
+    delete(place / "folder" / "b")
+    delete(place / "folder" / "b")
+    assert [path.name for path in entries(place / "folder")] == ["a", "c d"]
+
+
+def test_whether_a_place_can_be_written_to_leaves_nothing_behind(place: Location) -> None:
+    check_writable(place / "folder", "--output")
+    assert entries(place) == []
+
+
+def test_a_file_of_a_store_is_fetched_once_until_it_is_another(
+    place: Location, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(place, Path):
+        assert on_this_node(place / "file") == place / "file"
+        return
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    with pytest.raises(FileNotFoundError):
+        on_this_node(place / "weights.pt")
+    commit_bytes(place / "weights.pt", b"first")
+    first = on_this_node(place / "weights.pt")
+    assert (first.name, first.read_bytes()) == ("weights.pt", b"first")
+    with monkeypatch.context() as patch:
+        patch.setattr(place.fs, "get_file", None)  # it is not fetched again
+        assert on_this_node(place / "weights.pt") == first
+    commit_bytes(place / "weights.pt", b"another")
+    assert on_this_node(place / "weights.pt").read_bytes() == b"another"
+    monkeypatch.setattr(node_cache, "LIMIT", 12)
+    os.utime(first, (0, 0))
+    commit_bytes(place / "third", b"third")
+    assert on_this_node(place / "third").read_bytes() == b"third"
+    assert not first.exists()  # that which was not used for longest made room
+    assert sorted(path.read_bytes() for path in cache.glob("ddpm/files/*/*")) == [b"another", b"third"]
 
 
 def test_a_file_whose_writer_fails_is_not_there(place: Location) -> None:

@@ -2,11 +2,13 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import Timeout
+from support.places import store_url
 from upath import UPath
 
 from ddpm_core.errors import InputError
@@ -16,14 +18,25 @@ from pipelines.runtime.locations import commit_json, entries, open_url
 from pipelines.runtime.store_lease import StoreLease
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(params=["s3", pytest.param("azure", marks=pytest.mark.slow), "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> UPath:
-    root = request.getfixturevalue("s3_bucket") if request.param == "s3" else "memory:/"
-    return open_url(f"{root}/{tmp_path.name}/a name/.lease")
+    return open_url(f"{store_url(request, request.param, tmp_path.name)}/a name/.lease")
+
+
+LEASES: list[StoreLease] = []
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    """No lease of a test gives signs of life after it."""
+    yield
+    while LEASES:
+        LEASES.pop()._ended.set()
 
 
 def lease(place: UPath, machine: str = "here", *, lasts: float = 60.0, alive: bool = True) -> StoreLease:
-    return StoreLease(place, lasts=lasts, machine=machine, is_alive=lambda process: alive)
+    LEASES.append(StoreLease(place, lasts=lasts, machine=machine, is_alive=lambda process: alive))
+    return LEASES[-1]
 
 
 def die(held: StoreLease) -> None:
