@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipelines.runtime.layout import open_storage
 from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import commit_json, committed, location
 from pipelines.runtime.progress import Progress, Say
+from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.tracker import open_tracker
 
@@ -48,6 +50,7 @@ def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str
         commit_json(output / "curve.json", curve)
         with committed(output / "curve.svg") as temporary:
             draw_curve(curve).savefig(temporary, format="svg", metadata={"Date": None})
+        keep_recipe(output, replace(config, data=str(dataset.path), output=str(output), storage=model.storage))
     _log_curve(config, model.run.name, curve)
     return curve
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipelines.compress.model import load_model
 from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import Location, commit_bytes, entries, location
 from pipelines.runtime.progress import Progress, Say
+from pipelines.runtime.recipe import keep_recipe
 
 SUFFIX = ".x0"
 
@@ -56,12 +57,14 @@ def encode_files(config: EncodeConfig, say: Say = lambda line: None) -> CodingRe
                 commit_bytes(target, file.data)
                 size += len(file.data)
             progress.advance(len(coded))
+        images = tuple(str(location(name, option="--images")) for name in config.images)
+        keep_recipe(output, replace(config, images=images, output=str(output), storage=model.storage))
     return CodingResult(tuple(targets), size, sum(image.numel() for image in pixels), time.monotonic() - started)
 
 
 def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> CodingResult:
     """Decode every file to a PNG. Raises InputError for one that is cut, damaged or of another model."""
-    codec = load_model(config).codec
+    model = load_model(config)
     paths = find_files(config.files, "--files", "coded files", lambda name: name.endswith(SUFFIX))
     output, started, size, values = location(config.output, option="--output"), time.monotonic(), 0, 0
     targets = [output / f"{path.stem}.png" for path in paths]
@@ -71,13 +74,15 @@ def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> CodingRe
             batch = slice(start, start + config.batch_size)
             files = [path.read_bytes() for path in paths[batch]]
             names = [f"file {str(path)!r}" for path in paths[batch]]  # what errors call them
-            decoded = codec.decode(files, names, whole=not config.partial)
+            decoded = model.codec.decode(files, names, whole=not config.partial)
             for target, data, image in zip(targets[batch], files, decoded, strict=True):
                 commit_bytes(target, encode_png(image.pixels))
                 for frame in image.frames if config.frames else ():
                     commit_bytes(target.with_name(f"{target.stem}-{frame.nbytes}.png"), encode_png(frame.pixels))
                 size, values = size + len(data), values + image.pixels.numel()
             progress.advance(len(decoded))
+        given = tuple(str(location(name, option="--files")) for name in config.files)
+        keep_recipe(output, replace(config, files=given, output=str(output), storage=model.storage))
     return CodingResult(tuple(targets), size, values, time.monotonic() - started)
 
 

@@ -17,8 +17,9 @@ from pipelines.tracking.uri import tracking_uri
 
 
 class LoadedModel(NamedTuple):
-    """A checkpoint as a codec, and the network in it, which computes in float64."""
+    """A checkpoint as a codec, and the network in it, which computes in float64. storage: the absolute path."""
 
+    storage: str
     run: Run
     checkpoint: Checkpoint
     codec: Codec
@@ -36,4 +37,6 @@ def load_model(config: ModelConfig) -> LoadedModel:
     configs = [json.dumps(asdict(part), sort_keys=True) for part in (unet, process)]
     digest = model_digest(checkpoint.weights_sha256(config.weights), *configs)
     shape = (unet.in_channels, unet.image_size, unet.image_size)
-    return LoadedModel(run, checkpoint, Codec(process.build().to(device), network, shape, digest), network)
+    return LoadedModel(
+        str(storage.root), run, checkpoint, Codec(process.build().to(device), network, shape, digest), network
+    )

@@ -39,7 +39,7 @@ from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import Run, open_storage
 from pipelines.runtime.locations import commit_json
 from pipelines.runtime.progress import Say
-from pipelines.runtime.recipe import RECIPE, write_recipe
+from pipelines.runtime.recipe import keep_recipe
 from pipelines.tracking.tracker import open_tracker
 
 WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
@@ -98,8 +98,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         evaluator = Evaluator(subject, Records(subject, partial(open_tracker, config, storage)), pool)
         measured = evaluator.evaluate(subject.checkpoints, config.noise)
         results = subject.results(subject.protocol("train", config.noise))
-        found = replace(config, storage=str(storage.root))
-        write_recipe(results / RECIPE, found, title=f"Given to its job by --config, this repeats {results.name}")
+        keep_recipe(results, replace(config, storage=str(storage.root)))
         tracked = evaluator.records.find(subject.protocol("train", config.noise))
         assert tracked is not None  # it was just written to
         link = evaluator.records.link(subject.protocol("train", config.noise))

@@ -5,7 +5,7 @@ the data set: the numbers do not depend on chunks, workers, order or kills.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from pipelines.runtime.fan_out import Pool, make_missing
 from pipelines.runtime.layout import Run, Storage, open_storage, shards_of
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
+from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import open_tracker
@@ -70,6 +71,8 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
         if checkpoint not in pending:  # a driver that was killed may have left MLflow without it
             log_likelihood(training or tracked, tracked, run.name, checkpoint, likelihoods[checkpoint.step])
     tracked.finish()
+    named = replace(config, storage=str(storage.root), data=config.data and str(dataset.path))
+    keep_recipe(run.likelihood(fingerprint(protocol)), named)
     if not pending:
         count = len(checkpoints)
         say(f"likelihood: {run.name} is done, {count} checkpoints under protocol {fingerprint(protocol)}")

@@ -13,12 +13,13 @@ same bits. In the storage, nights that evaluate alike share (ledger.py):
         leases/RUN-step-00001000.lock          a job is at this checkpoint; conclusion.lock: a job moves the aliases
         attempts/RUN/step-00001000.json        how its failed attempts ended, and whether one is under way
         told.json                              the standing alarms that were delivered
+        config.toml                            the options of the last night
     train/RUN/lowest-PROTOCOL.mark.json        the training keeps its best checkpoint; alias-...: what the alias points at
 """
 
 import time
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ddpm_core.errors import InputError, did_you_mean
 from pipelines.nightly.alarms import Alarm
@@ -33,6 +34,7 @@ from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import Storage, by_prefix, open_storage
 from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
+from pipelines.runtime.recipe import keep_recipe
 from pipelines.tracking.queries import Training, trainings
 from pipelines.tracking.retry import with_retries
 from pipelines.tracking.tracker import Tracker, open_tracker
@@ -91,6 +93,7 @@ def nightly(config: NightlyConfig, say: Say = lambda line: None) -> NightlyResul
             return NightlyResult(left=[work.title for work in todo])
         if todo:
             pool.check_fits()  # a refusal is one sentence, not a failed attempt of every checkpoint
+        keep_recipe(ledger.folder, replace(config, storage=str(storage.root)))
         pool.deadline = started + budget(config, pool)
         night.work()
         with ledger.lease("conclusion", wait=None):

@@ -87,6 +87,11 @@ def values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+def keep_recipe(folder: "Location", config: Any) -> None:
+    """Commit the options that a folder was made by into it: --config FOLDER/config.toml repeats the job."""
+    write_recipe(folder / RECIPE, config, title=f"Given to its job by --config, this repeats {folder.name}")
+
+
 def write_recipe(place: "Location", config: Any, *, title: str, without: Iterable[str] = ()) -> None:
     """Commit the options of a configuration as a file that --config takes. title: its first line. without: options to leave
     out. Raises InputError for a path that is not UTF-8, which TOML cannot hold."""

@@ -26,7 +26,7 @@ from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.layout import open_storage
 from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
-from pipelines.runtime.recipe import RECIPE, write_recipe
+from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
@@ -74,7 +74,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     run = open_run(open_tracker(config.train, storage), name, fingerprint(decided_by), config, points, dataset)
     log_schedules(run, points)
     found = replace(config, train=replace(config.train, storage=str(storage.root), shards=str(dataset.path)))
-    write_recipe(folder / RECIPE, found, title=f"Given to its job by --config, this repeats {name}")
+    keep_recipe(folder, found)
     priors = check_priors(points, float(dataset.manifest["second_moment"]), say)
     try:
         # Once, here: two trials would make it at the same time.

@@ -37,7 +37,7 @@ from pipelines.runtime.layout import Run, Storage, open_storage
 from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
-from pipelines.runtime.recipe import RECIPE, write_recipe
+from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.tracking.origin import data_input
 from pipelines.tracking.outbox import Unsent
@@ -158,7 +158,7 @@ class TrainingSession:
             remove_leftovers(folder)
         resolved = {**asdict(config), "dataset_sha256": self.dataset.sha256}
         commit_json(folder / records.CONFIG, resolved)
-        write_recipe(folder / RECIPE, config, title=f"Given to its job by --config, this repeats {self.run.name}")
+        keep_recipe(folder, config)
         self.tracked.log_json(records.CONFIG, resolved)
         log_data_card(self.tracked, self.dataset)
         self.tracked.set_tags(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from ddpm_core.unet import UNet
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 network = UNet(checkpoint.unet_config())
 network.load_state_dict(checkpoint.weights())
-files = [path.read_bytes() for path in sorted(Path("coded").iterdir())]
+files = [path.read_bytes() for path in sorted(Path("coded").glob("*.x0"))]
 header, _ = read_header(files[0], "file")
 process = checkpoint.diffusion_config().build()
 decoded = Codec(process, network.double().eval(), header.shape, header.model).decode(files)
@@ -74,6 +75,17 @@ def checkpoint_and_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     return make_checkpoint(tmp_path, 0), pixels
 
 
+def same_again(monkeypatch: pytest.MonkeyPatch, command: str, folder: Path) -> None:
+    """The recipe in a folder makes all of its files again, wherever it is given."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in {*files} - {"config.toml"}:
+        (folder / name).unlink()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(folder.parent / "images")
+        assert run_job(elsewhere, "compress.py", command, "--config", str(folder / "config.toml")) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
 def encode_images(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, images: str) -> None:
     """Code the images in eight steps into the folder `coded`."""
     options = ["--run", str(checkpoint), "--images", images, "--output", "coded", "--steps", "8"]
@@ -88,13 +100,15 @@ def test_another_process_with_other_threads_and_batches_decodes_the_images(
 ) -> None:
     model, pixels = checkpoint_and_images
     encode_images(monkeypatch, model, "images")
-    size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
+    size = sum(path.stat().st_size for path in (tmp_path / "coded").glob("*.x0"))
     assert f"encode: 3 images, {size} bytes, {8 * size / pixels.size:.3f} bits/dim" in capsys.readouterr().out
+    same_again(monkeypatch, "encode", tmp_path / "coded")
     decode = ["decode", "--run", str(model), "--files", "coded", "--output", "back", "--batch-size", "2"]
     assert run_job(monkeypatch, "compress.py", *decode) == 0
     for number, image in enumerate(pixels):
         with Image.open(tmp_path / "back" / f"slope{number}.png") as back:
             assert np.array_equal(np.asarray(back), image[..., 0])
+    same_again(monkeypatch, "decode", tmp_path / "back")
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", DECODE, str(model)], env=environment, capture_output=True, text=True, check=False
@@ -186,8 +200,10 @@ def test_a_curve_holds_the_rate_and_distortion_of_files_and_theory(
     (run,) = client.search_runs([client.get_experiment_by_name("ddpm").experiment_id])
     text = Path(client.download_artifacts(run.info.run_id, "compression/curve.json")).read_text()
     assert json.loads(text) == curve  # what the report reads
+    recipe = tomllib.loads((tmp_path / "curve" / "config.toml").read_text())
+    assert (recipe["data"], recipe["theory-steps"]) == (str(tmp_path / "shards"), 10)
     encode_images(monkeypatch, model, "images")
-    size = sum(path.stat().st_size for path in (tmp_path / "coded").iterdir())
+    size = sum(path.stat().st_size for path in (tmp_path / "coded").glob("*.x0"))
     assert curve["lossless"]["coded"] == pytest.approx(8 * size / pixels.size, rel=1e-12)
     account = curve["account"]
     # A file's last bits fill up a byte.

@@ -1,8 +1,13 @@
 """Recipe files: what is saved gives the same options again, options that are given win, and what is wrong is one sentence."""
 
+import importlib
+import inspect
+import pkgutil
+import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -13,6 +18,7 @@ from hypothesis import strategies as st
 from support.commands import run_job
 from support.job_options import COMMANDS, leaves, options
 
+import pipelines
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Range, Text
 from jobs.cli import MISSING, parse
@@ -21,6 +27,12 @@ from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sweep.config import SweepConfig
 from pipelines.train.config import config_for
 
+WRITING = ("sole_writer(", "to_write=True", "check_writable(")  # what a module calls before it writes to a folder
+WITHOUT_RECIPE = {
+    "preprocess": "a data set's bytes do not depend on where it lies",
+    "export_checkpoint": "its folder has the layout of another program",
+    "calibrate": "writes one file",
+}
 # Beside what its type says.
 PLAIN = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 TEXTS = PLAIN.filter(lambda text: text.strip() and text != "None")
@@ -175,3 +187,38 @@ def test_a_path_that_is_not_utf_8_is_refused_by_name(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="which is not UTF-8"):
         parse(TrainCommand, arguments, description="", **default_of(TrainCommand))
     assert not list(tmp_path.iterdir())
+
+
+def source_with_callees(function: Any) -> str:
+    """The source of a function and of what it names in its module, and so on."""
+    module, names, sources = sys.modules[function.__module__], [function.__name__], dict[str, str]()
+    while names:
+        name = names.pop()
+        sources[name] = inspect.getsource(getattr(module, name))
+        for other in {*re.findall(r"\w+", sources[name])} - {*sources}:
+            thing = getattr(module, other, None)
+            if (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__module__ == module.__name__:
+                names.append(other)
+    return "".join(sources.values())
+
+
+def writing_jobs() -> Iterator[tuple[str, str]]:
+    """(name, source) of every public function of the pipelines that takes a job's options and writes to a folder."""
+    for package in pkgutil.iter_modules(pipelines.__path__):
+        public = importlib.import_module(f"pipelines.{package.name}")
+        for name in getattr(public, "__all__", ()):
+            function = getattr(public, name)
+            # What takes a result too, such as the delivery of alarms, is for after the job.
+            if inspect.isfunction(function) and {*inspect.signature(function).parameters} & {"config", "result"} == {
+                "config"
+            }:
+                source = source_with_callees(function)
+                if any(call in source for call in WRITING):
+                    yield name, source
+
+
+def test_every_job_that_writes_a_folder_keeps_its_recipe_there() -> None:
+    """What is in the recipes is tested with each job."""
+    jobs = dict(writing_jobs())
+    assert {"train", "evaluate", "encode_files"} <= {*jobs}
+    assert {name for name, source in jobs.items() if "keep_recipe(" not in source} == {*WITHOUT_RECIPE}

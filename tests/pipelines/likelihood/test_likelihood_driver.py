@@ -22,6 +22,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
+from jobs.cli import parse
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.driver import LikelihoodResult, choose_images, make_protocol, measure_likelihood
 from pipelines.likelihood.result import Likelihood, merge_chunks
@@ -189,6 +190,10 @@ def test_the_same_command_again_does_nothing_but_what_mlflow_lacks(
     (digest,) = {path.parent.parent.name.removeprefix("likelihood-") for path in stamps}
     assert lines == [f"likelihood: {trained.name} is done, 2 checkpoints under protocol {digest}"]
     assert {path: path.stat().st_mtime_ns for path in storage.glob("evaluate/*/*/*/*")} == stamps
+
+    folder = storage / "evaluate" / trained.name / f"likelihood-{digest}"
+    again = parse(LikelihoodConfig, ["--config", str(folder / "config.toml")], description="")
+    assert again == config(trained, storage, checkpoints="all")
 
     elsewhere = f"sqlite:///{tmp_path}/other.db"  # a driver killed between manifest and MLflow left it like this
     other = measure_likelihood(config(trained, storage, tracking_uri=elsewhere))

@@ -23,7 +23,7 @@ from support.training import NETWORK, OPTIM
 
 from ddpm_core.checkpoint import open_checkpoint, write_checkpoint
 from ddpm_core.errors import InputError
-from jobs.cli import run
+from jobs.cli import parse, run
 from jobs.nightly_eval import main
 from pipelines.checkpoints.retention import marked_steps
 from pipelines.evaluate.driver import evaluate
@@ -277,7 +277,9 @@ def test_a_week(season: Season) -> None:
     assert str(by_hand.best.step) == season.best()["ddpm.step"]
     # Training keeps it, whatever it deletes.
     assert int(season.best()["ddpm.step"]) in marked_steps(season.folder)
-    assert not list((open_ledger(season.config()).folder / "leases").iterdir())
+    folder = open_ledger(season.config()).folder
+    assert not list((folder / "leases").iterdir())
+    assert parse(NightlyConfig, ["--config", str(folder / "config.toml")], description="") == season.config()
 
 
 def test_a_budget_is_kept_and_the_rest_left_for_the_next_night(season: Season) -> None:
