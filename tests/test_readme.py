@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from support.commands import run_job
+from support.pages import missing, shown_output
 
 import jobs.cli
 import jobs.training
@@ -73,6 +75,21 @@ def test_every_command_is_one_that_the_job_understands(
         runpy.run_path(str(ROOT / job), run_name="__main__")
     assert not stop.value.code, capsys.readouterr().err
     assert parsed
+
+
+def test_the_output_of_preprocessing_is_what_it_prints(
+    ray_session: None,
+    digits_lmdb: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of what takes longer, the test of the whole demo does the same."""
+    shown = next(lines for lines in shown_output("jobs/README.md") if lines[0].startswith("preprocess: "))
+    places = ["--source", str(digits_lmdb), "--output", str(tmp_path / "digits")]
+    size = ["--image-size", "8", "--channels", "1", "--name", "digits"]
+    assert run_job(monkeypatch, "preprocess.py", *places, *size) == 0
+    assert missing(shown, capsys.readouterr().out) == []
 
 
 def test_every_option_in_the_text_exists() -> None:

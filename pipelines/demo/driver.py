@@ -7,6 +7,7 @@ What is finished is not done again; when everything is, nothing is started.
 import os
 import shlex
 import subprocess
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ SEEDS = {"--seeds": "2"}  # trainings of each schedule: two give a spread betwee
 NEAREST = "200"  # samples whose nearest training images are looked up
 LIKELIHOOD = {"--images": "100", "--chunk-size": "50", "--batch-size": "50"}
 COMPRESSION = {"--images": "4", "--theory-steps": "100"}
+INDENT = "  "  # of what a stage says, below its title
 BAR = 30  # characters of the longest bar of the stages' shares
 
 
@@ -221,8 +223,10 @@ class Stages:
                     for event in self.events.read():
                         result |= event.get("result", {})
                         said = line_of(event)
-                        for line in [said] if isinstance(said, ProgressLine) else said.splitlines():
-                            self.say(line if isinstance(line, ProgressLine) else f"  {line}")
+                        if isinstance(said, ProgressLine):
+                            self.say(ProgressLine(said.standing, INDENT))
+                        else:
+                            self.say(textwrap.indent(said, INDENT))
                     time.sleep(POLL)
             except BaseException:
                 process.terminate()

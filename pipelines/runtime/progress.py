@@ -53,12 +53,13 @@ class StageStanding:
 
 
 class ProgressLine(str):
-    """A line that says how far a stage is. A terminal may draw its `standing` in place of it, unless that is final."""
+    """A line that says how far a stage is. A terminal may draw its `standing` in place of it, unless that is final. before: what
+    the line begins with."""
 
     standing: StageStanding
 
-    def __new__(cls, standing: StageStanding) -> "ProgressLine":
-        line = super().__new__(cls, f"{standing.stage}: {' | '.join(standing.parts())}")
+    def __new__(cls, standing: StageStanding, before: str = "") -> "ProgressLine":
+        line = super().__new__(cls, f"{before}{standing.stage}: {' | '.join(standing.parts())}")
         line.standing = standing
         return line
 

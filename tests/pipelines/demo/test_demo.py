@@ -14,6 +14,7 @@ import lmdb
 import pytest
 import torch
 from PIL import Image
+from support.pages import missing, shown_output
 from support.processes import ROOT
 
 from ddpm_core.commit import sha256_file
@@ -122,6 +123,10 @@ def test_the_whole_demo_runs_and_a_second_time_finds_everything_there(tmp_path: 
     command = [sys.executable, "jobs/demo.py", "--storage", str(tmp_path)]
     first = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    shown = shown_output("jobs/README.md")
+    assert len(shown) == 3
+    for lines in shown:
+        assert missing(lines, first.stdout) == []
     page = (tmp_path / "demo" / "report.html").read_text().partition("<script>")[0]
     assert "not measured" not in page.lower()
     assert len(re.findall(r"<li>[^<]*</li>", page.partition('<ul class="absent">')[2])) == 1  # the paper's tables
