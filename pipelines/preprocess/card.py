@@ -14,6 +14,7 @@ def describe_dataset(dataset: ShardedDataset) -> str:
     manifest = dataset.manifest
     height, width, channels = dataset.shape
     size = sum(facts["bytes"] for facts in manifest["files"].values())
+    shards = len(manifest["shards"])
     channel_names = ("R", "G", "B") if channels == 3 else ("grey",)
 
     def by_channel(values: list[float]) -> str:
@@ -23,7 +24,7 @@ def describe_dataset(dataset: ShardedDataset) -> str:
         ("data set", f"{dataset.name}, from {manifest['source']}"),
         ("images", f"{len(dataset):,} of {manifest['source_images']:,} in the source{describe_choice(manifest)}"),
         ("shape", f"{height} x {width} x {channels}, centre crop, {manifest['filter']} resize"),
-        ("stored", f"{manifest['storage']} in {len(manifest['shards']):,} shards, {_bytes(size)}"),
+        ("stored", f"{manifest['storage']} in {shards:,} shard{'' if shards == 1 else 's'}, {_bytes(size)}"),
         ("mean", by_channel(manifest["mean"])),
         ("std", by_channel(manifest["std"])),
         ("E[x0^2]", f"{manifest['second_moment']:.4f}"),

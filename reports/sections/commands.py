@@ -19,23 +19,22 @@ _JOBS = {
 _SOURCES = {"lsun_church": "church_outdoor_train_lmdb", "lsun_bedroom": "bedroom_train_lmdb", "lsun_cat": "cat"}
 # Options beside the preset's that decide the result or how long it takes, with their defaults.
 _FURTHER = {"seed": "0", "shuffle_window": "None", "execution.precision": "None", "workers": "1"}
+_PLACE = {"storage": "runs", "experiment": "ddpm"}  # the options, with their defaults
 
 
 def evaluate(run: RunRecord, *options: str) -> str:
     """Evaluate a run: by default under the paper's protocol, 50,000 ancestral samples of the averaged weights."""
-    return f"python jobs/evaluate.py --run {shlex.quote(run.name)}{_storage(run)}{_joined(options)}"
+    return f"python jobs/evaluate.py --run {shlex.quote(run.name)}{_place(run)}{_joined(options)}"
 
 
 def likelihood(run: RunRecord, *options: str) -> str:
     """Measure a run's bits/dim, term by term."""
-    return f"python jobs/evaluate.py likelihood --run {shlex.quote(run.name)}{_storage(run)}{_joined(options)}"
+    return f"python jobs/evaluate.py likelihood --run {shlex.quote(run.name)}{_place(run)}{_joined(options)}"
 
 
 def compression(run: RunRecord) -> str:
     """Code images with a run's model, and set the files beside the theory."""
-    return (
-        f"python jobs/compress.py curve --run {shlex.quote(run.name)} --data TEST_SHARDS --output curve{_storage(run)}"
-    )
+    return f"python jobs/compress.py curve --run {shlex.quote(run.name)} --data TEST_SHARDS --output curve{_place(run)}"
 
 
 def train(preset: str, *options: str) -> str:
@@ -61,7 +60,7 @@ def reproduce(run: RunRecord) -> str | None:
     further = [name for name, default in defaults.items() if run.params.get(name, default) != default]
     options = [_option(name, run.params[name]) for name in (*sorted(changed), *further)]
     shards = shlex.quote(run.params.get("shards", "SHARDS"))
-    return f"python {_JOBS[preset]} --shards {shards}{_joined(options)}{_storage(run)}"
+    return f"python {_JOBS[preset]} --shards {shards}{_joined(options)}{_place(run)}"
 
 
 def _option(name: str, value: str) -> str:
@@ -73,9 +72,10 @@ def _option(name: str, value: str) -> str:
     return f"--{name.replace('_', '-')} {words}"
 
 
-def _storage(run: RunRecord) -> str:
-    storage = run.params.get("storage", "runs")
-    return "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
+def _place(run: RunRecord) -> str:
+    """Where the run's files and records are, if not at their defaults: what is measured shall stand in the same report."""
+    values = {name: run.params.get(name, default) for name, default in _PLACE.items()}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in values.items() if value != _PLACE[name])
 
 
 def _joined(options: tuple[str, ...] | list[str]) -> str:

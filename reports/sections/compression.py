@@ -10,6 +10,7 @@ from reports.records.entities import CompressionRecord, RunRecord
 from reports.sections import commands
 
 _NAMES = {"coded": "these files", "png": "PNG", "webp": "WebP, lossless"}
+_FORMATS = {"WEBP": "WebP"}  # names of Pillow's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ def compression_section(lead: RunRecord) -> CompressionSection:
 
 def _chart(record: CompressionRecord) -> Chart:
     """Distortion against rate, up to a little above that of the whole files."""
-    curves = {"files, cut": record.coded, "theory": record.theory, **record.others}
+    curves = {"files, cut": record.coded, "theory": record.theory}
+    curves |= {_FORMATS.get(name, name): points for name, points in record.others.items()}
     most = 1.05 * max(rate for rate, _ in record.coded)
     shown = {name: [point for point in points if point[0] <= most] for name, points in curves.items()}
     lines = [figures.Relation(label=name, points=points) for name, points in shown.items() if points]

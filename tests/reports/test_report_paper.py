@@ -100,9 +100,9 @@ def test_a_number_measured_otherwise_stands_in_no_cell(change: Mapping[str, Any]
 def test_missing_cells_name_the_commands_that_fill_them() -> None:
     writer = writer_of("unmeasured")
     run = "cifar10 $(reboot)"
-    writer.train(run, {**L_SIMPLE, "storage": "/data/my runs"}, CIFAR10_CARD)
+    writer.train(run, {**L_SIMPLE, "storage": "/data/my runs", "experiment": "unmeasured"}, CIFAR10_CARD)
     page = page_of("unmeasured")
-    where = "--run 'cifar10 $(reboot)' --storage '/data/my runs'"
+    where = "--run 'cifar10 $(reboot)' --storage '/data/my runs' --experiment unmeasured"
     assert commands_of(page)[:3] == [
         f"python jobs/evaluate.py {where}",
         f"python jobs/evaluate.py likelihood {where} --data CIFAR10_TEST_SHARDS",
@@ -198,7 +198,9 @@ def test_the_command_to_train_again_is_read_as_the_same_configuration(monkeypatc
     from jobs import training
     from jobs.train_lsun import RECIPES as NAMES
 
-    base = config_for("lsun_church", shards="/data/my shards", seed=3, storage="/shared/runs", workers=8)
+    base = config_for(
+        "lsun_church", shards="/data/my shards", seed=3, storage="/shared/runs", workers=8, experiment="my church"
+    )
     config = replace(
         base,
         unet=replace(base.unet, ch_mult=(1, 2, 4), attn_resolutions=(16, 8)),

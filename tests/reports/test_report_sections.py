@@ -329,5 +329,5 @@ def test_coded_files_stand_beside_their_bound_and_other_formats() -> None:
         ["the variational bound", "5.000", ""],
     ]
     assert "9.6 % above L₁ + … + L_T" in section.text
-    assert "WEBP needs more than 4.20 bits/dim." in section.all("figure")[0].text
-    assert "WEBP" not in section.all("svg")[0].text
+    assert "WebP needs more than 4.20 bits/dim." in section.all("figure")[0].text
+    assert "WebP" not in section.all("svg")[0].text

@@ -125,8 +125,8 @@ def test_the_whole_demo_runs_and_a_second_time_finds_everything_there(tmp_path: 
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     shown = shown_output("jobs/README.md")
     assert len(shown) == 3
-    for lines in shown:
-        assert missing(lines, first.stdout) == []
+    for block in shown:
+        assert missing(block, first.stdout) == []
     page = (tmp_path / "demo" / "report.html").read_text().partition("<script>")[0]
     assert "not measured" not in page.lower()
     assert len(re.findall(r"<li>[^<]*</li>", page.partition('<ul class="absent">')[2])) == 1  # the paper's tables
