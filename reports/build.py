@@ -20,6 +20,7 @@ from reports.records.store import Store
 from reports.sections import commands, samples
 from reports.sections.checkpoints import ProtocolSection, protocol_section
 from reports.sections.compression import CompressionSection, compression_section
+from reports.sections.ema_lengths import EmaSection, ema_sections
 from reports.sections.likelihoods import LikelihoodSection, likelihood_section
 from reports.sections.making import Making, making_section
 from reports.sections.paper_tables import PaperTable, paper_tables
@@ -57,6 +58,7 @@ class Report:
     attention: tuple[str, ...]
     protocols: tuple[ProtocolSection, ...]
     samplers: tuple[SamplerSection, ...]
+    ema_lengths: tuple[EmaSection, ...]
     training: tuple[Chart, ...]
     progression: tuple[Illustration, ...]
     pictures: tuple[Illustration, ...]
@@ -125,6 +127,7 @@ def compose(
         attention=attention(record),
         protocols=tuple(protocol_section(store, record, ranking) for ranking in rankings),
         samplers=sampler_sections(record, rankings),
+        ema_lengths=ema_sections(store, record, rankings),
         training=training_charts(store, record, lead, rankings),
         progression=samples.progression(store, best) if best else (),
         pictures=pictures,

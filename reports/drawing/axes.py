@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from reports.formatting import number, shortened
 
-StepAxis = Literal["training step", "network calls"]
+StepAxis = Literal["training step", "network calls", "EMA length"]
 _HANDLE, _LETTER = 42, 5.4  # points: of an entry of a legend besides its text, and of a letter of that
 _ROW = 0.17  # inches: of a row of a legend
 
@@ -43,8 +43,11 @@ def scale_y(axes: Axes, values: Sequence[float], ratio: float, *, small: bool) -
 
 def set_step_axis(axes: Axes, batch_size: int | None, *, small: bool, label: StepAxis = "training step") -> None:
     """Training steps below, and above, if the batch size is known, images seen; or network calls, which double from tick to
-    tick."""
+    tick; or lengths."""
     axes.set_xlabel(label)
+    if label == "EMA length":
+        axes.xaxis.set_major_formatter(plain_ticks())
+        return
     if label == "network calls":
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_locator(ticker.NullLocator())

@@ -5,7 +5,7 @@ Lines differ by dash and marker as well as by colour, so a figure can be read in
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -33,10 +33,10 @@ _DRAWN_POINTS = 400  # about one per pixel
 
 
 class LinePoint(NamedTuple):
-    """A value at a training step, or after so many network calls, left out if it is NaN or infinite. close: whether it cannot
-    be told apart from the best."""
+    """A value at a training step, after so many network calls or at a length of the EMA, left out if it is NaN or infinite.
+    close: whether it cannot be told apart from the best."""
 
-    step: int
+    step: float
     value: float
     interval: Interval | None = None
     close: bool = False
@@ -62,7 +62,7 @@ def by_step(
     beside: tuple[str, float] | None = None,
     axis: StepAxis = "training step",
 ) -> Markup:
-    """A metric of checkpoints against the training step, or of one against network calls, with intervals. `mark_lowest` names
+    """A metric of checkpoints against the training step, or of one against another axis, with intervals. `mark_lowest` names
     the lowest point and shades its interval; `batch_size` adds an axis of images seen; `beside` is a (name, value) to compare
     with, drawn across."""
     lines = lines[:MAX_LINES]
@@ -78,7 +78,7 @@ def by_step(
             names.append(beside[0])
         scale_y(axes, [point.value for point in points] + ([beside[1]] if beside else []), 8, small=small)
         if lowest is not None:
-            _mark_lowest(axes, lowest, [point.step for point in points], metric)
+            _mark_lowest(axes, lowest, [point.step for point in points], metric, PLACES[axis](lowest.step))
         axes.set_ylabel(metric)
         set_step_axis(axes, batch_size, small=small, label=axis)
         set_legend(figure, axes, names)
@@ -94,8 +94,7 @@ def by_step(
             )
             for place, line in enumerate(lines, start=1)
         ]
-        place_words = _step if axis == "training step" else lambda calls: f"{calls:,.0f} {axis}"
-        readings = Readings(axes=axes, traces=traces, place=place_words, kept=lowest.step if lowest else None)
+        readings = Readings(axes=axes, traces=traces, place=PLACES[axis], kept=lowest.step if lowest else None)
         return to_svg(figure, name=name, alt=alt, readings=readings)
 
 
@@ -112,6 +111,13 @@ def _short(value: float) -> str:
 
 def _step(step: float) -> str:
     return f"step {step:,.0f}"
+
+
+PLACES: Mapping[StepAxis, Callable[[float], str]] = {
+    "training step": _step,
+    "network calls": lambda calls: f"{calls:,.0f} network calls",
+    "EMA length": lambda length: f"length {length:g}",
+}
 
 
 def curve(
@@ -265,7 +271,7 @@ def _plot_measured(axes: Axes, line: Line, place: int) -> None:
         _plot_intervals(axes, intervals, LINE_COLOURS[place], as_bars=few)
 
 
-def _plot_intervals(axes: Axes, intervals: Sequence[tuple[int, float, float]], colour: str, *, as_bars: bool) -> None:
+def _plot_intervals(axes: Axes, intervals: Sequence[tuple[float, float, float]], colour: str, *, as_bars: bool) -> None:
     """(step, low, high) as error bars, or as a band."""
     steps, lows, highs = zip(*intervals, strict=True)
     if as_bars:
@@ -275,8 +281,8 @@ def _plot_intervals(axes: Axes, intervals: Sequence[tuple[int, float, float]], c
         axes.fill_between(steps, lows, highs, color=colour, alpha=0.22, linewidth=0)
 
 
-def _mark_lowest(axes: Axes, lowest: LinePoint, steps: Sequence[int], metric: str) -> None:
-    """Ring and name the lowest point, and shade its interval over the whole width. steps: of all points."""
+def _mark_lowest(axes: Axes, lowest: LinePoint, steps: Sequence[float], metric: str, where: str) -> None:
+    """Ring and name the lowest point, and shade its interval over the whole width. steps: of all points. where: its in words."""
     step, value, interval, _ = lowest
     if interval is not None:
         axes.axhspan(*interval, color=INK, alpha=0.1, linewidth=0)
@@ -286,7 +292,7 @@ def _mark_lowest(axes: Axes, lowest: LinePoint, steps: Sequence[int], metric: st
     axes.plot([step], [value], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=INK, linestyle="")
     late = step > (min(steps) + max(steps)) / 2
     axes.annotate(
-        f"lowest {metric}: {fixed(value, decimals_for(value, *(interval or ())))} at step {step:,}",
+        f"lowest {metric}: {fixed(value, decimals_for(value, *(interval or ())))} at {where}",
         (step, 0.0), xycoords=axes.get_xaxis_transform(), xytext=(9 if late else -9, 4), textcoords="offset points",
         va="bottom", ha="right" if late else "left", fontsize=9,
     )  # fmt: skip

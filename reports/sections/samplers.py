@@ -11,7 +11,7 @@ from reports.formatting import count, counted, fixed
 from reports.records.entities import ExperimentRecord
 from reports.records.records import run_link
 from reports.sections.checkpoints import mark_of
-from reports.verdicts.ranking import Entry, Ranking
+from reports.verdicts.ranking import Entry, Ranking, measured_most
 from reports.verdicts.wording import decimals_of, interval_text, metric_name
 
 
@@ -26,15 +26,7 @@ class SamplerSection:
 
 def sampler_sections(record: ExperimentRecord, rankings: Sequence[Ranking]) -> tuple[SamplerSection, ...]:
     """Of each protocol without its sampler, the checkpoint that was measured with most of them; none if that is one."""
-    groups: dict[Protocol, dict[tuple[str, int], list[Entry]]] = {}
-    for ranking in rankings:
-        rest = without_sampler(ranking.protocol)
-        for entry in ranking.entries:
-            groups.setdefault(rest, {}).setdefault((entry.run.run_id, entry.checkpoint.step), []).append(entry)
-    chosen = (
-        max(group.values(), key=lambda entries: (len(entries), entries[0].checkpoint.step)) for group in groups.values()
-    )
-    return tuple(sampler_section(record, entries) for entries in chosen if len(entries) > 1)
+    return tuple(sampler_section(record, entries) for entries in measured_most(rankings, without_sampler))
 
 
 def without_sampler(protocol: Protocol) -> Protocol:

@@ -64,6 +64,7 @@ def departures(card: DataCard | None, protocol: Protocol, reported: paper.Report
             (protocol.sampler, protocol.sampler_steps) != ("ancestral", paper.SAMPLER_STEPS),
         ),
         (f"{protocol.weights} weights", "their moving average", protocol.weights != "ema"),
+        (f"an EMA of length {protocol.ema_length}", "one of decay 0.9999", protocol.ema_length is not None),
         ("predictions of x_0 that are not clipped", "clipped ones", not protocol.clip_denoised),
         (f"the variance {protocol.var_type}", "the training's own", protocol.var_type is not None),
     ]

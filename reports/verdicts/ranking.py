@@ -4,7 +4,7 @@ Only results of the same protocol are ever compared: there is one ranking for ea
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ddpm_core.protocol import Protocol
@@ -75,6 +75,20 @@ def measured_again(best: Entry, rankings: Iterable[Ranking]) -> Entry | None:
     entries = (entry for ranking in rankings if ranking.protocol == fresh for entry in ranking.entries)
     same = (best.run.run_id, best.checkpoint.step)
     return next((entry for entry in entries if (entry.run.run_id, entry.checkpoint.step) == same), None)
+
+
+def measured_most(rankings: Iterable[Ranking], without: Callable[[Protocol], Protocol]) -> list[list[Entry]]:
+    """Of the protocols that are equal but for what `without` takes out, the entries of the checkpoint that was measured under
+    most of them, the later one if two were; none of what was measured under one alone."""
+    groups: dict[Protocol, dict[tuple[str, int], list[Entry]]] = {}
+    for ranking in rankings:
+        rest = without(ranking.protocol)
+        for entry in ranking.entries:
+            groups.setdefault(rest, {}).setdefault((entry.run.run_id, entry.checkpoint.step), []).append(entry)
+    chosen = (
+        max(group.values(), key=lambda entries: (len(entries), entries[0].checkpoint.step)) for group in groups.values()
+    )
+    return [entries for entries in chosen if len(entries) > 1]
 
 
 def _ranking(protocol: Protocol, entries: Iterable[Entry]) -> Ranking:

@@ -88,6 +88,7 @@ def test_every_field_of_the_protocol_separates() -> None:
         "purpose": "report",
         "against": "test",
         "var_type": "fixedsmall",
+        "ema_length": 0.1,
     }
     names = {field.name for field in fields(Protocol)} - {"rounding"}
     for name in names - changed.keys():

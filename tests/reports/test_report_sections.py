@@ -76,6 +76,31 @@ def test_samplers_of_one_checkpoint_stand_against_their_network_calls() -> None:
     assert "network calls" not in page_of("digits").text  # each checkpoint was measured with one sampler
 
 
+def test_lengths_of_one_checkpoints_ema_stand_beside_its_own() -> None:
+    writer = writer_of("lengths")
+    run = writer.train("tiny-linear-0b0b0b0b0b0b")
+    writer.evaluate(run, DIGITS, {200: 15.0})
+    for length, distance in [(0.05, 12.0), (0.1, 10.0), (0.15, 20.0)]:
+        evaluation = writer.evaluate(run, replace(DIGITS, ema_length=length), {200: distance})
+        writer.metrics(evaluation, {"ema_error": {200: 0.4 * length}})
+    page = page_of("lengths")
+    (rows,) = page.tables("Lengths of the EMA of step 200 of tiny-linear-0b0b0b0b0b0b")
+    assert [row[:2] for row in rows] == [
+        ["0.1", "10.00"],
+        ["0.05", "12.00"],
+        ["the training's own", "15.00"],
+        ["0.15", "20.00"],
+    ]
+    assert [row[3] for row in rows] == ["4.0%", "2.0%", "", "6.0%"]
+    assert [row[4] for row in rows][0::3] == ["best", "higher"]
+    (drawing,) = page.section("EMA length").all("svg")
+    assert drawing.attributes["aria-label"].endswith("against the length of its EMA, for 3 lengths.")
+    assert "lowest fd_digits: 10.00 at length 0.1" in drawing.text
+    assert "the training's own EMA" in drawing.text
+    digits()
+    assert "EMA length" not in page_of("digits").text
+
+
 def test_every_training_curve_is_there(full: Page) -> None:
     alts = " ".join(drawing.attributes["aria-label"] for drawing in full.section("Training").all("svg"))
     for what in (
