@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddpm_core.commit import sha256_file
+from ddpm_core.dinov2 import DinoFeatures
 from ddpm_core.errors import InputError
 from ddpm_core.inception.network import CLASSES, FEATURES, load_inception
 from ddpm_core.inception.weights import WEIGHTS_SHA256_PREFIX, find_inception_weights
@@ -28,7 +29,7 @@ from ddpm_core.protocol import INCEPTION
 class FeatureExtractor(Protocol):
     """uint8 [N, C, H, W] -> (features float [N, dim], logits float [N, num_logits] or None)."""
 
-    name: str  # in metric names: fd_<name>; "fid" for the network of 2015-12-05
+    name: str  # in metric names: fd_<name>, such as fd_pixels; "fid" for the network of 2015-12-05
     sha256: str  # of the weights, or of what stands for them
     dim: int
     num_logits: int | None  # None: no logits, so no Inception score
@@ -153,25 +154,25 @@ class TorchScriptFeatures:
 
 
 def load_extractor(spec: str, image_shape: tuple[int, int, int]) -> FeatureExtractor:
-    """The extractor named by `spec`: "inception", "pixels" or the path of a TorchScript file (*.pt).
+    """The extractor named by `spec`: "inception", "dinov2", "pixels" or the path of a TorchScript file (*.pt).
 
     `image_shape` is (C, H, W) of the images to come. Raises InputError if the name is unknown or the extractor
     cannot be had or does not take such images.
     """
     channels = image_shape[0]
-    if spec == "inception":
+    if spec in ("inception", "dinov2"):
         if channels not in (1, 3):
             raise InputError(
-                f"the extractor 'inception' takes images of 1 or 3 channels, and these have {channels}: "
+                f"the extractor {spec!r} takes images of 1 or 3 channels, and these have {channels}: "
                 "choose 'pixels' or the path of a TorchScript file (*.pt)"
             )
-        return InceptionFeatures()
+        return InceptionFeatures() if spec == "inception" else DinoFeatures()
     if spec == "pixels":
         return PixelFeatures(channels)
     if spec.endswith(".pt"):
         return TorchScriptFeatures(Path(spec), image_shape)
     raise InputError(
-        f"unknown feature extractor {spec!r}: choose 'inception', 'pixels' or the path of a TorchScript file (*.pt)"
+        f"unknown feature extractor {spec!r}: choose 'inception', 'dinov2', 'pixels' or the path of a TorchScript file (*.pt)"
     )
 
 

@@ -135,7 +135,7 @@ def test_the_training_step_on_ddpm_cores_page_runs_as_it_stands() -> None:
 
 def test_every_module_of_ddpm_core_is_on_its_page() -> None:
     modules = PAGES["ddpm_core/README.md"].split("## What is in it")[1].split("##")[0]
-    named = {name.rstrip("/") for name in re.findall(r"`([a-z_]+/?)`", modules)}
+    named = {name.rstrip("/") for name in re.findall(r"`([a-z0-9_]+/?)`", modules)}
     assert named == {path.stem for path in (ROOT / "ddpm_core").iterdir() if path.suffix == ".py" or path.is_dir()} - {
         "__init__",
         "__pycache__",

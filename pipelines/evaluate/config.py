@@ -35,7 +35,8 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     test_reference: FilePath | None = None
     """Shards of the test set, to compare the same samples with besides."""
     extractor: FilePath = "inception"
-    """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
+    """inception (the FID network of 2015-12-05), dinov2 (ViT-L/14, for FD-DINOv2; it has no Inception score), pixels (the image
+    averaged to 8x8), or a TorchScript file."""
     samples: Positive[int] = 50_000
     """How many samples; the Frechet distance depends on it."""
     sampler: Method = "ancestral"
@@ -160,7 +161,8 @@ class CalibrateConfig(Checked):
     test_data: FilePath
     """Shards of its test set."""
     extractor: FilePath = "inception"
-    """inception (the FID network of 2015-12-05), pixels (the image averaged to 8x8), or a TorchScript file."""
+    """inception (the FID network of 2015-12-05), dinov2 (ViT-L/14, for FD-DINOv2; it has no Inception score), pixels (the image
+    averaged to 8x8), or a TorchScript file."""
     cpus_per_worker: Positive[float] = 0.9
     """CPUs of each worker."""
     storage: FilePath = "runs"

@@ -72,6 +72,8 @@ class EvaluateResult:
         """The outcome in sentences, at the end the best checkpoint and where all of them are ranked."""
         best, again = self.best, self.reported
         lines = [f"protocol {best.protocol.fingerprint}: {best.protocol.describe()}"]
+        if best.protocol.score not in best.values:
+            lines.append(f"there is no Inception score, for {best.protocol.extractor} has no classes")
         if self.indistinguishable:
             steps = ", ".join(f"{other.step:,}" for other in self.indistinguishable)
             lines.append(f"not to be told apart from the best by their intervals: step {steps}")

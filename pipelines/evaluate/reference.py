@@ -84,7 +84,8 @@ def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -
 class Extractor:
     """What is known of a feature extractor without its network, which workers load by `spec`.
 
-    spec: inception, pixels, or the absolute path of a TorchScript file. dim, num_logits: of its outputs, no logits if None.
+    spec: inception, dinov2, pixels, or the absolute path of a TorchScript file. dim, num_logits: of its outputs, no logits if
+    None.
     """
 
     spec: str

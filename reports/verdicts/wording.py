@@ -7,6 +7,7 @@ from reports.verdicts.ranking import Entry
 def metric_name(name: str) -> str:
     """A metric as people write it: FID, Inception score; other extractors keep the name they are logged by."""
     names = {"fid": "FID", "fid_test": "FID (test set)", "is": "Inception score", "is_test": "Inception score"}
+    names |= {"fd_dinov2-vitl14": "FD-DINOv2", "fd_dinov2-vitl14_test": "FD-DINOv2 (test set)"}
     return names.get(name, name)
 
 

@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers is imported: nothing is f
 
 from ddpm_core.configs import Schedule
 from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.dinov2 import Size, load_dinov2, prepared
 from ddpm_core.inception import InceptionV3
 from ddpm_core.interop import to_diffusers
 from ddpm_core.metrics import FeatureStatistics, KernelDistance, PrecisionRecall, frechet_distance
@@ -173,3 +174,25 @@ def test_the_network_of_the_fid(tmp_path: Path) -> None:
     )
     with torch.no_grad():
         agree("features of the FID network", "torch-fidelity", ours(pictures)[0], theirs(pictures)[0], 1e-6)
+
+
+def test_the_network_of_fd_dinov2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full width, of images whose patches are those of its positions: between other ones, transformers interpolates otherwise
+    than the authors, and so than ours."""
+    if folder := os.environ.get("DDPM_PEERS"):
+        monkeypatch.syspath_prepend(folder)
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=224, layerscale_value=0.5
+    )
+    theirs = transformers.Dinov2Model(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+        theirs.embeddings.position_embeddings.normal_(0.0, 0.5)
+        theirs.save_pretrained(tmp_path)
+        x = prepared(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
+        ours = load_dinov2(tmp_path / "model.safetensors", Size(grid=16))(x)
+        agree("features of DINOv2 ViT-L/14, random weights", "transformers", ours, theirs(x).pooler_output, 1e-5)

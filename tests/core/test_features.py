@@ -151,7 +151,9 @@ def test_torchscript_that_does_not_take_the_images_is_refused(tmp_path: Path) ->
 
 
 def test_specs_that_name_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"unknown feature extractor 'resnet': choose 'inception', 'pixels' or"):
+    with pytest.raises(
+        InputError, match=r"unknown feature extractor 'resnet': choose 'inception', 'dinov2', 'pixels' or"
+    ):
         load_extractor("resnet", (3, 32, 32))
     with pytest.raises(InputError, match=r"none\.pt' is not a file"):
         load_extractor(str(tmp_path / "none.pt"), (3, 32, 32))

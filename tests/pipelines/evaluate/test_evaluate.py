@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.dinov2_weights import take_for_published, write_weights
 from support.evaluation import numbers
 from support.gaussian_case import unchecked
 from support.measured_run import measured_run
@@ -50,16 +51,17 @@ from pipelines.evaluate.driver import (
     evaluate_lengths,
 )
 from pipelines.evaluate.evaluation import Evaluation, compare
-from pipelines.evaluate.measure import chain_values, read_samples
+from pipelines.evaluate.measure import ChainPoint, Samples, chain_values, measure, read_samples
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import (
     ShardFeatures,
+    Sums,
     describe_extractor,
     read_reference,
     reference_path,
     reference_statistics,
 )
-from pipelines.evaluate.subject import choose_subject
+from pipelines.evaluate.subject import choose_subject, open_subject
 from pipelines.evaluate.worker import stack_chain
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
@@ -422,6 +424,37 @@ def test_any_number_of_neighbours_is_kept_in_a_file_of_its_own_and_named_by_the_
     assert usual.fingerprint != other.fingerprint
     assert usual.samples_fingerprint == other.samples_fingerprint
     assert "neighbours" not in identity(subject.config)
+
+
+def test_features_of_dinov2_go_through_every_number_but_the_inception_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_for_published(write_weights(tmp_path / "model.safetensors"), monkeypatch)
+    run = measured_run(tmp_path, {1: 9.0})
+    dataset = run.references["train"]
+    asked = replace(run.config, extractor="dinov2", samples=20)
+    subject = open_subject(asked, run.run, run.checkpoints, local_storage(str(tmp_path)), print)
+    sums, worker = Sums(20, subject.extractor), ShardFeatures(subject.extractor, dataset, 20)
+    sums.merge(worker.run(range(20)))
+    reference = sums.reference()
+    assert reference.score is None
+    features = reference.features + 0.01 * torch.randn(20, 128, generator=torch.Generator().manual_seed(0))
+    samples = Samples([range(10), range(10, 20)], list(features.split(10)), images=torch.zeros(2, 8, 8, 1), seconds=1.0)
+    protocol = subject.protocol("train", "selection")
+    values = measure(samples, protocol, reference, dataset)
+    assert {name for name in values if name.startswith(("fd", "is", "kid", "precision", "recall"))} == {
+        *(f"{name}_dinov2-vitl14" for name in ("fd", "kid", "precision", "recall")),
+        *(f"{name}_dinov2-vitl14{end}" for name in ("kid", "precision") for end in ("_ci_low", "_ci_high")),
+        "kid_dinov2-vitl14_std",
+    }
+    measured = Evaluation(1, protocol, values, tmp_path)
+    said = EvaluateResult("", "", (measured,), None, ()).describe()
+    assert said[1] == "there is no Inception score, for dinov2-vitl14 has no classes"
+    assert said[-2].startswith("best is step 1 with fd_dinov2-vitl14 ")
+    assert chain_values([ChainPoint(3, reference.statistics, None)], reference.statistics)[0].keys() == {
+        "t",
+        "distance",
+    }
 
 
 def test_a_second_data_sets_reference_is_made_while_the_pool_holds_the_whole_cluster(
