@@ -19,12 +19,11 @@ from reports.records.records import is_served, read_experiment, run_link
 from reports.records.store import Store
 from reports.sections import commands, samples
 from reports.sections.checkpoints import ProtocolSection, protocol_section
+from reports.sections.choices import ChoiceSection, ema_sections, sampler_sections
 from reports.sections.compression import CompressionSection, compression_section
-from reports.sections.ema_lengths import EmaSection, ema_sections
 from reports.sections.likelihoods import LikelihoodSection, likelihood_section
 from reports.sections.making import Making, making_section
 from reports.sections.paper_tables import PaperTable, paper_tables
-from reports.sections.samplers import SamplerSection, sampler_sections
 from reports.sections.sweeps import SweepSection, sweep_section
 from reports.sections.training import training_charts
 from reports.summary import markdown, since_previous, summarise, with_previous
@@ -57,8 +56,8 @@ class Report:
     grid: Illustration | None
     attention: tuple[str, ...]
     protocols: tuple[ProtocolSection, ...]
-    samplers: tuple[SamplerSection, ...]
-    ema_lengths: tuple[EmaSection, ...]
+    samplers: tuple[ChoiceSection, ...]
+    ema_lengths: tuple[ChoiceSection, ...]
     training: tuple[Chart, ...]
     progression: tuple[Illustration, ...]
     pictures: tuple[Illustration, ...]
