@@ -98,7 +98,7 @@ class Extractor:
 
 def describe_extractor(given: str, dataset: ShardedDataset) -> Extractor:
     """The extractor that a person names, for this data set's images. Raises InputError if it cannot be had."""
-    spec = str(location(given, option="--extractor")) if given.endswith(".pt") else given
+    spec = str(location(given, option="--extractor")) if given.endswith(".pt") or "://" in given else given
     loaded = load_for(spec, dataset)
     return Extractor(spec, loaded.name, loaded.sha256, loaded.dim, loaded.num_logits, loaded.resize)
 

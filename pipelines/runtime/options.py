@@ -18,7 +18,7 @@ class StorageOptions(Checked):
     """Where results lie, and where they are recorded."""
 
     storage: FilePath = "runs"
-    """The folder for checkpoints and results, reachable from every worker."""
+    """The folder or URL for checkpoints and results, reachable from every worker."""
     tracking_uri: str | None = None
     """MLflow's; by default MLFLOW_TRACKING_URI, or an SQLite file in the storage folder."""
     experiment: Name = "ddpm"

@@ -19,7 +19,7 @@ class TrainConfig(StorageOptions):
     preset: Annotated[str, tyro.conf.Suppress]
     """The recipe that the other values start from, and the first part of the run's name."""
     shards: FilePath
-    """The data set: a folder that jobs/preprocess.py made, reachable from every worker."""
+    """The data set: a folder or URL that jobs/preprocess.py made, reachable from every worker."""
     unet: UNetConfig
     """The network."""
     diffusion: DiffusionConfig

@@ -433,7 +433,7 @@ def test_features_of_dinov2_go_through_every_number_but_the_inception_score(
     run = measured_run(tmp_path, {1: 9.0})
     dataset = run.references["train"]
     asked = replace(run.config, extractor="dinov2", samples=20)
-    subject = open_subject(asked, run.run, run.checkpoints, local_storage(str(tmp_path)), print)
+    subject = open_subject(asked, run.run, run.checkpoints, open_storage(str(tmp_path)), print)
     sums, worker = Sums(20, subject.extractor), ShardFeatures(subject.extractor, dataset, 20)
     sums.merge(worker.run(range(20)))
     reference = sums.reference()
