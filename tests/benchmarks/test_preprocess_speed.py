@@ -1,11 +1,15 @@
 """Preprocessing against a bare multiprocessing loop that makes the same files, and its memory on a large input."""
 
 import io
+import math
 import multiprocessing
+import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import lmdb
@@ -16,7 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
-from support.contest import contest
+from support.contest import ROWS, Row, contest, line
+from support.processes import ROOT
+from support.trees import tree_seconds
 
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
@@ -151,3 +157,63 @@ def test_memory_for_an_input_ten_times_the_object_store(tmp_path: Path) -> None:
         ray.shutdown()
     print(f"largest worker: {peaks['worker'] >> 20} MiB of its own; object store: {peaks['store'] >> 20} MiB")
     assert peaks["worker"] < 500 << 20
+
+
+DATASETS = """
+import io, sys
+import lmdb
+from datasets import Dataset, Features, Value
+from PIL import Image
+
+source, output, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def items(shards):
+    with lmdb.open(source, readonly=True, lock=False) as environment, environment.begin() as transaction:
+        for keys in shards:
+            for key in keys:
+                yield {"key": key, "image": transaction.get(key.encode())}
+
+def resized(item):
+    image = Image.open(io.BytesIO(item["image"])).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    return {"image": image.tobytes()}
+
+if __name__ == "__main__":
+    with lmdb.open(source, readonly=True, lock=False) as environment, environment.begin() as transaction:
+        keys = [key.decode() for key in transaction.cursor().iternext(values=False)]
+    shards = [keys[i : i + 512] for i in range(0, len(keys), 512)]
+    features = Features({"key": Value("string"), "image": Value("binary")})
+    cache = output + "-cache"
+    made = Dataset.from_generator(items, features, cache_dir=cache, gen_kwargs={"shards": shards}, num_proc=2)
+    made.map(resized, num_proc=2).to_parquet(output)
+"""
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_the_whole_command_against_datasets(size: int, tmp_path: Path) -> None:
+    """Hugging Face's datasets: items from the LMDB, map in as many processes, Parquet. CPU seconds of whole trees."""
+    peers = os.environ.get("DDPM_PEERS", "")
+    if PathFinder.find_spec("datasets", [*sys.path, peers]) is None:
+        pytest.skip("datasets is not installed")
+    source, script, turns = tmp_path / "photos_lmdb", tmp_path / "with_datasets.py", iter(range(100))
+    write_photos(source, 4096, height=256, width=341, kind="WEBP")
+    script.write_text(DATASETS)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def ours() -> tuple[float, float]:
+        options = ["--source", str(source), "--output", str(tmp_path / f"{next(turns)}"), "--image-size", str(size)]
+        command = [sys.executable, str(ROOT / "jobs" / "preprocess.py"), *options, "--images-per-shard", str(SHARD)]
+        return tree_seconds(command, {**environment, "PYTHONPATH": str(ROOT)})
+
+    def theirs() -> tuple[float, float]:
+        command = [sys.executable, str(script), str(source), str(tmp_path / f"{next(turns)}.parquet"), str(size)]
+        return tree_seconds(command, {**environment, "PYTHONPATH": peers, "HF_HOME": str(tmp_path / "home")})
+
+    pairs = [(ours(), theirs()) for _ in range(3)]
+    cpu, wall = ([b[clock] / a[clock] for a, b in pairs] for clock in (0, 1))
+    row = Row(f"4,096 WebP photographs to {size}x{size}, whole command", "datasets", cpu, wall, (math.nan, math.nan))
+    ROWS.append(row)
+    print("\n" + line(row))
+    assert row.ratio > 0.4

@@ -1,5 +1,6 @@
 """Ours against a peer that does the same work: paired, alternating, with one thread each; the rows make a table."""
 
+import math
 import os
 import statistics
 import sys
@@ -23,7 +24,7 @@ PAIRS = 3
 @dataclass(frozen=True)
 class Row:
     """What a contest measured. cpu, wall: a peer's time over ours in each pair; above 1, ours is faster. memory: MiB that the
-    process grew by at most, (ours, the peer's)."""
+    process grew by at most, (ours, the peer's); NaN if it was not measured."""
 
     work: str
     peer: str
@@ -118,7 +119,7 @@ HEADER = "| work | against | CPU time | from, to | wall time | peak memory, MiB:
 def line(row: Row) -> str:
     """The row in Markdown: median ratios, above 1 if ours is faster."""
     spread, wall = f"{min(row.cpu):.2f}, {max(row.cpu):.2f}", statistics.median(row.wall)
-    memory = ", ".join(f"{mib:+,.0f}" for mib in row.memory)
+    memory = ", ".join(f"{mib:+,.0f}" for mib in row.memory if not math.isnan(mib))
     return f"| {row.work} | {row.peer} | {row.ratio:.2f} | {spread} | {wall:.2f} | {memory} |"
 
 
