@@ -207,14 +207,14 @@ class Records:
         others = [protocol.score, *(protocol.metric(name) for name in (KID, PRECISION, RECALL))]
         return share_ranking(self.tracker, protocol.fingerprint, protocol.distance, others)
 
-    def is_logged(self, checkpoint: Checkpoint) -> bool:
-        """Whether the numbers of a checkpoint's selection noise are here, against every reference."""
+    def logged_steps(self) -> set[int]:
+        """The steps whose numbers of selection noise are here, against every reference."""
+        found = []
         for role in self.subject.references:
             protocol = self.subject.protocol(role, "selection")
             run = self.find(protocol)
-            if run is None or checkpoint.step not in run.logged_steps(protocol.distance):
-                return False
-        return True
+            found.append(set() if run is None else run.logged_steps(protocol.distance))
+        return set.intersection(*found)
 
     def model(self, checkpoint: Checkpoint, protocol: Protocol) -> tuple[str, str]:
         """(run id, model id) of a checkpoint that was evaluated under a protocol."""

@@ -1,6 +1,8 @@
 """A training as the nightly evaluation sees it: its checkpoints, and what they were measured to be."""
 
 import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,6 +19,15 @@ from pipelines.runtime.layout import Storage, open_storage
 from pipelines.runtime.locations import Location
 from pipelines.tracking.queries import Training
 from pipelines.tracking.tracker import Tracker
+
+AT_ONCE = 8  # checkpoints that are looked at together
+
+
+def read_if_there(path: Location) -> Checkpoint | None:
+    """The checkpoint at a path, None if it cannot be read."""
+    with contextlib.suppress(InputError):
+        return open_checkpoint(path)
+    return None
 
 
 @dataclass(eq=False)
@@ -61,18 +72,26 @@ class NightlyTraining:
 
     def unmeasured(self) -> list[tuple[int, Location]]:
         """(step, path) of each checkpoint that has no result, by ascending step."""
-        paths = [(step, self.folder / checkpoint_name(step)) for step in saved_steps(self.folder)]
-        self._measured |= {step for step, path in paths if step not in self._measured and self.is_measured(path)}
-        return [(step, path) for step, path in paths if step not in self._measured]
+        paths = {step: self.folder / checkpoint_name(step) for step in saved_steps(self.folder)}
+        self._measured |= self._measured_among([path for step, path in paths.items() if step not in self._measured])
+        return [(step, path) for step, path in paths.items() if step not in self._measured]
 
     def is_measured(self, path: Location) -> bool:
-        """Whether a checkpoint has its result, on disk and in MLflow. False if it cannot be read."""
-        try:
-            checkpoint = open_checkpoint(path)
-        except InputError:
-            return False
-        evaluator = self.open_evaluator(checkpoint)
-        return evaluator.subject.is_measured(checkpoint, "selection") and evaluator.records.is_logged(checkpoint)
+        """Whether a checkpoint has its result, in the storage and in MLflow. False if it cannot be read."""
+        return bool(self._measured_among([path]))
+
+    def _measured_among(self, paths: Sequence[Location]) -> set[int]:
+        """The steps of those that have their result. MLflow is asked once, and the storage for several at a time: each answer of
+        an object store takes long."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            checkpoints = [checkpoint for checkpoint in pool.map(read_if_there, paths) if checkpoint is not None]
+            if not checkpoints:
+                return set()
+            evaluator = self.open_evaluator(checkpoints[0])
+            logged = evaluator.records.logged_steps()
+            known = [checkpoint for checkpoint in checkpoints if checkpoint.step in logged]
+            finished = pool.map(lambda checkpoint: evaluator.subject.is_measured(checkpoint, "selection"), known)
+            return {checkpoint.step for checkpoint, measured in zip(known, finished, strict=True) if measured}
 
     def evaluations(self) -> list[Evaluation]:
         """All its results under the nightly protocol, by ascending step; those of deleted checkpoints too."""
