@@ -42,7 +42,9 @@ class NightlyTraining:
     pool: Pool
     evaluator: Evaluator | None = None
     refused: str | None = None
-    _measured: set[int] = field(default_factory=set)  # steps: a result does not go away while a night lasts
+    # What has been looked at: a result does not change or go away while a night lasts.
+    _measured: set[int] = field(default_factory=set)
+    _read: list[Evaluation] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -98,14 +100,12 @@ class NightlyTraining:
         if self.evaluator is None:
             return []
         subject = self.evaluator.subject
-        return read_evaluations(subject.results(subject.protocol("train", "selection")))
+        self._read = read_evaluations(subject.results(subject.protocol("train", "selection")), self._read)
+        return self._read
 
     def current_evaluations(self) -> list[Evaluation]:
         """Those whose checkpoint is still there, with the weights that were measured."""
-        current = []
-        for evaluation in self.evaluations():
-            with contextlib.suppress(InputError):
-                checkpoint = open_checkpoint(self.folder / evaluation.folder.name)
-                if self.evaluator is not None and self.evaluator.subject.is_measured(checkpoint, "selection"):
-                    current.append(evaluation)
-        return current
+        there, evaluations = set(saved_steps(self.folder)), self.evaluations()
+        new = [each.folder.name for each in evaluations if each.step in there - self._measured]
+        self._measured |= self._measured_among([self.folder / name for name in new])
+        return [each for each in evaluations if each.step in there & self._measured]
