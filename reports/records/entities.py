@@ -13,7 +13,8 @@ from ddpm_core.verdicts import Interval, known_interval
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """One evaluated checkpoint: the Frechet distance with its 95 % interval, and the score if there is one."""
+    """One evaluated checkpoint: the Frechet distance with its 95 % interval, and the score, if there is one, with its standard
+    deviation over splits and its 95 % interval, which earlier versions did not log."""
 
     step: int
     distance: float
@@ -21,11 +22,18 @@ class CheckpointRecord:
     high: float | None = None
     score: float | None = None
     score_std: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
 
     @property
     def interval(self) -> Interval | None:
         """Both ends, None unless they are finite numbers."""
         return known_interval(self.low, self.high)
+
+    @property
+    def score_interval(self) -> Interval | None:
+        """The same of the score."""
+        return known_interval(self.score_low, self.score_high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,9 +175,10 @@ class _Reader:
         if protocol is None:
             return None
         distance, score = protocol.distance, protocol.score
-        low, high, std = (
-            self._history(run, name) for name in (distance + names.CI_LOW, distance + names.CI_HIGH, score + names.STD)
+        low, high, score_low, score_high = (
+            self._history(run, metric + end) for metric in (distance, score) for end in (names.CI_LOW, names.CI_HIGH)
         )
+        std = self._history(run, score + names.STD)
         distances, scores = self._history(run, distance), self._history(run, score)
         files = set(self._store.files_beside(run.info.run_id, names.SAMPLES_LAYOUT))
         return EvaluationRecord(
@@ -193,6 +194,8 @@ class _Reader:
                     high=high.at(step),
                     score=scores.at(step),
                     score_std=std.at(step),
+                    score_low=score_low.at(step),
+                    score_high=score_high.at(step),
                 )
                 for step, value in zip(distances.steps, distances.values, strict=True)
             ),

@@ -87,10 +87,16 @@ def _distance_chart(
 def _score_chart(ranking: Ranking, drawn: Sequence[Sequence[Entry]], batch_size: int | None) -> Chart | None:
     """The scores of the runs that are drawn, None if there are none."""
     name = metric_name(ranking.protocol.score)
+    scored = [[entry.checkpoint for entry in entries if entry.checkpoint.score is not None] for entries in drawn]
+    measured = any(point.score_interval for points in scored for point in points)
     lines = []
-    for entries in drawn:
-        values = [(e.checkpoint.step, e.checkpoint.score, e.checkpoint.score_std or 0.0) for e in entries]
-        points = [_with_std(step, score, std) for step, score, std in values if score is not None]
+    for entries, checkpoints in zip(drawn, scored, strict=True):
+        points = [
+            figures.LinePoint(point.step, point.score or 0.0, point.score_interval)
+            if measured
+            else _with_std(point.step, point.score or 0.0, point.score_std or 0.0)
+            for point in checkpoints
+        ]
         if points:
             lines.append(figures.Line(label=entries[0].run.name, points=points))
     if not lines:
@@ -106,7 +112,8 @@ def _score_chart(ranking: Ranking, drawn: Sequence[Sequence[Entry]], batch_size:
         batch_size=batch_size,
         beside=None if score is None else ("the paper", score),
     )
-    caption = f"{name}, higher is better. Bars or bands: ± one standard deviation over splits."
+    reach = "95 % intervals, of samples as many as a split has" if measured else "± one standard deviation over splits"
+    caption = f"{name}, higher is better. Bars or bands: {reach}."
     if score is not None:
         caption += f" Dotted: the paper's {score} (Table 1), which was measured alike."
     return Chart(svg=svg, caption=caption)

@@ -48,6 +48,27 @@ def test_the_curves_of_a_protocol_are_there_and_say_what_they_are(full: Page) ->
     assert "along the chain: from 300.0 to 9.000" in leading[4]
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_scores_chart_draws_their_interval_or_says_that_it_is_the_spread(measured: bool) -> None:
+    name = f"scores-{measured}".lower()
+    writer = writer_of(name)
+    run = writer.train("tiny-linear-0c0c0c0c0c0c")
+    evaluation = writer.evaluate(run, DIGITS, {100: 10.0, 200: 9.0})  # scores 5.1 and 5.2, each with a spread of 0.1
+    if measured:
+        ends = {"low": {100: 4.98, 200: 5.08}, "high": {100: 5.22, 200: 5.32}}
+        writer.metrics(evaluation, {f"{DIGITS.score}_ci_{end}": values for end, values in ends.items()})
+    page = page_of(name)
+    (drawing,) = (
+        each
+        for each in page.section("Checkpoints").all("svg")
+        if each.attributes["aria-label"].startswith(DIGITS.score)
+    )
+    assert ("5.10 (4.98 to 5.22)" if measured else "5.100 (5.000 to 5.200)") in drawing.text
+    captions = page.section("Checkpoints").text
+    assert ("95 % intervals, of samples as many as a split has" in captions) == measured
+    assert ("± one standard deviation over splits" in captions) != measured
+
+
 def test_samplers_of_one_checkpoint_stand_against_their_network_calls() -> None:
     writer = writer_of("samplers")
     run = writer.train("tiny-linear-0a0a0a0a0a0a")
