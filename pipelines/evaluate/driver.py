@@ -72,6 +72,11 @@ class EvaluateResult:
         """The outcome in sentences, at the end the best checkpoint and where all of them are ranked."""
         best, again = self.best, self.reported
         lines = [f"protocol {best.protocol.fingerprint}: {best.protocol.describe()}"]
+        if best.interval is not None:
+            lines.append(
+                f"95 % intervals are of the mean {best.protocol.distance} of {best.protocol.num_samples:,} samples over their "
+                "seeds, of this training and against these reference images: other trainings have other means"
+            )
         if best.protocol.score not in best.values:
             lines.append(f"there is no Inception score, for {best.protocol.extractor} has no classes")
         if self.indistinguishable:

@@ -50,7 +50,7 @@ from pipelines.evaluate.driver import (
     evaluate_grid,
     evaluate_lengths,
 )
-from pipelines.evaluate.evaluation import Evaluation, compare
+from pipelines.evaluate.evaluation import Evaluation, compare, read_evaluation
 from pipelines.evaluate.measure import ChainPoint, Samples, chain_values, measure, read_samples
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import (
@@ -424,6 +424,19 @@ def test_any_number_of_neighbours_is_kept_in_a_file_of_its_own_and_named_by_the_
     assert usual.fingerprint != other.fingerprint
     assert usual.samples_fingerprint == other.samples_fingerprint
     assert "neighbours" not in identity(subject.config)
+
+
+def test_an_evaluation_says_what_its_intervals_cover(tmp_path: Path) -> None:
+    subject = measured_run(tmp_path, {1: 9.0, 2: 8.0})
+    folder = subject.results(subject.protocol("train", "selection"))
+    evaluations = tuple(read_evaluation(folder / checkpoint.path.name) for checkpoint in subject.checkpoints)
+    lines = EvaluateResult("", "", evaluations, None, ()).describe()
+    assert lines[1] == (
+        "95 % intervals are of the mean fid of 1,000 samples over their seeds, of this training and against these reference "
+        "images: other trainings have other means"
+    )
+    without = tuple(replace(each, values={"fid": each.distance}) for each in evaluations)
+    assert not any("intervals are of" in line for line in EvaluateResult("", "", without, None, ()).describe())
 
 
 def test_features_of_dinov2_go_through_every_number_but_the_inception_score(
