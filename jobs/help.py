@@ -13,20 +13,21 @@ from tyro._backends import (
 COMMON = """
 source shards train.shards run data files output image-size channels config storage train.storage experiment checkpoints samples
 evaluate.samples steps train.steps seeds schedules grid draw workers train.workers hours optim.batch-size optim.lr sampler
-sampler-steps extractor evaluate.extractor execution.precision weights format dry-run save-config seed name split images
+sampler-steps extractor evaluate.extractor execution.precision weights format dry-run save-config seed name split images model
 """
 FIRST = 10
 GROUPS = {
     "data": """source split name channels image-size filter images-per-shard undecodable max-pixels too-small
         duplicates max-skipped shards data test-data reference test-reference images files run checkpoints checkpoint weights
         images-seed horizontal-flip shuffle-window""",
-    "training": "steps seed seeds rungs rung-samples schedules matched grid draw draws sample-every max-failures",
+    "training": "model steps trials seed seeds rungs rung-samples schedules matched grid draw draws sample-every max-failures",
     "measuring": """extractor samples sampler sampler-steps eta etas ema-length lengths var-type spacing precision noise report
         progress strata cdf neighbours theory-steps worse-by quiet-hours attempts alarm-command hours gpu-hours
         across-protocols""",
-    "hardware": "workers min-workers cpus-per-worker batch-size chunk-size mode compile channels-last gpu utilisation",
+    "hardware": """workers train-workers min-workers cpus cpus-per-worker batch-size chunk-size mode compile channels-last gpu
+        utilisation bandwidth stragglers loss-hours""",
     "output": """output storage format checkpoint-every keep-last keep-every pictures nearest partial frames config save-config
-        dry-run open watts""",
+        dry-run open watts json""",
     "tracking": "tracking-uri experiment log-every",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}

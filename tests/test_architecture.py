@@ -42,7 +42,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "compress": STAGE,
         "sweep": {"train", "evaluate", "shards"},
         "nightly": {"evaluate", "checkpoints"},
-        "plan": {"runtime"},
+        "plan": {"preprocess", "train", "nightly"},
     },
     "reports": {
         "formatting": set(),

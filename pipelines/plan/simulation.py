@@ -128,7 +128,8 @@ class SimulatedBackend:
         with self.aside(self.costs.wait + len(answers) * self.costs.wait_each):
             while self.events and self.events[0][1] not in self.answers:
                 heapq.heappop(self.events)
-            if not self.events or self.events[0][0] > self.time + timeout:
+            nobody_idle = len(self.answers) == self.actors  # then a look for slow ones would be for nothing
+            if not self.events or (self.events[0][0] > self.time + timeout and not nobody_idle):
                 self.time += timeout
                 return []
             when, answer = heapq.heappop(self.events)
@@ -179,7 +180,7 @@ def simulate(
 ) -> SimulatedOutcome:
     """The chunks of some checkpoints' samples, none of which is there, made by simulated workers.
 
-    meter: CPU seconds of this process, such as time.thread_time, for what the driver's own code costs; without one it costs
+    meter: CPU seconds of this process, such as time.process_time, for what the driver's own code costs; without one it costs
     nothing, and the outcome is a function of the arguments. Raises InputError as `Pool.fan_out` does.
     """
     backend = SimulatedBackend(model, costs or RayCosts(), seed, meter)

@@ -2,14 +2,24 @@
 
 from dataclasses import replace
 
+from ddpm_core.configs import Precision
 from ddpm_core.costs import averages_bytes, plan
-from ddpm_core.devices import peak_flops
+from ddpm_core.devices import Peak, peak_flops
 from ddpm_core.errors import InputError, did_you_mean
 from ddpm_core.posthoc_ema import chosen_steps
 from ddpm_core.records import flatten
 from pipelines.train.config import TrainConfig
 
 GPUS = ("A100", "H100 80GB HBM3", "H200", "B200", "L40S", "L4")
+
+
+def known_peak(gpu: str, precision: Precision) -> Peak:
+    """The peak of a GPU by its name. InputError for one that is not known here."""
+    peak = peak_flops(gpu, precision)
+    if peak is None:
+        near = did_you_mean(gpu, GPUS)
+        raise InputError(f"--gpu is {gpu!r}, whose peak FLOP/s are not known here{near}: give one of {', '.join(GPUS)}")
+    return peak
 
 
 def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
@@ -19,10 +29,7 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
     """
     if config.execution.mode != "exact":  # the GPUs that are known here multiply in bfloat16
         config = replace(config, execution=config.execution.resolved(fast=True))
-    peak = peak_flops(gpu, config.execution.network_precision)
-    if peak is None:
-        near = did_you_mean(gpu, GPUS)
-        raise InputError(f"--gpu is {gpu!r}, whose peak FLOP/s are not known here{near}: give one of {', '.join(GPUS)}")
+    peak = known_peak(gpu, config.execution.network_precision)
     if not 0.0 < utilisation <= 1.0:
         raise InputError(f"--utilisation is {utilisation}: give a fraction of the peak, above 0 and up to 1")
     costs = plan(
@@ -39,8 +46,7 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
     parts = ("weights", "gradients", "adam", "ema", "activations")
     each = ", ".join(f"{name} {getattr(memory, name) / 2**30:.1f}" for name in parts)
     size = costs.checkpoint_bytes
-    kept = config.keep_last + (config.steps // config.keep_every if config.keep_every else 0) + 1  # and the best
-    kept = min(kept, costs.disk_bytes // size)
+    kept = kept_checkpoints(config)
     left = chosen_steps(range(config.checkpoint_every, config.steps, config.checkpoint_every))
     bytes_left = len(left) * averages_bytes(config.unet, config.optim)
     averages = f", and {bytes_left / 1e9:,.1f} GB of averages that deleted ones leave" if bytes_left else ""
@@ -56,3 +62,9 @@ def describe_plan(config: TrainConfig, gpu: str, utilisation: float) -> str:
     width = max(map(len, values | rows))
     tables = ("\n".join(f"  {name:<{width}}  {value}" for name, value in table.items()) for table in (values, rows))
     return "configuration\n{}\nplan\n{}".format(*tables)
+
+
+def kept_checkpoints(config: TrainConfig) -> int:
+    """How many checkpoints stay at most: the newest, those for ever, and the best."""
+    made = -(-config.steps // config.checkpoint_every)
+    return min(made, config.keep_last + (config.steps // config.keep_every if config.keep_every else 0) + 1)

@@ -18,6 +18,7 @@ from pipelines.compress.config import CurveConfig, DecodeConfig, EncodeConfig
 from pipelines.evaluate.config import CalibrateConfig, EmaConfig, EvaluateConfig, GridConfig
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.nightly.config import NightlyConfig
+from pipelines.plan.config import PlanConfig
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SpaceSweep
 
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Any] = {
     "compress.py curve --run nobody --data nowhere --output out": CurveConfig,
     "export.py nobody --output out": ExportConfig,
     "nightly_eval.py": NightlyConfig,
+    "plan.py": PlanConfig,
     "report.py --output report.html": ReportConfig,
     "demo.py": DemoConfig,
     "ui.py": UIConfig,
