@@ -130,7 +130,7 @@ def parse(
             raise
         result = parsed([*given[: len(given) - len(arguments)], *positional, *arguments])
     if result.files.save_config is not None:
-        from pipelines.runtime.locations import absolute  # here: --help need not wait for it
+        from pipelines.storage.locations import absolute  # here: --help need not wait for it
 
         place = absolute(result.files.save_config, option="--save-config")
         write_recipe(place, result.options, title=f"{prog} --config {place.name}", without=ONCE)
@@ -215,7 +215,7 @@ def stopped() -> str:
 
 def disk_error(error: BaseException) -> str | None:
     """A sentence on a disk, file or server that refuses to be read or written, None for an error of another kind."""
-    from pipelines.runtime.locations import NETWORK_ERRORS  # takes a moment, which --help does not have to wait for
+    from pipelines.storage.locations import NETWORK_ERRORS  # takes a moment, which --help does not have to wait for
 
     cause = getattr(error, "cause", None)  # of what a worker of Ray's raised
     if isinstance(cause, BaseException):

@@ -10,8 +10,8 @@ from ddpm_core.ranges import FilePath
 from jobs.cli import parse, run, say
 from jobs.ui import has_screen
 from pipelines import demo
-from pipelines.runtime.locations import absolute
 from pipelines.runtime.options import Checked
+from pipelines.storage.locations import absolute
 
 
 @dataclass(frozen=True, kw_only=True)

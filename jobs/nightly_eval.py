@@ -10,7 +10,7 @@ from jobs.cli import parse, run, say
 from jobs.report import keep_in_mlflow, write_report
 from pipelines import nightly
 from pipelines.nightly.config import NightlyConfig
-from pipelines.runtime.layout import open_storage
+from pipelines.storage.layout import open_storage
 from pipelines.tracking.uri import tracking_uri
 
 

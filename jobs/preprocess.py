@@ -12,8 +12,8 @@ from typing import Annotated
 from jobs.cli import Positional, parse, run, say
 from pipelines import preprocess, shards
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Progress
+from pipelines.storage.locations import location
 
 
 @dataclass(frozen=True)

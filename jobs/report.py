@@ -10,9 +10,9 @@ import reports
 from ddpm_core.errors import one_line
 from ddpm_core.ranges import FilePath, Positive
 from jobs.cli import parse, run, say
-from pipelines.runtime.layout import Storage, by_prefix, open_storage
-from pipelines.runtime.locations import Location, check_writable, commit_bytes, location
 from pipelines.runtime.options import StorageOptions
+from pipelines.storage.layout import Storage, by_prefix, open_storage
+from pipelines.storage.locations import Location, check_writable, commit_bytes, location
 from pipelines.tracking.uri import sqlite_file, tracking_uri
 
 

@@ -15,8 +15,8 @@ from typing import Annotated
 from ddpm_core.errors import InputError
 from ddpm_core.records import LOCAL_UI
 from jobs.cli import Suppress, parse, run, say
-from pipelines.runtime.layout import open_storage
 from pipelines.runtime.options import StorageOptions
+from pipelines.storage.layout import open_storage
 from pipelines.tracking.uri import UnreachableError, check_answers, tracking_uri
 
 PATIENCE = 120.0  # seconds for the server to start, before the browser is opened

@@ -38,9 +38,9 @@ from pipelines.nightly.ledger import Ledger
 from pipelines.preprocess.card import describe_dataset
 from pipelines.preprocess.plan import earlier_plan
 from pipelines.preprocess.worker import finished_record, record_file, shard_file
-from pipelines.runtime.chunks import chunk_path, content_sha256, load_chunk, save_chunk
-from pipelines.runtime.layout import Storage, shards_of
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import chunk_path, content_sha256, load_chunk, save_chunk
+from pipelines.storage.layout import Storage, shards_of
 from pipelines.sweep.ranking import Outcome
 from pipelines.sweep.result import SweepResult, read_result
 from pipelines.sweep.trial import read_outcome

@@ -18,8 +18,8 @@ from support.pages import missing, shown_output
 import jobs.cli
 import jobs.training
 from jobs.training import TrainCommand
-from pipelines.runtime.locations import location
 from pipelines.runtime.recipe import write_recipe
+from pipelines.storage.locations import location
 from pipelines.train.config import config_for
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,8 +24,8 @@ from ddpm_core.errors import InputError
 from ddpm_core.posthoc_ema import chosen_steps, reconstruct
 from ddpm_core.training import averages_of
 from pipelines.checkpoints.store import commit_snapshot, saved_checkpoints
-from pipelines.runtime.locations import Location, delete, entries
 from pipelines.runtime.progress import Say
+from pipelines.storage.locations import Location, delete, entries
 
 KEPT = re.compile(r"averages-(\d{8,})-([0-9a-f]{64})\.safetensors")
 FAR = 0.05  # of a profile from the wanted one, relative to its norm: above it, that is said

@@ -18,9 +18,9 @@ from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.config import ExportConfig
 from pipelines.checkpoints.select import find_checkpoint
 from pipelines.checkpoints.store import commit_snapshot, saved_steps
-from pipelines.runtime.chunks import content_sha256
-from pipelines.runtime.layout import Run, Storage, open_storage
-from pipelines.runtime.locations import Location, check_writable, committed_folder, location
+from pipelines.storage.chunks import content_sha256
+from pipelines.storage.layout import Run, Storage, open_storage
+from pipelines.storage.locations import Location, check_writable, committed_folder, location
 from pipelines.tracking.uri import tracking_uri
 
 INDEX = "model_index.json"  # of a pipeline

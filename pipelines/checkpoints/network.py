@@ -13,7 +13,7 @@ from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import InputError
 from ddpm_core.precision import in_precision, in_slices
 from ddpm_core.unet import UNet
-from pipelines.runtime.node_cache import NodeFolder
+from pipelines.storage.node_cache import NodeFolder
 
 # Of the images that a network sees at once on a GPU, whatever the batch of the chain: 64 of 256x256, which need 20 GiB, and
 # 4,096 of 32x32. A function of their size alone, so that a batch size names the same numbers on every GPU.

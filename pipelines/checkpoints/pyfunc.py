@@ -19,7 +19,7 @@ from ddpm_core.configs import Weights
 from ddpm_core.errors import InputError
 from ddpm_core.samplers import sample
 from pipelines.checkpoints.network import NetworkHolder
-from pipelines.runtime.locations import Location, location
+from pipelines.storage.locations import Location, location
 
 BATCH = 4  # images that are always drawn together: float32 results depend on that in the last digits
 

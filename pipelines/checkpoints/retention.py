@@ -10,7 +10,7 @@ from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count
 from pipelines.checkpoints.averages import keep_averages
 from pipelines.checkpoints.store import delete_checkpoint, discard_torn, saved_steps, store_errors
-from pipelines.runtime.locations import Location, commit_json, delete, entries
+from pipelines.storage.locations import Location, commit_json, delete, entries
 
 BEST = "best.json"  # in a run's folder: {"step": N}
 MARK = ".mark.json"  # ends the names of other marks: those of nightly evaluations, one file a reason and protocol

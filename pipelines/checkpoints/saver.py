@@ -13,8 +13,8 @@ from ddpm_core.errors import InputError
 from ddpm_core.training import TrainState
 from pipelines.checkpoints.retention import prune
 from pipelines.checkpoints.store import Record, commit_snapshot, saved_steps, staging_prefix
-from pipelines.runtime.lease import is_alive
-from pipelines.runtime.locations import Location
+from pipelines.storage.lease import is_alive
+from pipelines.storage.locations import Location
 
 
 class Saver:

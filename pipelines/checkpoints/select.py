@@ -6,9 +6,9 @@ from ddpm_core.checkpoint import NAME, Checkpoint, open_checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError, did_you_mean
 from pipelines.checkpoints.store import saved_checkpoints
-from pipelines.runtime.layout import Run, Storage, by_prefix
-from pipelines.runtime.locations import Location, entries, location
 from pipelines.runtime.recipe import RECIPE
+from pipelines.storage.layout import Run, Storage, by_prefix
+from pipelines.storage.locations import Location, entries, location
 from pipelines.tracking.queries import name_of_run, path_of_model
 
 

@@ -25,8 +25,8 @@ from ddpm_core.checkpoint import (
 )
 from ddpm_core.commit import MANIFEST, read_manifest, verify_files
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, committed_in, delete, upload_folder
 from pipelines.runtime.progress import Say
+from pipelines.storage.locations import Location, committed_in, delete, upload_folder
 
 Record = Mapping[str, Any]
 

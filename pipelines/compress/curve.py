@@ -23,12 +23,12 @@ from ddpm_core.unet import UNet
 from pipelines.compress.baselines import bits_per_dim, lossless_rates, lossy_points, rmse
 from pipelines.compress.config import CurveConfig
 from pipelines.compress.model import LoadedModel, load_model
-from pipelines.runtime.layout import open_storage
-from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.locations import commit_json, committed, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.layout import open_storage
+from pipelines.storage.lease import sole_writer
+from pipelines.storage.locations import commit_json, committed, location
 from pipelines.tracking.tracker import open_tracker
 
 BUDGETS = 16  # sizes that files are cut to

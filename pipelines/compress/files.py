@@ -15,10 +15,10 @@ from ddpm_core.errors import InputError, one_line
 from ddpm_core.images import encode_png
 from pipelines.compress.config import DecodeConfig, EncodeConfig
 from pipelines.compress.model import load_model
-from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.locations import Location, commit_bytes, entries, location
 from pipelines.runtime.progress import Progress, Say
 from pipelines.runtime.recipe import keep_recipe
+from pipelines.storage.lease import sole_writer
+from pipelines.storage.locations import Location, commit_bytes, entries, location
 
 SUFFIX = ".x0"
 

@@ -12,7 +12,7 @@ from ddpm_core.codec.format import model_digest
 from ddpm_core.unet import UNet
 from pipelines.checkpoints.select import find_checkpoint
 from pipelines.compress.config import ModelConfig
-from pipelines.runtime.layout import Run, open_storage
+from pipelines.storage.layout import Run, open_storage
 from pipelines.tracking.uri import tracking_uri
 
 

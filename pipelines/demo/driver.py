@@ -23,9 +23,9 @@ from ddpm_core.protocol import fingerprint
 from pipelines.demo.digits import train_extractor, write_lmdb
 from pipelines.demo.local_ray import ray_cluster
 from pipelines.runtime.console import EVENTS, EventReader, line_of
-from pipelines.runtime.lease import sole_writer
 from pipelines.runtime.progress import ProgressLine, Say, duration
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.lease import sole_writer
 
 POLL = 0.1  # seconds between looks for what a stage says
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,10 +14,10 @@ from ddpm_core.protocol import INCEPTION, metric_name
 from pipelines.evaluate.config import CalibrateConfig
 from pipelines.evaluate.reference import Extractor, describe_extractor, reference_statistics
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Storage, open_storage
-from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.layout import Storage, open_storage
+from pipelines.storage.locations import Location, commit_json, location
 
 # Published of CIFAR-10: FID of the training from the test set, and the training set's Inception score. Tolerance: their
 # last digit.

@@ -34,12 +34,12 @@ from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import Reference, reference_statistics
 from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_steps
 from pipelines.evaluate.worker import sample_checkpoints
-from pipelines.runtime.chunks import load_chunks
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Run, open_storage
-from pipelines.runtime.locations import commit_json
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
+from pipelines.storage.chunks import load_chunks
+from pipelines.storage.layout import Run, open_storage
+from pipelines.storage.locations import commit_json
 from pipelines.tracking.tracker import open_tracker
 
 WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval

@@ -14,7 +14,7 @@ from ddpm_core.ranges import Count
 from ddpm_core.records import CI_HIGH, CI_LOW, KID, PRECISION, RECALL
 from ddpm_core.verdicts import Interval, intervals_overlap, known_interval
 from pipelines.evaluate.config import MIN_CHUNKS
-from pipelines.runtime.locations import Location, committed_in
+from pipelines.storage.locations import Location, committed_in
 
 
 class ChainValues(TypedDict):

@@ -13,8 +13,8 @@ from pipelines.evaluate.pictures import Picture, PictureProtocol, draw_pictures
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.subject import Subject
 from pipelines.evaluate.worker import sample_checkpoints
-from pipelines.runtime.chunks import load_chunks
 from pipelines.runtime.fan_out import Pool
+from pipelines.storage.chunks import load_chunks
 from pipelines.tracking.run import TrackedRun
 
 if TYPE_CHECKING:

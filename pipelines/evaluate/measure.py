@@ -14,9 +14,9 @@ from ddpm_core.verdicts import Interval
 from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.reference import SPLITS, Reference
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
-from pipelines.runtime.chunks import load_chunks
-from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import load_chunks
+from pipelines.storage.locations import Location
 
 GRID = 64  # samples shown: the first ones, whatever they look like
 KID_SUBSETS, KID_SUBSET = 100, 1000  # of the kernel distance, as Binkowski et al. have them

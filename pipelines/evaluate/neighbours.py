@@ -29,10 +29,10 @@ from ddpm_core.protocol import Protocol
 from ddpm_core.records import CI_HIGH, CI_LOW, HELD_OUT, MEMORIZED, MEMORIZED_FEATURES
 from pipelines.evaluate.pictures import Picture
 from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of
-from pipelines.runtime.chunks import content_sha256, load_chunks, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import content_sha256, load_chunks, save_chunk
+from pipelines.storage.locations import Location
 
 Space = Literal["pixels", "features"]
 SPACES: tuple[Space, ...] = ("pixels", "features")

@@ -21,10 +21,10 @@ from ddpm_core.precision import full_float32
 from ddpm_core.samplers import SamplerOptions, sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps
-from pipelines.runtime.chunks import load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import load_chunk, save_chunk
+from pipelines.storage.locations import Location
 
 Kind = Literal["progressive", "shared", "interpolation", "coarse_to_fine"]
 POINTS = 10  # of a chain, whose predictions of x_0 are shown

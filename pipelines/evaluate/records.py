@@ -37,7 +37,7 @@ from ddpm_core.records import (
 from pipelines.evaluate.evaluation import Evaluation, describe_values, read_evaluations
 from pipelines.evaluate.subject import Role, Subject
 from pipelines.runtime.fan_out import OutOfTime
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 from pipelines.tracking.origin import DataInput, data_input
 from pipelines.tracking.run import TrackedRun, note_tags
 from pipelines.tracking.tracker import Tracker

@@ -16,13 +16,13 @@ from ddpm_core.features import FeatureExtractor, load_extractor
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import NEIGHBOURS
 from ddpm_core.rng import permutation
-from pipelines.runtime.chunks import content_sha256
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import shards_of
-from pipelines.runtime.locations import Location, committed, location, open_url
-from pipelines.runtime.node_cache import on_this_node
 from pipelines.runtime.progress import Progress
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import content_sha256
+from pipelines.storage.layout import shards_of
+from pipelines.storage.locations import Location, committed, location, open_url
+from pipelines.storage.node_cache import on_this_node
 
 if TYPE_CHECKING:
     from ddpm_core.metrics import FeatureStatistics

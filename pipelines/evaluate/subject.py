@@ -17,12 +17,12 @@ from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import read_facts
 from pipelines.evaluate.reference import Extractor, describe_extractor, open_reference
 from pipelines.evaluate.worker import SampleSettings, progress_timesteps
-from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import choose_execution
-from pipelines.runtime.layout import Run, Storage, shards_of
-from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import chunk_ranges
+from pipelines.storage.layout import Run, Storage, shards_of
+from pipelines.storage.locations import Location
 from pipelines.tracking.uri import tracking_uri
 
 Role = Literal["train", "test"]

@@ -21,9 +21,9 @@ from ddpm_core.protocol import Protocol
 from ddpm_core.samplers import sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.reference import local_spec
-from pipelines.runtime.chunks import save_chunk
 from pipelines.runtime.fan_out import Outcome, Pool, make_missing
-from pipelines.runtime.locations import Location
+from pipelines.storage.chunks import save_chunk
+from pipelines.storage.locations import Location
 
 # Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
 CHAIN, CHAIN_LOGITS = "progress", "progress_logits"

@@ -20,13 +20,13 @@ from pipelines.checkpoints.select import find_checkpoints
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihood
 from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker
-from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import Pool, make_missing
-from pipelines.runtime.layout import Run, Storage, open_storage, shards_of
-from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import chunk_ranges
+from pipelines.storage.layout import Run, Storage, open_storage, shards_of
+from pipelines.storage.locations import Location, commit_json, location
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import open_tracker
 from pipelines.tracking.uri import tracking_uri

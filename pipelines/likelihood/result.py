@@ -16,8 +16,8 @@ from ddpm_core.ranges import Count, Positive
 from ddpm_core.records import BPD, BPD_SE, CI_HIGH, CI_LOW, DISTORTION_BPD, PRIOR_BPD, RATE_BPD, RMSE
 from ddpm_core.verdicts import mean_interval
 from pipelines.likelihood.worker import LikelihoodProtocol
-from pipelines.runtime.chunks import load_chunks
-from pipelines.runtime.locations import Location
+from pipelines.storage.chunks import load_chunks
+from pipelines.storage.locations import Location
 
 WHAT = "likelihood"
 

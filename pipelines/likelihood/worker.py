@@ -13,9 +13,9 @@ from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.likelihood import estimate_bound, variational_bound
 from ddpm_core.precision import full_float32
 from pipelines.checkpoints.network import NetworkHolder
-from pipelines.runtime.chunks import save_chunk
-from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import save_chunk
+from pipelines.storage.locations import Location
 
 
 @dataclass(frozen=True, kw_only=True)

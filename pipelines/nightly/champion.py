@@ -21,9 +21,9 @@ from pipelines.checkpoints.retention import MARK, mark_best, unmark
 from pipelines.checkpoints.store import made_at
 from pipelines.evaluate.driver import Evaluator
 from pipelines.evaluate.evaluation import Evaluation, describe_distance, describe_values, read_evaluation
-from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import Location, location
 from pipelines.runtime.progress import Say
+from pipelines.storage.layout import Storage
+from pipelines.storage.locations import Location, location
 from pipelines.tracking.origin import code_version
 from pipelines.tracking.registry import Registry
 from pipelines.tracking.tracker import Tracker

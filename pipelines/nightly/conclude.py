@@ -21,8 +21,8 @@ from pipelines.nightly.config import NightlyConfig
 from pipelines.nightly.ledger import Ledger
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import OutOfTime
-from pipelines.runtime.layout import Storage
 from pipelines.runtime.progress import Say
+from pipelines.storage.layout import Storage
 from pipelines.tracking.tracker import Tracker
 
 

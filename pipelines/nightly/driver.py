@@ -31,10 +31,10 @@ from pipelines.nightly.night import Night, Work
 from pipelines.nightly.notify import notify
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Storage, by_prefix, open_storage
-from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
+from pipelines.storage.layout import Storage, by_prefix, open_storage
+from pipelines.storage.locations import Location
 from pipelines.tracking.queries import Training, trainings
 from pipelines.tracking.retry import with_retries
 from pipelines.tracking.tracker import Tracker, open_tracker

@@ -10,9 +10,9 @@ from typing_extensions import TypedDict
 from ddpm_core import typed
 from pipelines.nightly.alarms import Alarm
 from pipelines.nightly.config import NightlyConfig
-from pipelines.runtime.layout import open_storage
-from pipelines.runtime.lease import lease
-from pipelines.runtime.locations import Location, commit_json, delete
+from pipelines.storage.layout import open_storage
+from pipelines.storage.lease import lease
+from pipelines.storage.locations import Location, commit_json, delete
 
 
 class Attempts(TypedDict):

@@ -18,8 +18,8 @@ from pipelines.nightly.champion import mark_lowest
 from pipelines.nightly.ledger import Ledger
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import OutOfTime, Pool
-from pipelines.runtime.lease import LEASE
-from pipelines.runtime.locations import Location
+from pipelines.storage.lease import LEASE
+from pipelines.storage.locations import Location
 from pipelines.tracking.retry import UnansweredError
 
 

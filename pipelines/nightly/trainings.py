@@ -15,8 +15,8 @@ from pipelines.evaluate.records import Records
 from pipelines.evaluate.subject import open_subject
 from pipelines.nightly.config import NightlyConfig
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Storage, open_storage
-from pipelines.runtime.locations import Location
+from pipelines.storage.layout import Storage, open_storage
+from pipelines.storage.locations import Location
 from pipelines.tracking.queries import Training
 from pipelines.tracking.tracker import Tracker
 

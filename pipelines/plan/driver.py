@@ -11,7 +11,7 @@ from pipelines.plan.rows import LimitRow, PlanRow, counted
 from pipelines.plan.simulation import RayCosts, SimulatedOutcome, WorkerModel, simulate
 from pipelines.plan.stages import StageCosts
 from pipelines.plan.unit_costs import read_unit_costs
-from pipelines.runtime.chunks import chunk_ranges
+from pipelines.storage.chunks import chunk_ranges
 
 GROWTH = (8, 64, 512, 1000, 4096)  # workers
 IMAGES, CHECKPOINTS, CHUNKS = 3_000_000, 10_000, 100_000

@@ -17,7 +17,7 @@ from pipelines.plan.data_parallel import StepTime, all_reduce_bytes, step_time
 from pipelines.plan.rows import PlanRow, counted
 from pipelines.plan.unit_costs import UnitCosts
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.runtime.chunks import chunk_ranges
+from pipelines.storage.chunks import chunk_ranges
 from pipelines.train.config import TrainConfig, config_for
 from pipelines.train.plan import kept_checkpoints, known_peak
 

@@ -22,12 +22,12 @@ from pipelines.preprocess.sources.items import Item, Source
 from pipelines.preprocess.sources.names import BYTE
 from pipelines.preprocess.sources.open import describe_others, list_items, open_source, source_facts
 from pipelines.preprocess.worker import finished_record, make_shard, record_file, shard_file
-from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.cluster import connect
-from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.locations import STORAGE_ERRORS, Location, commit_json, delete, location, remove_leftovers
 from pipelines.runtime.progress import Progress, Say
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import chunk_ranges
+from pipelines.storage.lease import sole_writer
+from pipelines.storage.locations import STORAGE_ERRORS, Location, commit_json, delete, location, remove_leftovers
 
 EXPECTED_ERRORS: tuple[type[Exception], ...] = (*STORAGE_ERRORS, InputError)  # a full disk, a lost source
 FAILURES = ("undecodable", "too small")  # the kinds of skips that --max-skipped limits

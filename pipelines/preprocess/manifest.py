@@ -12,9 +12,9 @@ from ddpm_core.pixel_range import OFFSET, SCALE
 from ddpm_core.protocol import fingerprint
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Source
-from pipelines.runtime.locations import Location, commit_json, committed
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.format import FORMAT, dataset_sha256
+from pipelines.storage.locations import Location, commit_json, committed
 
 CONTACT_SHEET = "contact_sheet.png"
 SHEET_ROWS = SHEET_COLUMNS = 8

@@ -13,9 +13,9 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Item
 from pipelines.preprocess.sources.names import key_of
 from pipelines.preprocess.transform import MAX_PIXELS
-from pipelines.runtime.lease import FILES
-from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT
+from pipelines.storage.lease import FILES
+from pipelines.storage.locations import Location, location
 
 PLAN = "plan.json"
 

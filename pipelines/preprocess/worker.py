@@ -12,8 +12,8 @@ from ddpm_core.errors import InputError
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Item, Source, reason_of
 from pipelines.preprocess.transform import TooSmallError, transform
-from pipelines.runtime.locations import Location, commit_json, committed
 from pipelines.shards.format import ContentHash, ShardWriter, Skipped
+from pipelines.storage.locations import Location, commit_json, committed
 
 
 class ShardRecord(FileFacts):

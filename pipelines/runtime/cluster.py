@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from ddpm_core.configs import Execution
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
+from pipelines.storage.locations import Location
 
 OWN_RAY = "DDPM_OWN_RAY"  # in the environment of all processes of a Ray that a command has started for itself
 ANSWER = 5.0  # seconds that a cluster has to answer

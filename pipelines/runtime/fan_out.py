@@ -15,9 +15,9 @@ import ray.exceptions
 
 from ddpm_core.errors import DivergedError, InputError
 from pipelines.runtime.backend import Backend, RayBackend
-from pipelines.runtime.chunks import AHEAD, chunk_path, load_chunk
-from pipelines.runtime.locations import Location, entries, remove_leftovers
 from pipelines.runtime.progress import Progress, Say, WarningLine
+from pipelines.storage.chunks import AHEAD, chunk_path, load_chunk
+from pipelines.storage.locations import Location, entries, remove_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ import tyro
 from ddpm_core.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from pipelines.runtime.locations import Location
+    from pipelines.storage.locations import Location
 
 RECIPE = "config.toml"  # in the folder of whatever was made by it
 PRESET = "preset"  # no option: the word that stands first says it, but in a file it is a key like any other
@@ -102,7 +102,7 @@ def write_recipe(place: "Location", config: Any, *, title: str, without: Iterabl
         raise InputError(
             f"a recipe cannot hold {text.splitlines()[text[: error.start].count(chr(10))]!r}, which is not UTF-8: rename it"
         ) from error
-    from pipelines.runtime.locations import committed  # here: --help need not wait for it
+    from pipelines.storage.locations import committed  # here: --help need not wait for it
 
     with committed(place) as temporary:
         temporary.write_bytes(content)

@@ -18,10 +18,10 @@ from ddpm_core.commit import Manifest, check_manifest, damaged_manifest, read_ma
 from ddpm_core.errors import InputError, one_line
 from ddpm_core.ranges import Seed, up_to
 from ddpm_core.typed import ImageCount, shown
-from pipelines.runtime.locations import Location, location
 from pipelines.shards.format import FORMAT, ContentHash, PixelStorage, Skipped, dataset_sha256, image_sha256
 from pipelines.shards.order import BatchOrder
 from pipelines.shards.reader import ShardReader, open_for_arrow
+from pipelines.storage.locations import Location, location
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location
 from pipelines.shards.format import PixelStorage, group_sizes, pixel_offsets, rows_per_group, shard_schema
+from pipelines.storage.locations import Location
 
 CACHE_BYTES = 2 << 30  # pixels of row groups that a process keeps
 # Threads take turns to read images of fewer bytes: a system call of a microsecond gives the interpreter's lock away, and

@@ -23,11 +23,11 @@ from pipelines.evaluate.reference import describe_extractor, reference_statistic
 from pipelines.evaluate.subject import sampler_steps, with_execution
 from pipelines.runtime.cluster import check_fits, choose_execution, connect
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import open_storage
-from pipelines.runtime.locations import location
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.layout import open_storage
+from pipelines.storage.locations import location
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, halve

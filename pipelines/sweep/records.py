@@ -18,8 +18,8 @@ from ddpm_core.records import (
     ranking_link,
 )
 from ddpm_core.schedules import PriorCheck
-from pipelines.runtime.locations import Location, commit_json
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.locations import Location, commit_json
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome, summary

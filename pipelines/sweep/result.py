@@ -9,7 +9,7 @@ from ddpm_core import typed
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.verdicts import Standing, standings
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 from pipelines.sweep.ranking import Outcome, measurements
 
 WHAT = "result of a sweep"

@@ -15,9 +15,9 @@ from pipelines.evaluate.driver import evaluate
 from pipelines.runtime import console
 from pipelines.runtime.cluster import kept_by_ray
 from pipelines.runtime.environment import prepare
-from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import Location, commit_json
 from pipelines.runtime.progress import Say
+from pipelines.storage.layout import Storage
+from pipelines.storage.locations import Location, commit_json
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
 from pipelines.sweep.ranking import Outcome

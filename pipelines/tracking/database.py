@@ -22,7 +22,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
 from ddpm_core.errors import InputError, one_line
-from pipelines.runtime.layout import Storage
+from pipelines.storage.layout import Storage
 
 # (table, column) of every place that MLflow or this project writes.
 PLACES = (

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from ddpm_core.errors import InputError
-from pipelines.runtime.lease import is_alive, machine
+from pipelines.storage.lease import is_alive, machine
 
 RENEWED_EVERY, EXPIRES_AFTER = 20.0, 180.0  # seconds
 

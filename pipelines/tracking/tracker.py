@@ -10,9 +10,9 @@ from mlflow.exceptions import MlflowException
 
 from ddpm_core.errors import InputError
 from ddpm_core.records import FINGERPRINT_TAG, KIND_TAG, PARENT_TAG, STARTED_TAG, Kind
-from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import Location
 from pipelines.runtime.options import StorageOptions
+from pipelines.storage.layout import Storage
+from pipelines.storage.locations import Location
 from pipelines.tracking.client import is_transient, retried
 from pipelines.tracking.database import ensure_database
 from pipelines.tracking.origin import DataInput, source_tags

@@ -26,7 +26,7 @@ from ddpm_core.records import (
     ranking_link,
 )
 from ddpm_core.verdicts import Interval, Verdict, known_interval, verdict_beside
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 from pipelines.tracking.client import retried
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker

@@ -7,9 +7,9 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from ddpm_core.errors import InputError, one_line
-from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import absolute, holds_password
 from pipelines.runtime.options import StorageOptions
+from pipelines.storage.layout import Storage
+from pipelines.storage.locations import absolute, holds_password
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 ANSWER_TIMEOUT = 10  # seconds

@@ -33,12 +33,12 @@ from pipelines.runtime.cluster import (
     has_dashboard,
     kept_by_ray,
 )
-from pipelines.runtime.layout import Run, Storage, open_storage
-from pipelines.runtime.lease import sole_writer
-from pipelines.runtime.locations import Location, commit_json, location
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.layout import Run, Storage, open_storage
+from pipelines.storage.lease import sole_writer
+from pipelines.storage.locations import Location, commit_json, location
 from pipelines.tracking.origin import data_input
 from pipelines.tracking.outbox import Unsent
 from pipelines.tracking.retry import without_retries

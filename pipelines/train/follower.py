@@ -25,9 +25,9 @@ from ddpm_core.records import (
     training_metric,
     training_samples_path,
 )
-from pipelines.runtime.locations import Location
-from pipelines.runtime.node_cache import cache_folder
 from pipelines.runtime.progress import Progress, Say, WarningLine, duration
+from pipelines.storage.locations import Location
+from pipelines.storage.node_cache import cache_folder
 from pipelines.tracking.outbox import Entry, Unsent
 from pipelines.tracking.run import TrackedRun, now
 from pipelines.train.config import TrainConfig

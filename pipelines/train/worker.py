@@ -23,8 +23,8 @@ from ddpm_core.training import TrainState, train_step
 from ddpm_core.unet import UNet
 from pipelines.checkpoints.saver import Saver
 from pipelines.checkpoints.store import newest_checkpoint
-from pipelines.runtime.locations import Location
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.locations import Location
 from pipelines.train.config import TrainConfig
 from pipelines.train.loader import Loader, check_shuffle
 from pipelines.train.meter import OPEN, Meter

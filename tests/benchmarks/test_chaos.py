@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ddpm_core.checkpoint import list_checkpoints, list_steps
 from pipelines.evaluate.evaluation import read_evaluation
-from pipelines.runtime.chunks import load_chunk
+from pipelines.storage.chunks import load_chunk
 
 pytestmark = pytest.mark.bench
 SEED = 2  # of what is killed when

@@ -11,8 +11,8 @@ from ddpm_core.protocol import Protocol
 from ddpm_core.training import Execution, OptimConfig, TrainState
 from ddpm_core.unet import UNet, UNetConfig
 from pipelines.evaluate.worker import SampleSettings, sample_checkpoints
-from pipelines.runtime.chunks import chunk_ranges, load_chunk
 from pipelines.runtime.fan_out import Pool
+from pipelines.storage.chunks import chunk_ranges, load_chunk
 
 pytestmark = pytest.mark.bench
 WORKERS, CHUNKS_EACH, CHUNK, BATCH = 2, 8, 96, 48

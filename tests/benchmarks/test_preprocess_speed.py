@@ -28,7 +28,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
 from pipelines.preprocess.sources.open import open_source
 from pipelines.preprocess.worker import make_shard
-from pipelines.runtime.locations import location
+from pipelines.storage.locations import location
 
 pytestmark = pytest.mark.bench
 CORES = 2

@@ -46,10 +46,10 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.plan import make_plan
 from pipelines.preprocess.sources.open import list_items, open_source
 from pipelines.preprocess.worker import finished_record, make_shard
-from pipelines.runtime.chunks import chunk_ranges, load_chunk, save_chunk
-from pipelines.runtime.locations import location
 from pipelines.shards.format import group_sizes
 from pipelines.shards.order import epoch_order
+from pipelines.storage.chunks import chunk_ranges, load_chunk, save_chunk
+from pipelines.storage.locations import location
 from pipelines.tracking.tracker import Tracker
 
 FEATURES, LOGITS = 2048, 1008  # of the Inception network

@@ -14,7 +14,7 @@ from support.processes import ROOT
 from ddpm_core.errors import InputError, did_you_mean
 from jobs.cli import RecipeFiles
 from jobs.help import COMMON, GROUP_OF, GROUPS
-from pipelines.runtime.layout import by_prefix
+from pipelines.storage.layout import by_prefix
 
 
 def dashed(config: object) -> list[str]:

@@ -27,8 +27,8 @@ from ddpm_core.records import SAMPLES_PER_SECOND
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import evaluate
 from pipelines.evaluate.evaluation import Evaluation, read_evaluations
-from pipelines.runtime.locations import committed_in, entries, open_url
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.locations import committed_in, entries, open_url
 from pipelines.train.driver import train
 
 FAULTS = 25  # one in so many requests fails

@@ -12,9 +12,9 @@ from pipelines.evaluate.evaluation import read_evaluation
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import describe_extractor
 from pipelines.evaluate.subject import Subject
-from pipelines.runtime.layout import Storage
-from pipelines.runtime.locations import Location, commit_json
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.layout import Storage
+from pipelines.storage.locations import Location, commit_json
 from pipelines.tracking.run import TrackedRun
 from pipelines.tracking.tracker import Tracker
 from pipelines.train.config import TrainConfig, config_for

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 
 STORES = {"s3": "s3_bucket", "azure": "azure_container"}  # kinds of stores that are servers, and their fixtures
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_core.commit import sha256_file
-from pipelines.runtime.locations import Location, commit_json, committed
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.format import PixelStorage, ShardWriter
+from pipelines.storage.locations import Location, commit_json, committed
 
 
 def random_pixels(count: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import Any
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNetConfig
-from pipelines.runtime.layout import Storage
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.layout import Storage
 from pipelines.train.config import TrainConfig, config_for
 from pipelines.train.driver import TrainResult
 

@@ -33,7 +33,7 @@ from pipelines.preprocess.sources.items import (
 )
 from pipelines.preprocess.sources.kinds import count, other_kind
 from pipelines.preprocess.sources.names import key_of
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 
 Layout = Literal["python", "binary"]
 FOLDERS: dict[str, Layout] = {"cifar-10-batches-py": "python", "cifar-10-batches-bin": "binary"}

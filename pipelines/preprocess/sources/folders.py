@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ddpm_core.errors import InputError
 from pipelines.preprocess.sources.kinds import count, other_kind
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 
 FETCHED_TOGETHER = 32  # files that are asked of an object store at the same time, because each answer takes long
 BROKEN_LINK, LOOP, SPECIAL = "broken link", "link to a folder above it", "special file"

@@ -30,7 +30,7 @@ from pipelines.preprocess.sources.items import (
 )
 from pipelines.preprocess.sources.kinds import HEAD_BYTES, IMAGE, count, kind_of_file, kind_of_name
 from pipelines.preprocess.sources.names import key_of, name_of
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 
 REPEATED, LINK, SPARSE, SPECIAL = "name that comes again", "link to nothing in it", "sparse file", "special file"
 BYTES_AFTER = "bytes after its end"

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from ddpm_core.errors import InputError, one_line
-from pipelines.runtime.locations import STORAGE_ERRORS, Location
+from pipelines.storage.locations import STORAGE_ERRORS, Location
 
 Value = bytes | np.ndarray | Exception
 # Bytes that a read at random fetches from an object store: enough to pay for the request, unlike fsspec's 50 MiB a seek.

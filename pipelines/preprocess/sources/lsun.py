@@ -16,8 +16,8 @@ from ddpm_core.errors import InputError, one_line
 from pipelines.preprocess.sources.items import Item, Value, attempt, base_name, is_storage_error
 from pipelines.preprocess.sources.kinds import count, other_kind
 from pipelines.preprocess.sources.names import key_of, name_of
-from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Progress, Say
+from pipelines.storage.locations import Location
 
 DATABASE, LOCK = "data.mdb", "lock.mdb"
 CHUNK_BYTES = 4 << 20  # read at a time while unpacking

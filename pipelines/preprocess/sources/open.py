@@ -18,8 +18,8 @@ from pipelines.preprocess.sources.folders import kinds_beside
 from pipelines.preprocess.sources.image_files import FolderSource, TarSource, ZipSource, is_tar, open_zip
 from pipelines.preprocess.sources.items import Item, Source, byte_size, choose_split, message_of, open_bytes, reason_of
 from pipelines.preprocess.transform import MAX_PIXELS, decode
-from pipelines.runtime.locations import Location
 from pipelines.runtime.progress import Say
+from pipelines.storage.locations import Location
 
 ACCEPTED = (
     "give LSUN's LMDB folder or zip, StyleGAN's TFRecords, CIFAR-10's tar.gz, Parquet with a column of images, "

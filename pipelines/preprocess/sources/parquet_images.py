@@ -31,7 +31,7 @@ from pipelines.preprocess.sources.items import (
 )
 from pipelines.preprocess.sources.kinds import other_kind
 from pipelines.preprocess.sources.names import key_of
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 
 PART = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]+)?\.parquet")
 PREFERRED_COLUMNS = ("image", "img")

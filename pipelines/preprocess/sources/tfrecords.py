@@ -22,7 +22,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from ddpm_core.errors import InputError
 from pipelines.preprocess.sources.items import Item, Value, attempt, base_name, byte_size, open_bytes
 from pipelines.preprocess.sources.names import key_of
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 
 SUFFIX = ".tfrecords"
 RESOLUTION = re.compile(r"-r\d\d$")  # celebahq-r08 is 2**8 pixels wide

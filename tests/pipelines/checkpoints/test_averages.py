@@ -18,7 +18,7 @@ from pipelines.checkpoints.averages import averaged_checkpoint, kept_averages
 from pipelines.checkpoints.retention import mark_best, prune
 from pipelines.checkpoints.saver import Saver
 from pipelines.checkpoints.store import commit_snapshot, saved_checkpoints, saved_steps
-from pipelines.runtime.locations import Location, location
+from pipelines.storage.locations import Location, location
 
 UPDATES = 24
 POSTHOC = OptimConfig(warmup_steps=0, posthoc_ema=True)

@@ -43,7 +43,7 @@ from pipelines.checkpoints.store import (
     saved_checkpoints,
     saved_steps,
 )
-from pipelines.runtime.locations import Location, location, open_url
+from pipelines.storage.locations import Location, location, open_url
 
 CONFIG = {"name": "linear"}
 

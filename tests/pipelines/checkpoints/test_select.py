@@ -10,7 +10,7 @@ from support.states import new_state
 from ddpm_core.checkpoint import snapshot, write_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.checkpoints.select import find_checkpoints
-from pipelines.runtime.layout import Storage, shards_of
+from pipelines.storage.layout import Storage, shards_of
 from pipelines.tracking.tracker import Tracker
 from pipelines.train.config import config_for
 

@@ -17,8 +17,8 @@ from pipelines.evaluate.config import CalibrateConfig
 from pipelines.evaluate.reference import describe_extractor
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
-from pipelines.runtime.layout import open_storage
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.layout import open_storage
 
 RESNET = "features/cifar10-resnet56.torchscript.pt"
 IMAGES = 1000  # of each split

@@ -65,10 +65,10 @@ from pipelines.evaluate.subject import choose_subject, open_subject
 from pipelines.evaluate.worker import stack_chain
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
-from pipelines.runtime.chunks import chunk_path, chunk_ranges, load_chunk, save_chunk
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import open_storage
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import chunk_path, chunk_ranges, load_chunk, save_chunk
+from pipelines.storage.layout import open_storage
 from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import config_for
 from pipelines.train.driver import TrainResult, train

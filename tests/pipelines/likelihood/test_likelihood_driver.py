@@ -27,8 +27,8 @@ from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.driver import LikelihoodResult, choose_images, make_protocol, measure_likelihood
 from pipelines.likelihood.result import Likelihood, merge_chunks
 from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodWorker
-from pipelines.runtime.chunks import chunk_ranges, load_chunk
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage.chunks import chunk_ranges, load_chunk
 from pipelines.tracking.tracker import Tracker
 
 T, IMAGES, BATCH, CHUNK = 20, 130, 10, 20

@@ -11,7 +11,7 @@ from pipelines.evaluate.evaluation import read_evaluation
 from pipelines.evaluate.records import Records
 from pipelines.nightly.champion import Candidate, Champion, update_alias
 from pipelines.runtime.fan_out import Pool
-from pipelines.runtime.layout import Storage
+from pipelines.storage.layout import Storage
 from pipelines.tracking.tracker import Tracker
 
 

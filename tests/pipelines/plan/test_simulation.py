@@ -9,8 +9,8 @@ import pytest
 
 from ddpm_core.errors import InputError
 from pipelines.plan.simulation import RayCosts, SimulatedOutcome, WorkerModel, simulate
-from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import LOSSES, POLL, SLOW
+from pipelines.storage.chunks import chunk_ranges
 
 SECONDS = 100.0  # of a chunk
 

@@ -12,8 +12,8 @@ import ray.cloudpickle
 
 from ddpm_core.errors import InputError
 from pipelines.plan.simulation import SimulatedChunk, WorkerModel, simulate
-from pipelines.runtime.chunks import chunk_ranges
 from pipelines.runtime.fan_out import LOSSES, Pool
+from pipelines.storage.chunks import chunk_ranges
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 

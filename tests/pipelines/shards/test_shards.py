@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from support.synthetic_shards import random_pixels, write_dataset
 
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, location
 from pipelines.shards import reader
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.format import PixelStorage, ShardWriter, pixel_offsets
 from pipelines.shards.reader import GroupCache
+from pipelines.storage.locations import Location, location
 
 SHAPE = (128, 128, 3)  # 341 images a row group
 STORAGES: tuple[PixelStorage, ...] = ("uint8", "float32")

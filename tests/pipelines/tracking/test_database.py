@@ -16,7 +16,7 @@ from mlflow.tracking._tracking_service import utils as mlflow_utils
 from support.processes import IMPORTED
 
 from ddpm_core.errors import InputError
-from pipelines.runtime.layout import Storage
+from pipelines.storage.layout import Storage
 from pipelines.tracking.database import ensure_database
 from pipelines.tracking.queries import path_of_model
 from pipelines.tracking.run import TrackedRun

@@ -24,9 +24,9 @@ from ddpm_core.checkpoint import Checkpoint, snapshot, write_checkpoint
 from ddpm_core.errors import InputError
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import evaluate
-from pipelines.runtime.layout import Storage
-from pipelines.runtime.lease import machine
-from pipelines.runtime.locations import holds_password, location
+from pipelines.storage.layout import Storage
+from pipelines.storage.lease import machine
+from pipelines.storage.locations import holds_password, location
 from pipelines.tracking import retry, sqlite_lease
 from pipelines.tracking.client import is_transient, retried
 from pipelines.tracking.queries import name_of_run, path_of_model

@@ -19,9 +19,9 @@ from ddpm_core import rng
 from ddpm_core.errors import InputError
 from ddpm_core.training import Batch, OptimConfig
 from ddpm_core.unet import UNetConfig
-from pipelines.runtime.locations import location
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.order import BatchOrder, epoch_order, rank_slice
+from pipelines.storage.locations import location
 from pipelines.train import loader
 from pipelines.train.config import TrainConfig, config_for
 from pipelines.train.loader import Loader, check_shuffle, make_batch

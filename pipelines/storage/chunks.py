@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from ddpm_core import typed
 from ddpm_core.errors import InputError
 from ddpm_core.ranges import Count
-from pipelines.runtime.locations import Location, committed
+from pipelines.storage.locations import Location, committed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from ddpm_core.commit import ReadablePath
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import Location, check_writable, location
+from pipelines.storage.locations import Location, check_writable, location
 
 LONGEST_NAME = 200  # bytes of a folder; file systems take 255, and MLflow's artifacts and temporary files add to it
 

@@ -21,16 +21,16 @@ from ddpm_core.configs import DiffusionConfig, UNetConfig
 from ddpm_core.errors import InputError
 from ddpm_core.training import OptimConfig, TrainState
 from ddpm_core.unet import UNet
-from pipelines.runtime import lease
-from pipelines.runtime.lease import HOLDER, LOCK, sole_writer
 from pipelines.shards.dataset import ShardedDataset
+from pipelines.storage import lease
+from pipelines.storage.lease import HOLDER, LOCK, sole_writer
 from pipelines.train.config import config_for
 from pipelines.train.driver import run_name
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipelines.runtime import lease
+from pipelines.storage import lease
 lease.LEASE = float(sys.argv[2])
 with lease.sole_writer(Path(sys.argv[1]), "output"):
     (Path(sys.argv[1]) / "held").touch()

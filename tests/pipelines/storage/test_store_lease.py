@@ -12,10 +12,10 @@ from support.places import store_url
 from upath import UPath
 
 from ddpm_core.errors import InputError
-from pipelines.runtime import store_lease
-from pipelines.runtime.lease import HOLDER, LOCK, sole_writer
-from pipelines.runtime.locations import commit_json, entries, open_url
-from pipelines.runtime.store_lease import StoreLease
+from pipelines.storage import store_lease
+from pipelines.storage.lease import HOLDER, LOCK, sole_writer
+from pipelines.storage.locations import commit_json, entries, open_url
+from pipelines.storage.store_lease import StoreLease
 
 
 @pytest.fixture(params=["s3", pytest.param("azure", marks=pytest.mark.slow), "memory"])

@@ -15,7 +15,7 @@ from filelock import FileLock
 from upath import UPath
 
 from ddpm_core.commit import committed_file
-from pipelines.runtime.locations import Location
+from pipelines.storage.locations import Location
 
 LIMIT = 16 << 30  # bytes
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from typing_extensions import TypedDict
 
 from ddpm_core import typed
 from ddpm_core.errors import InputError
-from pipelines.runtime.locations import STORAGE_ERRORS, Location, check_writable, commit_json, delete, entries
-from pipelines.runtime.progress import Say
-from pipelines.runtime.store_lease import StoreLease
+from pipelines.storage.locations import STORAGE_ERRORS, Location, check_writable, commit_json, delete, entries
+from pipelines.storage.store_lease import StoreLease
 
 LEASE = 60.0  # seconds that a lease outlasts the last sign of life of who holds it on another machine
 LOCK, HOLDER = ".lease", ".lease.json"
@@ -35,7 +34,9 @@ class Holder(TypedDict):
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Location, what: str, say: Say = lambda line: None, *, wait: float = 0.0) -> Iterator[None]:
+def sole_writer(
+    folder: Location, what: str, say: Callable[[str], object] = lambda line: None, *, wait: float = 0.0
+) -> Iterator[None]:
     """Within the block no other command writes to a folder, which is made if it is not there, and removed if it stays empty.
 
     Raises InputError if it cannot be written to, or another command writes to it, with who and since when. what: the folder in
@@ -72,7 +73,9 @@ def lease(place: Location) -> SoftFileLease | StoreLease:
     return StoreLease(place, lasts=LEASE, machine=machine(), is_alive=is_alive)
 
 
-def acquire(lock: SoftFileLease | StoreLease, folder: Location, what: str, say: Say, wait: float) -> None:
+def acquire(
+    lock: SoftFileLease | StoreLease, folder: Location, what: str, say: Callable[[str], object], wait: float
+) -> None:
     """Take the lease, from a holder on another machine only after that has given no sign of life for LEASE. Raises InputError if
     its holder lives."""
     try:

@@ -9,8 +9,8 @@ from support.places import store_url
 
 from ddpm_core.commit import read_manifest, sha256_file, verify_files
 from ddpm_core.errors import InputError
-from pipelines.runtime import node_cache
-from pipelines.runtime.locations import (
+from pipelines.storage import node_cache
+from pipelines.storage.locations import (
     Location,
     absolute,
     check_writable,
@@ -23,7 +23,7 @@ from pipelines.runtime.locations import (
     entries,
     location,
 )
-from pipelines.runtime.node_cache import on_this_node
+from pipelines.storage.node_cache import on_this_node
 
 
 @pytest.fixture(params=["local", "s3", pytest.param("azure", marks=pytest.mark.slow), "memory"])

@@ -24,7 +24,7 @@ from upath import UPath
 from ddpm_core import typed
 from ddpm_core.commit import json_text
 from ddpm_core.errors import InputError, one_line
-from pipelines.runtime.locations import commit_json, delete, entries
+from pipelines.storage.locations import commit_json, delete, entries
 
 SIGNS = 4  # of life within the time that a lease lasts
 
