@@ -240,9 +240,9 @@ class StageCosts:
         yield self.timed(
             stage, "disk", size / 1e9, "GB", "chunk_sample", f"{chunks:,} chunks, with Inception's features"
         )
-        requests = float(2 * chunks + checkpoints)
+        requests = float(3 * chunks + checkpoints)
         yield counted(
-            stage, "store requests", requests, "", "a chunk is written and read, a checkpoint's folder listed"
+            stage, "store requests", requests, "", "a chunk: PUT, HEAD and GET; a listing of a checkpoint's folder"
         )
         calls = costs["mlflow_evaluation"] + checkpoints * costs["mlflow_checkpoint"]
         yield self.timed(

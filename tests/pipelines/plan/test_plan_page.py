@@ -59,7 +59,7 @@ def test_disk_is_what_the_files_of_the_stages_hold(page: Page) -> None:
         kept * checkpoint_bytes(PRESETS["cifar10"].unet, PRESETS["cifar10"].optim) / 1e9
     )
     assert value(page, "evaluate", "disk") == pytest.approx(4 * 20_000 * 4 * (2048 + 1008) / 1e9, rel=0.05)
-    assert value(page, "evaluate", "store requests") == 4 * (2 * 40 + 1)
+    assert value(page, "evaluate", "store requests") == 4 * (3 * 40 + 1)
 
 
 def test_more_workers_are_never_slower_and_the_limit_moves_off_the_arithmetic(page: Page) -> None:
