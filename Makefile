@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow mutants bench bench-gpu check format ui clean
+.PHONY: demo test test-slow mutants bench bench-gpu unit-costs check format ui clean
 
 demo: $(VENV)/.installed  ## raw images to a report, at laptop size
 	@$(BIN)/python jobs/demo.py
@@ -25,6 +25,9 @@ bench: $(VENV)/.installed-dev  ## benchmarks, each a ratio measured in one run
 
 bench-gpu: $(VENV)/.installed-dev  ## what one GPU does, as a table and as JSON
 	@$(BIN)/python tests/gpu/bench.py --output runs/bench-gpu.json
+
+unit-costs: $(VENV)/.installed-dev  ## measures what jobs/plan.py counts with, on this machine
+	@PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/unit_costs.py
 
 check: $(VENV)/.installed-dev  ## formatting, lint, types
 	@$(BIN)/ruff format --check .

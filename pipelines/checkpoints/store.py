@@ -131,4 +131,5 @@ def discard_torn(folder: Location, before: int, whole: Sequence[int]) -> None:
         return
     named = [int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
     for torn in {number for number in named if number < before} - set(whole):
-        delete_checkpoint(folder, torn)
+        if not (folder / checkpoint_name(torn) / MANIFEST).is_file():  # an old listing may lack it
+            delete_checkpoint(folder, torn)

@@ -18,7 +18,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core import records
-from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.commit import remove_leftovers
 from ddpm_core.configs import LEARNED
 from ddpm_core.errors import DivergedError, InputError, one_line
@@ -303,6 +303,10 @@ def checkpoints_until(run: Run, step: int) -> tuple[Checkpoint, ...]:
     """The finished checkpoints of a run up to a step; a longer run of the same configuration may have made more. Raises
     InputError if only such a one's are left."""
     saved = saved_checkpoints(run.folder)
+    if all(checkpoint.step != step for checkpoint in saved):  # an old listing may lack the last one
+        with contextlib.suppress(InputError):
+            last = open_checkpoint(run.folder / checkpoint_name(step))
+            saved = sorted([*saved, last], key=lambda checkpoint: checkpoint.step)
     done = tuple(checkpoint for checkpoint in saved if checkpoint.step <= step)
     if saved and saved[-1].step > step and not (done and done[-1].step == step):
         raise InputError(

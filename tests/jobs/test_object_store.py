@@ -1,4 +1,4 @@
-"""The whole chain in an object store that refuses, waits and cuts connections, with every job killed once on its way."""
+"""The whole chain in an object store that refuses, waits, cuts connections and shows old listings, every job killed once."""
 
 import os
 import re
@@ -94,8 +94,9 @@ def chain(
         chain.run("preprocess.py", *options(source | {"output": shards}), killed_at=r"shards/shard-.*\.parquet$")
         trained = options({"shards": shards} | TRAINING | place)
         chain.run("train_lsun.py", "tiny", *trained, killed_at=r"step-00000002/manifest\.json$")
+        s3_server.every = 0
         (run,) = committed_runs(root)
-        chain.trained = run
+        chain.trained, s3_server.every = run, FAULTS
         measured = options({"run": run, "pictures": "1"} | MEASURING | place)
         chain.run("evaluate.py", *measured, killed_at=r"/samples-[^/]+/step-00000004/chunk")
         of_sweep = options({"shards": shards} | TRAINING | place, "train.")
@@ -158,7 +159,7 @@ def committed_runs(root: UPath) -> list[str]:
 
 def test_every_job_goes_on_after_a_kill_over_a_store_that_fails(chain: Chain) -> None:
     assert {"preprocess.py", "train_lsun.py", "evaluate.py", "sweep.py", "nightly_eval.py"} <= set(chain.killed)
-    assert {"refuse", "wait", "cut before", "cut after", "cut within"} == set(chain.server.faults)
+    assert {"refuse", "wait", "cut before", "cut after", "cut within", "stale"} == set(chain.server.faults)
     assert len(committed_runs(chain.root)) == 2  # that of linear betas is the training's own
     for run in committed_runs(chain.root):
         assert committed_in(chain.root / "runs" / "train" / run) == ["step-00000002", "step-00000004"]

@@ -54,6 +54,7 @@ class S3Server:
         self.seconds = 0.0  # in which any request was answered
         self.written: Callable[[str], None] = lambda key: None
         self._numbers = itertools.count(1)
+        self._listings: dict[str, list[bytes]] = {}
         self._application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", port, self, threaded=True, request_handler=MotoRequestHandler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -79,7 +80,9 @@ class S3Server:
         number = next(self._numbers)
         if not self.every or number % self.every:
             return self._serve(kind, environ, start_response)
-        faults = ["refuse", "wait", "cut before", "cut after"] if kind != "GET" else ["refuse", "wait", "cut within"]
+        faults = {"GET": ["refuse", "wait", "cut within"], "LIST": ["refuse", "wait", "stale"]}.get(
+            kind, ["refuse", "wait", "cut before", "cut after"]
+        )
         fault = faults[zlib.crc32(f"{number}".encode()) % len(faults)]
         self.faults[fault] += 1
         if fault in ("refuse", "cut before"):
@@ -90,6 +93,9 @@ class S3Server:
         if fault == "wait":
             time.sleep(0.2)
             return self._serve(kind, environ, start_response)
+        if fault == "stale":  # what the same question was answered before
+            start_response("200 OK", [("Content-Type", "application/xml")])
+            return self._listings.get(environ["RAW_URI"]) or self._serve(kind, environ, lambda *_: None)
         answer: list[bytes] = []
         if fault == "cut within":  # the header has promised the whole
             answer = self._serve(kind, environ, start_response)
@@ -101,6 +107,8 @@ class S3Server:
 
     def _serve(self, kind: str, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         answer = list(self._application(environ, start_response))
+        if kind == "LIST":
+            self._listings[environ["RAW_URI"]] = answer
         if kind == "PUT":
             self.written(unquote(environ["PATH_INFO"]))
         return answer
