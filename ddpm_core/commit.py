@@ -193,9 +193,11 @@ def verify_files(folder: ReadablePath, manifest: Mapping[str, Any], *, what: str
     """Check every file of a manifest by size and sha256. Raises an InputError that names the first that differs."""
     for name, facts in check_manifest(folder, dict(manifest), Manifest, what=what)["files"].items():
         path = folder / name
-        if not path.is_file():
-            raise InputError(f"{what} {str(folder)!r} lacks its file {name!r}: make it again")
-        if path.stat().st_size != facts["bytes"] or sha256_file(path) != facts["sha256"]:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise InputError(f"{what} {str(folder)!r} lacks its file {name!r}: make it again") from None
+        if size != facts["bytes"] or sha256_file(path) != facts["sha256"]:
             raise InputError(f"{what} {str(folder)!r} has a damaged file {name!r} (sha256 differs): make it again")
 
 

@@ -85,15 +85,20 @@ def tensors_metadata(data: bytes) -> dict[str, str]:
 def check(value: Any, model: type[Value]) -> Value:
     """`value`, from JSON, if it is what `model` describes. Raises ValueError, which names the field, what it is and what was
     wanted."""
+    _checked(value, model)
+    return typing.cast(Value, value)
+
+
+def _checked(value: Any, model: Any) -> Any:
+    """The same as `check`, without keys that the model does not have, and with whole numbers as floats where it has those."""
     from pydantic import ValidationError  # a command that reads nothing starts without it
 
     try:
-        _adapter(typing.cast(Hashable, model)).validate_python(value, strict=True)
+        return _adapter(typing.cast(Hashable, model)).validate_python(value, strict=True)
     except ValidationError as error:
         raise ValueError(_problem(error.errors(include_url=False)[0])) from error
     except (OverflowError, RecursionError) as error:  # a whole number that no float holds
         raise ValueError(one_line(error)) from error
-    return typing.cast(Value, value)
 
 
 def build(make: Callable[..., Value], value: Any) -> Value:
@@ -104,7 +109,7 @@ def build(make: Callable[..., Value], value: Any) -> Value:
         known = [field.name for field in fields(typing.cast(Any, make))]
         if unknown := sorted(value.keys() - set(known)):
             raise ValueError(f"it has {shown(unknown[0])}, which is none of {', '.join(known)}")
-    return make(**check(value, _keys_of(make)))
+    return make(**_checked(value, _keys_of(make)))
 
 
 @functools.cache

@@ -50,6 +50,9 @@ OF_DISKS = {
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "give another place"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "look at the disk"),
 }
+# What the libraries of object stores raise without a number, or with one that says nothing of a disk.
+STORE_LIBRARIES = ("fsspec", "s3fs", "gcsfs", "adlfs")
+OF_STORES = (errno.EBUSY, errno.EREMOTEIO, errno.ETIMEDOUT, None)
 FILE_PATH = get_args(FilePath)[1]
 FILES = ("config", "save-config")  # options that no recipe holds
 COMPLETION = ("--tyro-write-completion", "--tyro-print-completion")  # tyro's own: SHELL, and the file to write
@@ -213,6 +216,12 @@ def stopped() -> str:
     return f"interrupted: what is finished is kept, and this goes on from it: {shlex.join(['python', *sys.argv])}"
 
 
+def from_a_store(error: BaseException) -> bool:
+    """Whether the library of an object store raised an error, or what it was raised from."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] in STORE_LIBRARIES for frame, _ in frames)
+
+
 def disk_error(error: BaseException) -> str | None:
     """A sentence on a disk, file or server that refuses to be read or written, None for an error of another kind."""
     from pipelines.storage.locations import NETWORK_ERRORS  # takes a moment, which --help does not have to wait for
@@ -223,6 +232,8 @@ def disk_error(error: BaseException) -> str | None:
     if isinstance(error, NETWORK_ERRORS):
         kind = type(error).__name__
         return f"a server cannot be reached ({kind}: {one_line(error)}): look at the network, then give the same command again"
+    if isinstance(error, OSError) and error.errno in OF_STORES and from_a_store(error):
+        return f"an object store refuses ({one_line(error)}): look at it and at who may use it, then give the same command again"
     if not isinstance(error, OSError) or error.errno not in OF_DISKS:
         # Libraries that write files themselves, such as safetensors and SQLite, have errors of their own.
         full = any(words in str(error) for words in (os.strerror(errno.ENOSPC), "database or disk is full"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import reports
-from ddpm_core.errors import one_line
+from ddpm_core.errors import InputError, one_line
 from ddpm_core.ranges import FilePath, Positive
 from jobs.cli import parse, run, say
 from pipelines.runtime.options import StorageOptions
@@ -49,6 +49,8 @@ def write_report(
 ) -> None:
     """Write the report of an experiment and its summaries to a path or URL, each file whole or not at all. Raises InputError as
     `reports.build_report` does, and for a place that cannot be written to."""
+    if not output.name:
+        raise InputError(f"--output is {str(output)!r}, which names no file: give the name of an .html file in it")
     check_writable(output.parent, "--output")
     if isinstance(output, Path):
         reports.build_report(uri, config.experiment, output, run=run, watts=watts)

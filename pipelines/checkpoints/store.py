@@ -26,7 +26,7 @@ from ddpm_core.checkpoint import (
 from ddpm_core.commit import MANIFEST, read_manifest, verify_files
 from ddpm_core.errors import InputError
 from pipelines.runtime.progress import Say
-from pipelines.storage.locations import Location, committed_in, delete, upload_folder
+from pipelines.storage.locations import Location, committed_in, delete, is_there, upload_folder
 
 Record = Mapping[str, Any]
 
@@ -66,6 +66,8 @@ def set_aside_damaged(folder: Location, until: int, say: Say) -> None:
             verify_files(target, read_manifest(target, what="checkpoint"), what="checkpoint")
             return
         except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | ValueError | None):
+                raise  # it could not be read, which says nothing of what it is
             aside = f"{target.name}.damaged-{uuid.uuid4().hex[:8]}"
             if isinstance(target, Path):
                 target.rename(target.with_name(aside))
@@ -131,5 +133,5 @@ def discard_torn(folder: Location, before: int, whole: Sequence[int]) -> None:
         return
     named = [int(match[1]) for path in folder.iterdir() if (match := NAME.fullmatch(path.name))]
     for torn in {number for number in named if number < before} - set(whole):
-        if not (folder / checkpoint_name(torn) / MANIFEST).is_file():  # an old listing may lack it
+        if not is_there(folder / checkpoint_name(torn) / MANIFEST):  # an old listing may lack it
             delete_checkpoint(folder, torn)

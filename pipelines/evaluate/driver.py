@@ -39,7 +39,7 @@ from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
 from pipelines.storage.chunks import load_chunks
 from pipelines.storage.layout import Run, open_storage
-from pipelines.storage.locations import commit_json
+from pipelines.storage.locations import commit_json, is_there
 from pipelines.tracking.tracker import open_tracker
 
 WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
@@ -113,7 +113,7 @@ def evaluate(config: EvaluateConfig, say: Say = lambda line: None) -> EvaluateRe
         if config.noise == "selection" and config.weights == "ema" and config.ema_length is None:
             keep_best(result, subject.run, say)
         best = next(checkpoint for checkpoint in subject.checkpoints if checkpoint.step == result.best.step)
-        if not (best.path / MANIFEST).is_file():  # the training has removed it
+        if not is_there(best.path / MANIFEST):  # the training has removed it
             return result
         if config.noise == "selection" and config.report and len(result.evaluations) > 1:
             again = evaluator.evaluate([best], "report")
@@ -201,9 +201,7 @@ class Evaluator:
             if todo:
                 self._make(todo, purpose)
             folders = {role: subject.results(protocol) for role, protocol in protocols.items()}
-            remaining = [
-                c for c in checkpoints if c not in todo or (folders["train"] / c.path.name / MANIFEST).is_file()
-            ]
+            remaining = [c for c in checkpoints if c not in todo or is_there(folders["train"] / c.path.name / MANIFEST)]
             if not remaining:
                 raise InputError(
                     f"run {subject.run.name!r} has lost every checkpoint that was to be evaluated: give its training a larger "

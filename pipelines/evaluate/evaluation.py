@@ -7,6 +7,7 @@ from typing import cast
 from typing_extensions import TypedDict
 
 from ddpm_core import typed
+from ddpm_core.checkpoint import NAME
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
@@ -129,8 +130,9 @@ def read_evaluations(folder: Location, known: Iterable[Evaluation] = ()) -> list
     """All finished evaluations under a protocol, by ascending step, those of deleted checkpoints too. folder: the protocol's.
     known: some of them, which an old listing may lack. Raises InputError if one is damaged."""
     by_name = {each.folder.name: each for each in known}
-    names = sorted({*by_name, *committed_in(folder)})
-    return [by_name.get(name) or read_evaluation(folder / name) for name in names]
+    names = {*by_name, *filter(NAME.fullmatch, committed_in(folder))}
+    found = [by_name.get(name) or read_evaluation(folder / name) for name in names]
+    return sorted(found, key=lambda evaluation: evaluation.step)
 
 
 def read_facts(folder: Location) -> EvaluationManifest:

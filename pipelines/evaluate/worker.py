@@ -23,7 +23,7 @@ from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.reference import local_spec
 from pipelines.runtime.fan_out import Outcome, Pool, make_missing
 from pipelines.storage.chunks import save_chunk
-from pipelines.storage.locations import Location
+from pipelines.storage.locations import Location, is_there
 
 # Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
 CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
@@ -73,7 +73,7 @@ class Sampler:
         try:
             model = self.networks.of(chunk.checkpoint)
         except InputError:
-            if (chunk.checkpoint.path / MANIFEST).is_file():
+            if is_there(chunk.checkpoint.path / MANIFEST):
                 raise
             return False
         with full_float32(self.device):  # as the protocol says; a GPU's convolutions would round to TF32

@@ -23,7 +23,7 @@ from pipelines.evaluate.driver import Evaluator
 from pipelines.evaluate.evaluation import Evaluation, describe_distance, describe_values, read_evaluation
 from pipelines.runtime.progress import Say
 from pipelines.storage.layout import Storage
-from pipelines.storage.locations import Location, location
+from pipelines.storage.locations import Location, is_there, location
 from pipelines.tracking.origin import code_version
 from pipelines.tracking.registry import Registry
 from pipelines.tracking.tracker import Tracker
@@ -160,7 +160,7 @@ def is_deleted(path: str) -> bool:
     """Whether a checkpoint is known to be deleted: its training's folder is there, and it is not."""
     try:
         checkpoint = location(path, option="the model's path")
-        return checkpoint.parent.is_dir() and not (checkpoint / MANIFEST).is_file()
+        return checkpoint.parent.is_dir() and not is_there(checkpoint / MANIFEST)
     except Exception:  # every store raises its own: not known, then
         return False
 

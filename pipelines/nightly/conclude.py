@@ -23,6 +23,7 @@ from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import OutOfTime
 from pipelines.runtime.progress import Say
 from pipelines.storage.layout import Storage
+from pipelines.storage.locations import is_there
 from pipelines.tracking.tracker import Tracker
 
 
@@ -69,7 +70,7 @@ def alarms_of(training: NightlyTraining, ledger: Ledger, config: NightlyConfig, 
 def memorized(training: NightlyTraining, evaluation: Evaluation) -> dict[str, float]:
     """What the neighbours of an evaluation's samples say, if they are asked for and there is time."""
     evaluator, path = training.evaluator, training.folder / evaluation.folder.name
-    if evaluator is None or not evaluator.subject.config.nearest or not (path / MANIFEST).is_file():
+    if evaluator is None or not evaluator.subject.config.nearest or not is_there(path / MANIFEST):
         return {}
     with contextlib.suppress(OutOfTime):
         memorization = illustrate(evaluator.subject, evaluator.records, open_checkpoint(path), evaluator.pool)

@@ -19,7 +19,7 @@ from pipelines.nightly.ledger import Ledger
 from pipelines.nightly.trainings import NightlyTraining
 from pipelines.runtime.fan_out import OutOfTime, Pool
 from pipelines.storage.lease import LEASE
-from pipelines.storage.locations import Location
+from pipelines.storage.locations import Location, is_there
 from pipelines.tracking.retry import UnansweredError
 
 
@@ -140,7 +140,7 @@ class Night:
 
     def _fail(self, work: Work, failures: list[str], error: Exception) -> list[str]:
         """Say what an attempt failed by. The failures, with this one if it is the checkpoint's."""
-        if not (work.path / MANIFEST).is_file():
+        if not is_there(work.path / MANIFEST):
             self.pool.say(f"nightly: {work.title} is skipped: the training removed it")
             return failures
         if not isinstance(error, InputError | DivergedError):

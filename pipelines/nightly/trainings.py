@@ -100,8 +100,10 @@ class NightlyTraining:
         if self.evaluator is None:
             return []
         subject = self.evaluator.subject
-        self._read = read_evaluations(subject.results(subject.protocol("train", "selection")), self._read)
-        return self._read
+        found = read_evaluations(subject.results(subject.protocol("train", "selection")), self._read)
+        # Others may be of weights before, and are replaced when the checkpoint is measured.
+        self._read = [each for each in found if each.step in self._measured]
+        return found
 
     def current_evaluations(self) -> list[Evaluation]:
         """Those whose checkpoint is still there, with the weights that were measured."""

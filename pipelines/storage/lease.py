@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from ddpm_core import typed
 from ddpm_core.errors import InputError
-from pipelines.storage.locations import STORAGE_ERRORS, Location, check_writable, commit_json, delete, entries
+from pipelines.storage.locations import STORAGE_ERRORS, Location, check_writable, commit_json, delete
 from pipelines.storage.store_lease import StoreLease
 
 LEASE = 60.0  # seconds that a lease outlasts the last sign of life of who holds it on another machine
@@ -56,10 +56,10 @@ def sole_writer(
             yield
         finally:
             with contextlib.suppress(*STORAGE_ERRORS):  # the folder is gone, or its disk
-                delete(folder / HOLDER)
+                holder = holder_of(folder)
+                if holder is not None and (holder["machine"], holder["process"]) == (platform.node(), os.getpid()):
+                    delete(folder / HOLDER)  # if nobody else has taken it over
             lock.release()
-            if isinstance(lock, StoreLease) and all(path.name == LOCK for path in entries(folder)):
-                lock.forget()  # nothing else came of it
     finally:
         for path in made:
             with contextlib.suppress(OSError):  # something is in it

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from upath import UPath
 
 from ddpm_core import commit
-from ddpm_core.commit import MANIFEST, committed_file, write_json
+from ddpm_core.commit import MANIFEST, ReadablePath, committed_file, write_json
 from ddpm_core.errors import InputError, one_line
 
 Location = Path | UPath
@@ -34,7 +34,17 @@ with contextlib.suppress(ImportError):
     from botocore.exceptions import BotoCoreError  # comes with s3fs
 
     NETWORK_ERRORS += (BotoCoreError,)
+with contextlib.suppress(ImportError):
+    from gcsfs.retry import HttpError  # type: ignore[import-not-found, unused-ignore]
+
+    NETWORK_ERRORS += (HttpError,)
+with contextlib.suppress(ImportError):
+    from azure.core.exceptions import AzureError  # type: ignore[import-not-found, unused-ignore]
+
+    NETWORK_ERRORS += (AzureError,)
 STORAGE_ERRORS: tuple[type[Exception], ...] = (OSError, *NETWORK_ERRORS)
+# In which a file appears whole or not at all, and a name can be asked to be free.
+STORES = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"))
 # Whose libraries try again in silence, and how they log that.
 RETRYING = ("botocore.retryhandler", "aiobotocore.retryhandler", "s3fs", "gcsfs")
 RETRY = re.compile(
@@ -93,8 +103,13 @@ def check_writable(place: Location, what: str) -> None:
     """Raises InputError for a folder that is not there and cannot be made, or is there and cannot be written in; nothing is left
     behind. what: the folder in words."""
     if not isinstance(place, Path):
-        probe = place / f".ddpm-{uuid.uuid4().hex}"
+        if place.protocol not in STORES:
+            raise InputError(
+                f"{what} {shortened(str(place))!r} cannot be written to: nothing says that files appear whole in "
+                f"{place.protocol}://; give a path, or a URL of {', '.join(sorted(STORES))}"
+            )
         try:
+            probe = place / f".ddpm-{uuid.uuid4().hex}"
             probe.fs.pipe_file(probe.path, b"-")
             probe.fs.rm_file(probe.path)
         except Exception as error:  # every store raises its own
@@ -243,12 +258,25 @@ def delete(place: Location) -> None:
             place.fs.rm_file(place.path)
 
 
+def is_there(place: ReadablePath) -> bool:
+    """Whether a file is there. Unlike is_file(), raises what its store raises if that does not say."""
+    try:
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def entries(folder: Location) -> list[Location]:
     """What lies in a folder, by name; nothing if that is not there."""
     try:
-        return sorted(folder.iterdir(), key=lambda path: path.name)
+        if isinstance(folder, Path):
+            return sorted(folder.iterdir(), key=lambda path: path.name)
+        listed = [name.rstrip("/") for name in folder.fs.ls(folder.path, detail=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    # An object of the folder's own name, which consoles make for an empty one, is nothing that lies in it.
+    return [folder / name.rpartition("/")[2] for name in sorted(set(listed)) if name != folder.path.rstrip("/")]
 
 
 def committed_in(folder: Location) -> list[str]:

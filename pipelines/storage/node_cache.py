@@ -5,9 +5,9 @@
 The files that were used last stay, up to LIMIT bytes.
 """
 
+import contextlib
 import hashlib
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,8 @@ def on_this_node(place: Location) -> Path:
         if copy.is_file():
             os.utime(copy)
             return copy
-        make_room(folder, place.stat().st_size)
+        with FileLock(folder / "room.lock"):
+            make_room(folder, place.stat().st_size)
         with committed_file(copy) as temporary:
             place.fs.get_file(place.path, str(temporary))
     return copy
@@ -48,12 +49,15 @@ def on_this_node(place: Location) -> Path:
 
 def make_room(folder: Path, size: int) -> None:
     """Delete files that were not used for longest, until so many bytes fit. Who reads one at the moment reads on."""
-    kept = sorted(((facts := copy.stat()).st_mtime, facts.st_size, copy) for copy in folder.glob("*/*"))
+    kept = []
+    for copy in folder.glob("*/[!.]*"):  # not what is being fetched
+        with contextlib.suppress(FileNotFoundError):
+            kept.append(((facts := copy.stat()).st_mtime, facts.st_size, copy))
     total = size + sum(each for _, each, _ in kept)
-    for _, each, copy in kept:
+    for _, each, copy in sorted(kept):
         if total <= LIMIT:
             return
-        shutil.rmtree(copy.parent, ignore_errors=True)
+        copy.unlink(missing_ok=True)
         total -= each
 
 

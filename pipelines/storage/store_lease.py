@@ -45,7 +45,7 @@ class Held(TypedDict):
 class Seen:
     """What somebody who waits saw last, and since when by its own clock."""
 
-    number: int
+    holder: str
     signs: int
     since: float
 
@@ -57,7 +57,7 @@ class StoreLease:
     def __init__(self, place: UPath, *, lasts: float, machine: str, is_alive: Callable[[int], bool]) -> None:
         self.place, self.lasts, self.machine, self.is_alive = place, lasts, machine, is_alive
         self._held: Held = {"holder": "", "machine": machine, "process": os.getpid(), "signs": 0, "free": False}
-        self._number, self._last = 0, 0  # the number that it holds, and the last that it held; 0 if none
+        self._number = 0  # that it holds, 0 if none
         self._seen: Seen | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -85,12 +85,6 @@ class StoreLease:
                     commit_json(self._object(self._number), {**self._held, "free": True})
         self._number = 0
 
-    def forget(self) -> None:
-        """Delete what it leaves in the store, if nobody else has it by now."""
-        if not self._number and self._last:
-            with contextlib.suppress(Exception):
-                delete(self._object(self._last))
-
     def _try(self) -> bool:
         numbers = self._numbers()
         newest = numbers[-1] if numbers else 0
@@ -105,7 +99,7 @@ class StoreLease:
                 f"the object store of {str(self.place)!r} makes an object although its name is taken (no If-None-Match), so "
                 "that two commands could write there at once: give a store that does, or a folder that every node can reach"
             )
-        self._number = self._last = newest + 1
+        self._number = newest + 1
         for number in numbers:
             with contextlib.suppress(Exception):  # the next holder tries again
                 delete(self._object(number))
@@ -128,8 +122,8 @@ class StoreLease:
         if held["free"] or (held["machine"] == self.machine and not self.is_alive(held["process"])):
             return True
         now = time.monotonic()
-        if self._seen is None or (self._seen.number, self._seen.signs) != (number, held["signs"]):
-            self._seen = Seen(number, held["signs"], now)
+        if self._seen is None or (self._seen.holder, self._seen.signs) != (held["holder"], held["signs"]):
+            self._seen = Seen(held["holder"], held["signs"], now)
         return now - self._seen.since > self.lasts
 
     def _renew(self) -> None:
@@ -162,5 +156,5 @@ class StoreLease:
     def _read(self, number: int) -> Held | None:
         """What an object says, None if it is gone. Raises InputError if it is damaged."""
         with contextlib.suppress(FileNotFoundError):
-            return typed.read_json(self._object(number), Held, what="lease", advice="delete it")
+            return typed.read_json(self._object(number), Held, what="lease", advice="give the same command again")
         return None

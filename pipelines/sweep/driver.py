@@ -60,7 +60,7 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
         for label, point in points.items()
     }
     given = config.evaluate.extractor
-    extractor_id = describe_extractor(given, dataset).sha256 if given.endswith(".pt") else given
+    extractor_id = describe_extractor(given, dataset).sha256 if given.endswith(".pt") or "://" in given else given
     decided_by = sweep_identity(config, names, extractor_id)
     name = f"sweep-{config.train.preset}-{fingerprint(decided_by)}"
     folder = storage.sweep(name)

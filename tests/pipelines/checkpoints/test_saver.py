@@ -42,6 +42,7 @@ from pipelines.checkpoints.store import (
     newest_checkpoint,
     saved_checkpoints,
     saved_steps,
+    set_aside_damaged,
 )
 from pipelines.storage.locations import Location, location, open_url
 
@@ -546,3 +547,20 @@ def test_kills_at_any_moment_leave_whole_checkpoints_and_all_that_must_stay(
         saver.save(uniform_state(last + 1, 64), {"width": 64}, [{"step": number} for number in range(1, last + 2)])
     names = {path.name for path in folder.iterdir()} - {"best.json"}
     assert names == {"step-00000003", f"step-{last + 1:08d}"}  # of all that was torn, nothing is left
+
+
+def test_a_store_that_refuses_for_a_moment_costs_no_checkpoint(bucket: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit_uniform(bucket, 8)
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError("The provided token has expired.")
+
+    for call in ("cat_file", "info"):
+        with monkeypatch.context() as patch:
+            patch.setattr(bucket.fs, call, refuse)
+            with pytest.raises((InputError, PermissionError), match="token has expired"):
+                set_aside_damaged(bucket, 8, lambda line: None)
+    assert saved_steps(bucket) == [7, 8]
+    (bucket / "step-00000008" / "model.safetensors").write_bytes(b"damaged")
+    set_aside_damaged(bucket, 8, lambda line: None)
+    assert saved_steps(bucket) == [7]

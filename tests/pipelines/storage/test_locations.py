@@ -21,7 +21,9 @@ from pipelines.storage.locations import (
     committed_in,
     delete,
     entries,
+    is_there,
     location,
+    open_url,
 )
 from pipelines.storage.node_cache import on_this_node
 
@@ -65,6 +67,24 @@ def test_what_lies_in_a_folder_is_seen_as_it_is_now(place: Location) -> None:
     delete(place / "folder" / "b")
     delete(place / "folder" / "b")
     assert [path.name for path in entries(place / "folder")] == ["a", "c d"]
+
+
+def test_a_folder_that_a_console_made_is_empty(s3_bucket: str, tmp_path: Path) -> None:
+    folder = open_url(f"{s3_bucket}/{tmp_path.name}/place")
+    folder.fs.pipe_file(f"{folder.path}/", b"")
+    assert entries(folder) == committed_in(folder) == []
+
+
+@pytest.mark.parametrize("url", ["s3:///place", "data://place", "file:///tmp/place"])
+def test_a_place_to_write_is_in_a_store_that_shows_files_whole(url: str) -> None:
+    with pytest.raises(InputError, match=r"--storage .* cannot be written to"):
+        check_writable(open_url(url), "--storage")
+
+
+def test_a_store_that_does_not_say_is_not_taken_for_an_absence(s3_bucket: str) -> None:
+    assert not is_there(open_url(f"{s3_bucket}/nothing"))
+    with pytest.raises(PermissionError):
+        is_there(open_url("s3://ddpm-forbidden/nothing"))
 
 
 def test_whether_a_place_can_be_written_to_leaves_nothing_behind(place: Location) -> None:
