@@ -84,7 +84,11 @@ def test_busier_with_smaller_chunks_until_the_driver_is_the_limit() -> None:
     assert smallest < small
 
 
-@pytest.mark.parametrize(("per_sample", "checkpoints", "size"), [(1.7, 1, 14), (1.7, 10, 98), (0.042, 10, 98)])
+# CIFAR-10 is slow: its chunks are so short that the driver's CPU time counts, which a loaded machine makes longer.
+@pytest.mark.parametrize(
+    ("per_sample", "checkpoints", "size"),
+    [(1.7, 1, 14), (1.7, 10, 98), pytest.param(0.042, 10, 98, marks=pytest.mark.slow)],
+)
 def test_512_workers_are_busy_for_95_percent_of_50000_samples(per_sample: float, checkpoints: int, size: int) -> None:
     """Seconds a sample of LSUN at 256x256, and of CIFAR-10, on an H100 used to 30 %; the driver's code costs what it costs
     here, Ray's calls more than was measured."""

@@ -73,10 +73,10 @@ def test_of_many_that_want_it_one_at_a_time_has_it(place: UPath) -> None:
 
 
 def test_a_holder_that_lives_keeps_it(place: UPath) -> None:
-    held = lease(place, lasts=0.4)
+    held = lease(place, lasts=2.0)  # long, for a loaded machine gives late signs of life
     held.acquire()
     with pytest.raises(Timeout):
-        lease(place, "elsewhere", lasts=0.4).acquire(timeout=1.5, poll_interval=0.05)
+        lease(place, "elsewhere", lasts=2.0).acquire(timeout=3.0, poll_interval=0.1)
     held.release()
     lease(place, "elsewhere").acquire()
 
@@ -102,8 +102,8 @@ def test_that_of_a_dead_process_of_this_machine_is_free_at_once(place: UPath) ->
 
 
 def test_short_holders_one_after_the_other_are_not_taken_for_a_dead_one(place: UPath) -> None:
-    waiting = lease(place, "waiting", lasts=0.5)
-    for number in range(6):  # each of them has given no sign of life yet when it ends
+    waiting = lease(place, "waiting", lasts=2.0)
+    for number in range(12):  # each of them has given no sign of life yet when it ends
         held = lease(place, f"machine-{number}", lasts=60.0)
         held.acquire()
         with pytest.raises(Timeout):
