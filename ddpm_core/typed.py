@@ -9,7 +9,7 @@ import json
 import typing
 from collections.abc import Callable, Hashable
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypeVar
 
 from typing_extensions import TypedDict
 
@@ -47,7 +47,7 @@ TensorsHeader = TypedDict("TensorsHeader", {"__metadata__": NotRequired[dict[str
 def read_whole(path: "ReadablePath") -> bytes:
     """A file's bytes: of an object store by one request, which sees one version of an object that is replaced meanwhile."""
     store = getattr(path, "fs", None)
-    return path.read_bytes() if store is None else bytes(store.cat_file(cast(Any, path).path))
+    return path.read_bytes() if store is None else bytes(store.cat_file(typing.cast(Any, path).path))
 
 
 def read_json(path: "ReadablePath", model: type[Value], *, what: str, advice: str) -> Value:

@@ -70,9 +70,8 @@ class SimulatedBackend:
         self.driver = 0.0
         self.metered = self.meter()
         self.events: list[tuple[float, int]] = []  # (when, answer), the next first
-        self.answers: dict[
-            int, tuple[int, Any, Any]
-        ] = {}  # answer -> actor, unit, what is answered; killed ones' are gone
+        # answer -> actor, unit, what is answered; killed ones' are gone
+        self.answers: dict[int, tuple[int, Any, Any]] = {}
         self.done: dict[Any, float] = {}  # unit -> seconds that its worker took
         self.actors = self.asked = self.given = self.lost = 0
 

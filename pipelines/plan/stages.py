@@ -22,10 +22,8 @@ from pipelines.train.config import TrainConfig, config_for
 from pipelines.train.plan import kept_checkpoints, known_peak
 
 INCEPTION = 11.4e9  # FLOPs of the feature network an image: 5.7 G multiplications at 299x299 (Szegedy et al. 2016)
-FASTER, SLOWER = (
-    2 / 3,
-    2.0,
-)  # of the hours that rest on an assumed utilisation: between half of it and half as much again
+# Of the hours that rest on an assumed utilisation: between half as much again and half of it.
+FASTER, SLOWER = 2 / 3, 2.0
 PART = 50 << 20  # bytes of one request of an upload in parts
 
 
