@@ -23,7 +23,7 @@ from ddpm_core.configs import TRACKED_LENGTHS
 from ddpm_core.errors import InputError
 from ddpm_core.posthoc_ema import chosen_steps, reconstruct
 from ddpm_core.training import averages_of
-from pipelines.checkpoints.store import commit_snapshot, saved_checkpoints
+from pipelines.checkpoints.store import commit_weights, saved_checkpoints
 from pipelines.runtime.progress import Say
 from pipelines.storage.locations import Location, delete, entries
 
@@ -104,9 +104,7 @@ def averaged_checkpoint(checkpoint: Checkpoint, length: float, folder: Location,
             for name, tensor in averages_of(averages, f"{tracked:g}").items():
                 total.setdefault(name, torch.zeros(tensor.shape, dtype=torch.float64)).add_(tensor, alpha=weight)
     ema = {name: tensor.float() for name, tensor in total.items()}
-    if isinstance(folder, Path):
-        folder.mkdir(parents=True, exist_ok=True)
-    commit_snapshot(folder, {"step": checkpoint.step, "ema": ema}, {**checkpoint.config, "made_of": made_of}, [])
+    commit_weights(folder, {"step": checkpoint.step, "ema": ema}, {**checkpoint.config, "made_of": made_of})
     return open_checkpoint(place)
 
 

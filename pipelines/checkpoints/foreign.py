@@ -17,7 +17,7 @@ from ddpm_core.interop import CONFIG, OLDER_WEIGHTS, WEIGHTS, from_diffusers, to
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.config import ExportConfig
 from pipelines.checkpoints.select import find_checkpoint
-from pipelines.checkpoints.store import commit_snapshot, saved_steps
+from pipelines.checkpoints.store import commit_weights, saved_steps
 from pipelines.storage.chunks import content_sha256
 from pipelines.storage.layout import Run, Storage, open_storage
 from pipelines.storage.locations import Location, check_writable, committed_folder, location
@@ -87,9 +87,7 @@ def import_weights(given: str, reference: str | None, storage: Storage) -> tuple
             "diffusion": asdict(diffusion),
             "shards": str(location(reference, option="--reference")),
         }
-        if isinstance(run.folder, Path):
-            run.folder.mkdir(parents=True, exist_ok=True)
-        commit_snapshot(run.folder, {"step": 0, "model": weights, "ema": weights, "optimizer": {}}, config, [])
+        commit_weights(run.folder, {"step": 0, "model": weights, "ema": weights, "optimizer": {}}, config)
     return run, (open_checkpoint(run.folder / checkpoint_name(0)),)
 
 

@@ -92,6 +92,13 @@ def commit_snapshot(
         upload_folder(Path(temporary) / name, folder / name)
 
 
+def commit_weights(folder: Location, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Commit a snapshot that no training made, in a folder that is made if it is not there. Raises OSError if that fails."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+    commit_snapshot(folder, saved, config, [])
+
+
 def delete_checkpoint(folder: Location, step: int) -> None:
     """Delete a checkpoint. Whatever stops this, a reader finds it whole or not at all. Raises OSError if that fails."""
     target = folder / checkpoint_name(step)
