@@ -221,14 +221,19 @@ class Evaluator:
 
     def _make(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> None:
         """Sample what is missing; each checkpoint is measured, by a worker, when all of its chunks are there."""
-        from pipelines.evaluate.measure import Comparison, Measurer, NumbersUnit, PreviewUnit  # here: with torchmetrics
+        from pipelines.evaluate.measure import (  # here: with torchmetrics
+            MeasuredAgainst,
+            Measurer,
+            NumbersUnit,
+            PreviewUnit,
+        )
 
         subject, count = self.subject, len(self.subject.chunks)
         quarters = {count * part // 4 for part in (1, 2, 3)} if count >= WORTH_A_LOOK else ()
         for dataset in subject.references.values():
             reference_statistics(dataset, subject.extractor, self.pool, subject.config.neighbours)
         comparisons = [
-            Comparison(protocol, subject.references[role], subject.results(protocol))
+            MeasuredAgainst(protocol, subject.references[role], subject.results(protocol))
             for role, protocol in subject.protocols(purpose).items()
         ]
         samples = subject.samples(purpose)

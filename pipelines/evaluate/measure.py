@@ -28,7 +28,7 @@ PR_K = 3  # nearest neighbours, as Kynkaanniemi et al. have them
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MeasuredAgainst:
     """A protocol, the data set that it compares with, and the folder of its results, one in it for each checkpoint."""
 
     protocol: Protocol
@@ -55,7 +55,7 @@ class PreviewUnit:
 class Measurer:
     """Makes the numbers of checkpoints from their samples. samples: the folder of those, one in it for each checkpoint."""
 
-    comparisons: Sequence[Comparison]  # that with the training set first
+    comparisons: Sequence[MeasuredAgainst]  # that with the training set first
     extractor: Extractor
     samples: Location
     chunks: Sequence[range]
@@ -100,7 +100,7 @@ class Measurer:
         )
         return [line]
 
-    def _reference(self, comparison: Comparison) -> Reference:
+    def _reference(self, comparison: MeasuredAgainst) -> Reference:
         """Read once, by the workers that come to need it."""
         protocol, dataset = comparison.protocol, comparison.dataset
         if protocol.fingerprint not in self.read:
