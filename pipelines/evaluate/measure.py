@@ -62,8 +62,9 @@ class Measurer:
     timesteps: Sequence[int]
     read: dict[str, Reference] = field(default_factory=dict)  # by protocol
 
-    def run(self, unit: NumbersUnit | PreviewUnit, device: torch.device) -> list[str]:
+    def run(self, unit: NumbersUnit | PreviewUnit) -> list[str]:
         """Do a unit and return what there is to say of it. Raises InputError if a chunk or a reference is damaged."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if isinstance(unit, PreviewUnit):
             return self._preview(unit, device)
         return self._measure(unit.checkpoint, device)
