@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.records import INFINITY, KID, PRECISION, RECALL, ranking_link
-from ddpm_core.verdicts import Verdict
+from ddpm_core.records import CI_HIGH, CI_LOW, INFINITY, KID, PRECISION, RECALL, ranking_link
+from ddpm_core.verdicts import Verdict, known_interval
 from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table
 from reports.formatting import NOT_RECORDED, count, decimals_for, fixed, shortened
 from reports.records.entities import ExperimentRecord
@@ -13,7 +13,7 @@ from reports.records.records import run_link
 from reports.records.store import Store, public_uri
 from reports.sections.checkpoint_charts import further_charts, ranking_charts
 from reports.verdicts.ranking import Entry, Ranking
-from reports.verdicts.wording import decimals_of, interval_text, metric_name, score_text
+from reports.verdicts.wording import decimals_of, ends_text, interval_text, metric_name, score_text
 
 # Beside distance and score: metric -> title; {} is the distance's name.
 _FURTHER = {INFINITY: "{} at n → ∞", KID: "KID", PRECISION: "Precision", RECALL: "Recall"}
@@ -98,14 +98,21 @@ def _further_columns(
         name = protocol.distance + INFINITY if metric == INFINITY else protocol.metric(metric)
         if not any(name in entry.evaluation.metrics for entry in entries):
             continue
-        values = [
-            store.history(entry.evaluation.run_id, name).at(entry.checkpoint.step)
-            if name in entry.evaluation.metrics
-            else None
-            for entry in entries
-        ]
+        values = [_logged(store, entry, name) for entry in entries]
         largest = max((abs(value) for value in values if value), default=0.1)
         digits = decimals if metric == INFINITY else decimals_for(largest)
         column = Column(title=title.format(metric_name(protocol.distance)), numeric=True)
         columns.append((column, [fixed(value, digits) for value in values]))
+        if metric == INFINITY:  # those of the others are drawn
+            ends = [(_logged(store, entry, name + CI_LOW), _logged(store, entry, name + CI_HIGH)) for entry in entries]
+            intervals = [known_interval(low, high) for low, high in ends]
+            if any(intervals):
+                column = Column(title="95 % interval at n → ∞", numeric=True)
+                columns.append((column, [ends_text(interval, digits) for interval in intervals]))
     return columns
+
+
+def _logged(store: Store, entry: Entry, name: str) -> float | None:
+    """A metric of an entry, None if it was not logged."""
+    evaluation = entry.evaluation
+    return store.history(evaluation.run_id, name).at(entry.checkpoint.step) if name in evaluation.metrics else None

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.dinov2_weights import take_for_published, write_weights
 from support.evaluation import numbers
-from support.gaussian_case import unchecked
+from support.gaussian_case import normal, statistics_of, unchecked
 from support.measured_run import measured_run
 from support.places import on_disk
 from support.processes import IMPORTED, wait_for, workers_of
@@ -52,7 +52,7 @@ from pipelines.evaluate.driver import (
     evaluate_lengths,
 )
 from pipelines.evaluate.evaluation import Evaluation, compare, read_evaluation
-from pipelines.evaluate.measure import ChainPoint, Samples, chain_values, measure, read_samples
+from pipelines.evaluate.measure import ChainPoint, Samples, chain_values, distance_values, measure, read_samples
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import (
     ShardFeatures,
@@ -454,6 +454,16 @@ def test_an_evaluation_says_what_its_intervals_cover(tmp_path: Path) -> None:
     )
     without = tuple(replace(each, values={"fid": each.distance}) for each in evaluations)
     assert not any("intervals are of" in line for line in EvaluateResult("", "", without, None, ()).describe())
+
+
+def test_the_extrapolated_distance_has_an_interval_and_few_samples_have_neither(tmp_path: Path) -> None:
+    protocol = measured_run(tmp_path, {1: 9.0}).protocol("train", "selection")
+    reference = statistics_of(normal(0, 500, 3))
+    every = 1.5 * normal(1, 200, 3)
+    values = distance_values(every.split(50), every, reference, protocol)  # in too few chunks for the other interval
+    assert values.keys() == {"fid", "fid_infinity", "fid_infinity_ci_low", "fid_infinity_ci_high"}
+    assert values["fid_infinity_ci_low"] < values["fid_infinity"] < values["fid_infinity_ci_high"]
+    assert distance_values(every[:30].split(15), every[:30], reference, protocol).keys() == {"fid"}
 
 
 def test_features_of_dinov2_go_through_every_number_but_the_inception_score(
