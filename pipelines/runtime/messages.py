@@ -12,7 +12,7 @@ import ray.exceptions
 import ray.util.queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-WAIT = 0.5  # seconds for a message, before it is looked whether more can come
+WAIT = 0.5  # seconds for a message, before the next look at whether the block is left
 
 
 class MessageQueue(Protocol):
