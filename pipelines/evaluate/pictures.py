@@ -18,6 +18,7 @@ from ddpm_core.configs import LATER, FixedVariance, Method, Precision, Spacing, 
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.latents import capture, coarse_to_fine_depths, interpolate, share_latent
 from ddpm_core.precision import full_float32
+from ddpm_core.protocol import weights_name
 from ddpm_core.samplers import SamplerOptions, sample_steps, select_timesteps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.worker import progress_timesteps
@@ -228,7 +229,7 @@ def draw_pictures(
         units,
         is_current=lambda unit, tensors, facts: facts.get("weights_sha256") == weights,
         stage="evaluate",
-        counted="parts of pictures",
+        counted="picture parts",
         note=lambda unit: f"step {checkpoint.step:,}, {unit.kind}",
         say=pool.say,
     )
@@ -242,7 +243,8 @@ def draw_pictures(
 def compose(protocol: PictureProtocol, diffusion: GaussianDiffusion, tiles: dict[Kind, list[Tensor]]) -> list[Picture]:
     rows = range(protocol.rows)
     sampler = protocol.sampler + (f" (eta {protocol.eta:g})" if protocol.eta else "")
-    chain = f"{sampler} sampling in {protocol.sampler_steps:,} steps, {protocol.weights} weights, seed {protocol.seed}"
+    weights = weights_name(protocol.weights)
+    chain = f"{sampler} sampling in {protocol.sampler_steps:,} steps, {weights} weights, seed {protocol.seed}"
     stochastic = chain if protocol.sampler == "ancestral" else chain.replace(sampler, "ddim (eta 1)")
     mixes = ("source", "rec.", *(f"{weight:.1f}" for weight in WEIGHTS[1:-1]), "rec.", "source")
     sources = f"Sources: images of {protocol.data} that the seed chose"

@@ -1,5 +1,6 @@
 """Measured values in words: names of metrics, distances with the digits that their intervals support."""
 
+from ddpm_core.protocol import Protocol
 from ddpm_core.verdicts import Interval
 from reports.formatting import NOT_MEASURED, decimals_for, fixed
 from reports.verdicts.ranking import Entry
@@ -42,3 +43,10 @@ def score_text(entry: Entry) -> str:
         return fixed(point.score, 2)
     decimals = decimals_for(point.score, 0, 2 * point.score_std)
     return f"{fixed(point.score, decimals)} ± {fixed(point.score_std, decimals)}"
+
+
+def sampler_words(protocol: Protocol) -> str:
+    """A sampler without the number of its steps."""
+    eta = f", η {protocol.eta:g}" if protocol.sampler == "ddim" else ""
+    variance = f", {protocol.var_type}" if protocol.var_type else ""
+    return f"{protocol.sampler}{eta}{variance}, {protocol.spacing}"
