@@ -46,10 +46,10 @@ def test_preprocessing_loads_ray_torch_and_pandas_only_to_make_something() -> No
     assert not loaded("import pipelines.preprocess.driver") & {*HEAVY, "pandas"}
 
 
-def test_a_finished_evaluation_is_read_without_what_measures_one() -> None:
+def test_a_night_begins_without_what_measures() -> None:
     modules = loaded("import pipelines.nightly.driver")
-    assert "torch" in modules
-    assert not modules & {"torchmetrics", "matplotlib", "torchvision", "lightning"}
+    assert "mlflow" in modules
+    assert not modules & {"torch", "ray", "torchmetrics", "matplotlib"}
 
 
 def test_a_preprocessing_worker_loads_no_torch() -> None:

@@ -10,11 +10,9 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ddpm_core import typed
 from ddpm_core.checkpoint import AVERAGES, Checkpoint, checkpoint_name, open_checkpoint
@@ -22,10 +20,12 @@ from ddpm_core.commit import MANIFEST, committed_file
 from ddpm_core.configs import TRACKED_LENGTHS
 from ddpm_core.errors import InputError
 from ddpm_core.posthoc_ema import chosen_steps, reconstruct
-from ddpm_core.training import averages_of
 from pipelines.checkpoints.store import commit_weights, saved_checkpoints
 from pipelines.runtime.progress import Say
 from pipelines.storage.locations import Location, delete, entries
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = re.compile(r"averages-(\d{8,})-([0-9a-f]{64})\.safetensors")
 FAR = 0.05  # of a profile from the wanted one, relative to its norm: above it, that is said
@@ -97,6 +97,10 @@ def averaged_checkpoint(checkpoint: Checkpoint, length: float, folder: Location,
         made = open_checkpoint(place)
         if made.made_of == made_of:
             return made
+    import torch  # here: one that is made already is found without
+
+    from ddpm_core.training import averages_of
+
     total: dict[str, Tensor] = {}
     for step, row in zip(steps, weights.tolist(), strict=True):
         averages = checkpoint.averages() if step == checkpoint.step else read_averages(run, step)
@@ -108,7 +112,7 @@ def averaged_checkpoint(checkpoint: Checkpoint, length: float, folder: Location,
     return open_checkpoint(place)
 
 
-def read_averages(run: Location, step: int) -> dict[str, Tensor]:
+def read_averages(run: Location, step: int) -> "dict[str, Tensor]":
     """The averages that a run tracked up to a step, of its checkpoint or what that has left. Raises InputError if neither is
     there, or it is damaged."""
     kept = kept_averages(run).get(step)
@@ -122,7 +126,9 @@ def read_averages(run: Location, step: int) -> dict[str, Tensor]:
     content = typed.read_whole(kept)
     if hashlib.sha256(content).hexdigest() not in kept.name:
         raise InputError(f"file {str(kept)!r} is damaged (sha256 differs): delete it, and do without its averages")
+    from safetensors.torch import load
+
     try:
-        return safetensors.torch.load(content)
+        return load(content)
     except SafetensorError as error:
         raise InputError(f"file {str(kept)!r} is no safetensors file ({error}): delete it") from error

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
@@ -31,9 +32,7 @@ from pipelines.evaluate.evaluation import (
 )
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.records import Records
-from pipelines.evaluate.reference import Reference, reference_statistics
 from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_steps
-from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
@@ -41,6 +40,9 @@ from pipelines.storage.chunks import load_chunks
 from pipelines.storage.layout import Run, open_storage
 from pipelines.storage.locations import commit_json, is_there
 from pipelines.tracking.tracker import open_tracker
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.reference import Reference
 
 WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
 
@@ -223,6 +225,10 @@ class Evaluator:
 
     def _make(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> None:
         """Sample what is missing; each checkpoint is measured, beside that, when all of its chunks are there."""
+        # Here: with torch, which what is done already does without.
+        from pipelines.evaluate.reference import reference_statistics
+        from pipelines.evaluate.worker import sample_checkpoints
+
         subject, count = self.subject, len(self.subject.chunks)
         quarters = {count * part // 4 for part in (1, 2, 3)} if count >= WORTH_A_LOOK else ()
         references = {
@@ -246,7 +252,7 @@ class Evaluator:
             for future in futures:
                 future.result()
 
-    def _measure(self, checkpoint: Checkpoint, purpose: Purpose, references: dict[Role, Reference]) -> None:
+    def _measure(self, checkpoint: Checkpoint, purpose: Purpose, references: dict[Role, "Reference"]) -> None:
         """Measure a checkpoint's samples against each reference, and commit the numbers."""
         from pipelines.evaluate.measure import chain_values, measure, read_samples  # here: with torchmetrics
 
@@ -266,7 +272,7 @@ class Evaluator:
             commit_json(subject.results(protocol) / checkpoint.path.name / MANIFEST, facts)
             self.say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
 
-    def _preview(self, checkpoint: Checkpoint, purpose: Purpose, done: Sequence[range], reference: Reference) -> None:
+    def _preview(self, checkpoint: Checkpoint, purpose: Purpose, done: Sequence[range], reference: "Reference") -> None:
         """Say what the distance is on the samples so far."""
         from pipelines.evaluate.measure import distance_and_interval
 

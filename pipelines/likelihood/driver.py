@@ -15,7 +15,7 @@ from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import DATA_TAG, LIKELIHOOD, LIKELIHOOD_PROTOCOL, RUN_TAG, TRAIN, flatten, likelihood_path
-from pipelines.checkpoints.network import other_variance
+from pipelines.checkpoints.process import other_variance
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.likelihood.config import LikelihoodConfig
 from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihood

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from ddpm_core.errors import DivergedError, InputError
 from pipelines.runtime.progress import Progress, Say, WarningLine
-from pipelines.storage.chunks import AHEAD, chunk_path, load_chunk
+from pipelines.storage.chunks import AHEAD, chunk_path, load_arrays
 from pipelines.storage.locations import Location, entries, remove_leftovers
 
 if TYPE_CHECKING:
+    import numpy as np
     from ray.exceptions import RayActorError
-    from torch import Tensor
 
     from pipelines.runtime.backend import Backend
 
@@ -237,7 +237,7 @@ class ChunkUnit(Protocol):
 
 
 Unit = TypeVar("Unit", bound=ChunkUnit)
-IsCurrent = Callable[[Unit, Mapping[str, "Tensor"], Mapping[str, Any]], bool]
+IsCurrent = Callable[[Unit, Mapping[str, "np.ndarray"], Mapping[str, Any]], bool]
 Outcome = Literal["kept", "made", "skipped"]
 
 
@@ -288,7 +288,7 @@ def make_missing(
 def is_kept(unit: Unit, is_current: IsCurrent[Unit], stage: str, say: Say) -> bool:
     """Whether a unit's chunk is there, undamaged and current."""
     try:
-        return is_current(unit, *load_chunk(unit.folder, unit.indices))
+        return is_current(unit, *load_arrays(unit.folder, unit.indices))
     except FileNotFoundError:
         return False
     except InputError:

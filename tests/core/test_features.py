@@ -109,7 +109,7 @@ def test_inception_repeats_grey_and_is_named_by_what_its_weights_are(
     assert torch.equal(features, expected[0])
     assert torch.equal(logits, expected[1])
 
-    monkeypatch.setattr("ddpm_core.features.WEIGHTS_SHA256_PREFIX", digest[:8])
+    monkeypatch.setattr("ddpm_core.extractors.WEIGHTS_SHA256_PREFIX", digest[:8])
     assert load_extractor("inception", (3, 8, 8)).name == "inception-2015-12-05"
 
 

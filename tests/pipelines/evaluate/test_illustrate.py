@@ -22,9 +22,10 @@ from pipelines.checkpoints.network import NetworkHolder
 from pipelines.checkpoints.store import saved_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import EvaluateResult, evaluate
-from pipelines.evaluate.neighbours import SPACES, find_neighbours
-from pipelines.evaluate.pictures import Painter, PictureProtocol
-from pipelines.evaluate.reference import describe_extractor, load_for
+from pipelines.evaluate.extractor import describe_extractor, load_for
+from pipelines.evaluate.illustrate.neighbours import SPACES, find_neighbours
+from pipelines.evaluate.illustrate.painter import Painter
+from pipelines.evaluate.illustrate.pictures import PictureProtocol
 from pipelines.runtime.fan_out import Pool
 from pipelines.shards.dataset import ShardedDataset
 
@@ -143,7 +144,7 @@ def test_samples_of_a_latent_differ_with_a_deterministic_sampler_too(
     diffusion, network = NetworkHolder("ema").of(trained)
     (tile,) = (
         Painter(protocol, digits)
-        ._shared(diffusion, network, protocol.depths("shared", diffusion)[1])[0, :, ..., 0]
+        ._shared(diffusion, network, protocol.depths("shared", trained.diffusion_config())[1])[0, :, ..., 0]
         .numpy()
     )
     first, second, third = tile[:8, :8], tile[:8, 8:], tile[8:, :8]
