@@ -1,24 +1,22 @@
 """Fan-out: checkpoints -> samples -> features -> metrics.
 
 The unit of work is a chunk, a fixed range of sample indices in batches of a fixed size. A worker commits one file a
-chunk; the driver takes them in order. The result does not depend on the number of workers, on the order in which they
-finish, or on how often the evaluation was killed; running it again makes the chunks that are missing.
+chunk; when a checkpoint has all of its chunks, a worker reads them in order and commits the numbers. The result does not
+depend on the number of workers, on the order in which they finish, or on how often the evaluation was killed; running it
+again makes what is missing.
 
 A checkpoint is chosen by samples of one noise (`selection`) and its numbers are reported on samples of another
 (`report`): the lowest of several noisy numbers is below what it will be the next time.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
-from ddpm_core.records import EMA_ERROR
 from ddpm_core.verdicts import intervals_overlap
 from pipelines.checkpoints.retention import mark_best
 from pipelines.checkpoints.store import saved_steps
@@ -36,13 +34,9 @@ from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_st
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
-from pipelines.storage.chunks import load_chunks
 from pipelines.storage.layout import Run, open_storage
-from pipelines.storage.locations import commit_json, is_there
+from pipelines.storage.locations import is_there
 from pipelines.tracking.tracker import open_tracker
-
-if TYPE_CHECKING:
-    from pipelines.evaluate.reference import Reference
 
 WORTH_A_LOOK = 4 * MIN_CHUNKS  # chunks; a person waits long for so many, and a quarter of them has an interval
 
@@ -224,64 +218,33 @@ class Evaluator:
         return evaluations
 
     def _make(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> None:
-        """Sample what is missing; each checkpoint is measured, beside that, when all of its chunks are there."""
-        # Here: with torch, which what is done already does without.
+        """Sample what is missing; each checkpoint is measured, by a worker, when all of its chunks are there."""
+        # Here: with torch and torchmetrics, which what is done already does without.
+        from pipelines.evaluate.measure import MeasuredAgainst, Measurer, NumbersUnit, PreviewUnit
         from pipelines.evaluate.reference import reference_statistics
         from pipelines.evaluate.worker import sample_checkpoints
 
         subject, count = self.subject, len(self.subject.chunks)
         quarters = {count * part // 4 for part in (1, 2, 3)} if count >= WORTH_A_LOOK else ()
-        references = {
-            role: reference_statistics(dataset, subject.extractor, self.pool, subject.config.neighbours)
-            for role, dataset in subject.references.items()
-        }
-        with ThreadPoolExecutor(1) as beside:
-            futures: list[Future[None]] = []
-            for checkpoint, done, outcome in sample_checkpoints(
-                checkpoints,
-                subject.chunks,
-                subject.samples(purpose),
-                subject.settings(purpose),
-                subject.extractor.spec,
-                self.pool,
-            ):
-                if len(done) == count:
-                    futures.append(beside.submit(self._measure, checkpoint, purpose, references))
-                elif outcome == "made" and len(done) in quarters:
-                    futures.append(beside.submit(self._preview, checkpoint, purpose, done, references["train"]))
-            for future in futures:
-                future.result()
-
-    def _measure(self, checkpoint: Checkpoint, purpose: Purpose, references: dict[Role, "Reference"]) -> None:
-        """Measure a checkpoint's samples against each reference, and commit the numbers."""
-        from pipelines.evaluate.measure import chain_values, measure, read_samples  # here: with torchmetrics
-
-        subject = self.subject
-        samples = read_samples(subject.samples(purpose) / checkpoint.path.name, subject.chunks, subject.timesteps)
-        for role, protocol in subject.protocols(purpose).items():
-            values = measure(samples, protocol, references[role], subject.references[role])
-            if checkpoint.made_of is not None:
-                values[EMA_ERROR] = checkpoint.made_of["error"]
-            facts = {
-                "step": checkpoint.step,
-                "protocol": asdict(protocol),
-                "values": values,
-                "weights_sha256": checkpoint.weights_sha256(protocol.weights),
-                "progress": chain_values(samples.chain, references[role].statistics),
-            }
-            commit_json(subject.results(protocol) / checkpoint.path.name / MANIFEST, facts)
-            self.say(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
-
-    def _preview(self, checkpoint: Checkpoint, purpose: Purpose, done: Sequence[range], reference: "Reference") -> None:
-        """Say what the distance is on the samples so far."""
-        from pipelines.evaluate.measure import distance_and_interval
-
-        folder = self.subject.samples(purpose) / checkpoint.path.name
-        features = [chunk["features"] for _, chunk, _ in load_chunks(folder, done)]
-        value, interval = distance_and_interval(features, reference.statistics)
-        if interval is not None:
-            self.say(
-                f"evaluate: step {checkpoint.step:,} has {self.subject.protocol('train', purpose).distance} {value:.4g} "
-                f"({interval[0]:.4g} to {interval[1]:.4g}) on its first {sum(map(len, done)):,} samples; it falls with their "
-                "number"
-            )
+        for dataset in subject.references.values():
+            reference_statistics(dataset, subject.extractor, self.pool, subject.config.neighbours)
+        comparisons = [
+            MeasuredAgainst(protocol, subject.references[role], subject.results(protocol))
+            for role, protocol in subject.protocols(purpose).items()
+        ]
+        samples = subject.samples(purpose)
+        due: list[NumbersUnit | PreviewUnit] = []
+        for checkpoint, done, outcome in sample_checkpoints(
+            checkpoints,
+            subject.chunks,
+            samples,
+            subject.settings(purpose),
+            subject.extractor.spec,
+            self.pool,
+            Measurer(comparisons, subject.extractor, samples, subject.chunks, subject.timesteps),
+            due,
+        ):
+            if len(done) == count:
+                due.append(NumbersUnit(checkpoint))
+            elif outcome == "made" and len(done) in quarters:
+                due.append(PreviewUnit(checkpoint, tuple(done)))

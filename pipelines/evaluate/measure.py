@@ -1,27 +1,113 @@
-"""From the chunks of a checkpoint's samples to its numbers: the chunks are read once, whatever is measured."""
+"""From the chunks of a checkpoint's samples to its numbers, on a worker: the chunks are read once, whatever is measured."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from ddpm_core import metrics, records, rng
+from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.commit import MANIFEST
 from ddpm_core.protocol import Protocol
 from ddpm_core.verdicts import Interval
 from pipelines.evaluate.config import MIN_CHUNKS
-from pipelines.evaluate.reference import SPLITS, Reference
+from pipelines.evaluate.evaluation import describe_values
+from pipelines.evaluate.extractor import Extractor
+from pipelines.evaluate.reference import SPLITS, Reference, read_reference, reference_path
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.chunks import load_chunks
-from pipelines.storage.locations import Location
+from pipelines.storage.locations import Location, commit_json
 
 GRID = 64  # samples shown: the first ones, whatever they look like
 KID_SUBSETS, KID_SUBSET = 100, 1000  # of the kernel distance, as Binkowski et al. have them
 COLUMNS = 64  # of features in float64 at once
 PR_K = 3  # nearest neighbours, as Kynkaanniemi et al. have them
+
+
+@dataclass(frozen=True)
+class MeasuredAgainst:
+    """A protocol, the data set that it compares with, and the folder of its results, one in it for each checkpoint."""
+
+    protocol: Protocol
+    dataset: ShardedDataset
+    results: Location
+
+
+@dataclass(frozen=True)
+class NumbersUnit:
+    """All numbers of a checkpoint, whose chunks are all there."""
+
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class PreviewUnit:
+    """The distance of a checkpoint on the chunks that are there."""
+
+    checkpoint: Checkpoint
+    chunks: tuple[range, ...]
+
+
+@dataclass
+class Measurer:
+    """Makes the numbers of checkpoints from their samples. samples: the folder of those, one in it for each checkpoint."""
+
+    comparisons: Sequence[MeasuredAgainst]  # that with the training set first
+    extractor: Extractor
+    samples: Location
+    chunks: Sequence[range]
+    timesteps: Sequence[int]
+    read: dict[str, Reference] = field(default_factory=dict)  # by protocol
+
+    def run(self, unit: NumbersUnit | PreviewUnit, device: torch.device) -> list[str]:
+        """Do a unit and return what there is to say of it. Raises InputError if a chunk or a reference is damaged."""
+        if isinstance(unit, PreviewUnit):
+            return self._preview(unit, device)
+        return self._measure(unit.checkpoint, device)
+
+    def _measure(self, checkpoint: Checkpoint, device: torch.device) -> list[str]:
+        samples = read_samples(self.samples / checkpoint.path.name, self.chunks, self.timesteps, device)
+        lines = []
+        for comparison in self.comparisons:
+            protocol, reference = comparison.protocol, self._reference(comparison)
+            values = measure(samples, protocol, reference, comparison.dataset)
+            if checkpoint.made_of is not None:
+                values[records.EMA_ERROR] = checkpoint.made_of["error"]
+            facts = {
+                "step": checkpoint.step,
+                "protocol": asdict(protocol),
+                "values": values,
+                "weights_sha256": checkpoint.weights_sha256(protocol.weights),
+                "progress": chain_values(samples.chain, reference.statistics),
+            }
+            commit_json(comparison.results / checkpoint.path.name / MANIFEST, facts)
+            lines.append(f"evaluate: step {checkpoint.step:,} has {describe_values(values, protocol)}")
+        return lines
+
+    def _preview(self, unit: PreviewUnit, device: torch.device) -> list[str]:
+        folder, comparison = self.samples / unit.checkpoint.path.name, self.comparisons[0]
+        features = [chunk["features"].to(device) for _, chunk, _ in load_chunks(folder, unit.chunks)]
+        value, interval = distance_and_interval(features, self._reference(comparison).statistics.to(device))
+        if interval is None:
+            return []
+        line = (
+            f"evaluate: step {unit.checkpoint.step:,} has {comparison.protocol.distance} {value:.4g} "
+            f"({interval[0]:.4g} to {interval[1]:.4g}) on its first {sum(map(len, unit.chunks)):,} samples; it falls with their "
+            "number"
+        )
+        return [line]
+
+    def _reference(self, comparison: MeasuredAgainst) -> Reference:
+        """Read once, by the workers that come to need it."""
+        protocol, dataset = comparison.protocol, comparison.dataset
+        if protocol.fingerprint not in self.read:
+            path = reference_path(dataset, self.extractor, protocol.neighbours)
+            self.read[protocol.fingerprint] = read_reference(path, dataset, self.extractor, protocol.neighbours)
+        return self.read[protocol.fingerprint]
 
 
 @dataclass
@@ -37,8 +123,8 @@ class ChainPoint:
 class Samples:
     """What the chunks of a checkpoint's samples hold.
 
-    features, logits: of each chunk, [n,d] and [n,k], the latter empty without logits. images: the first GRID samples, uint8
-    [n,h,w,c]. seconds: that workers took. chain: by descending t.
+    features, logits: of each chunk, [n,d] and [n,k], the latter empty without logits; features lie on the device of the
+    arithmetic. images: the first GRID samples, uint8 [n,h,w,c]. seconds: that workers took. chain: by descending t.
     """
 
     chunks: Sequence[range]
@@ -57,12 +143,14 @@ class Samples:
         return metrics.InceptionScore(self.count, min(SPLITS, self.count), num_logits)
 
 
-def read_samples(folder: Location, chunks: Sequence[range], timesteps: Sequence[int]) -> Samples:
-    """Read all chunks, in order; of the chain's predictions at `timesteps` only sums are kept, for they are many. Raises
-    InputError if a chunk is damaged."""
+def read_samples(
+    folder: Location, chunks: Sequence[range], timesteps: Sequence[int], device: torch.device | None = None
+) -> Samples:
+    """Read all chunks, in order, their features to a device, or the CPU; of the chain's predictions at `timesteps` only sums
+    are kept, for they are many. Raises InputError if a chunk is damaged."""
     samples, shown = Samples(chunks), []
     for indices, tensors, facts in load_chunks(folder, chunks):
-        samples.features.append(tensors["features"])
+        samples.features.append(tensors["features"].to(device or "cpu"))
         if "logits" in tensors:
             samples.logits.append(tensors["logits"])
         if indices.start < GRID:
@@ -120,7 +208,8 @@ def distance_and_interval(
 
 def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset: ShardedDataset) -> dict[str, float]:
     """The metrics of samples against a reference, whose images are the data set's."""
-    every, statistics = torch.cat(samples.features), reference.statistics
+    every = torch.cat(samples.features)
+    statistics = reference.statistics.to(every.device)
     values = distance_values(samples.features, every, statistics, protocol)
     values |= neighbour_values(every[: protocol.neighbours], reference.features[: protocol.neighbours], protocol)
     if samples.logits:

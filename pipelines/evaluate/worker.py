@@ -1,9 +1,10 @@
-"""Sampling: the missing chunks of checkpoints' samples and their features, by a pool of workers."""
+"""Sampling: the missing chunks of checkpoints' samples and their features, by a pool of workers, which also make the numbers
+of what they drew."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from pipelines.evaluate.extractor import local_spec
 from pipelines.runtime.fan_out import Outcome, Pool, make_missing
 from pipelines.storage.chunks import save_chunk
 from pipelines.storage.locations import Location, is_there
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.measure import Measurer
 
 # Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
 CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
@@ -51,10 +55,11 @@ class SampleChunk:
 
 
 class Sampler:
-    """The worker: holds the extractor and one checkpoint's network; makes chunks, each of which can be made again."""
+    """The worker: holds the extractor and one checkpoint's network; makes chunks, each of which can be made again, and has
+    the measurer, if there is one, do all other units."""
 
-    def __init__(self, settings: SampleSettings, extractor: str) -> None:
-        self.settings, self.protocol = settings, settings.protocol
+    def __init__(self, settings: SampleSettings, extractor: str, measurer: "Measurer | None" = None) -> None:
+        self.settings, self.protocol, self.measurer = settings, settings.protocol, measurer
         protocol = settings.protocol
         self.networks = NetworkHolder(
             protocol.weights,
@@ -66,8 +71,15 @@ class Sampler:
         self.device = self.networks.device
         self.extractor = load_extractor(local_spec(extractor), settings.shape).to(self.device)
 
+    def run(self, unit: Any) -> bool | list[str]:
+        """Of a chunk, what `sample` returns; of another unit, what the measurer does."""
+        if isinstance(unit, SampleChunk):
+            return self.sample(unit)
+        assert self.measurer is not None  # the caller gave a unit for it
+        return self.measurer.run(unit, self.device)
+
     @torch.no_grad()
-    def run(self, chunk: SampleChunk) -> bool:
+    def sample(self, chunk: SampleChunk) -> bool:
         """Make and commit one chunk; False if the training has removed its checkpoint meanwhile."""
         started = time.monotonic()
         try:
@@ -138,9 +150,12 @@ def sample_checkpoints(
     settings: SampleSettings,
     extractor: str,
     pool: Pool,
+    measurer: "Measurer | None" = None,
+    due: list[Any] | None = None,
 ) -> Iterator[tuple[Checkpoint, list[range], Outcome]]:
     """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order, what
-    became of this one). A checkpoint that the training removes meanwhile is skipped."""
+    became of this one). A checkpoint that the training removes meanwhile is skipped. due: units for the measurer, which the
+    caller may add to."""
     weights = {c.step: c.weights_sha256(settings.protocol.weights) for c in checkpoints}
 
     def is_current(unit: SampleChunk, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> bool:
@@ -155,13 +170,14 @@ def sample_checkpoints(
     for unit, outcome in make_missing(
         pool,
         Sampler,
-        [settings, extractor],
+        [settings, extractor, measurer],
         [SampleChunk(indices, c, folder / c.path.name) for c in checkpoints for indices in chunks],
         is_current=is_current,
         stage="evaluate",
         counted="samples",
         note=lambda unit: f"step {unit.checkpoint.step:,}",
         say=pool.say,
+        due=due,
     ):
         step = unit.checkpoint.step
         if outcome == "skipped":

@@ -58,6 +58,7 @@ class Sampling:
             slowdown=SLOWDOWN,
             losses=min(0.5, each * self.chunk_size / 3600 / config.loss_hours),
             restart=RESTART,
+            numbers=self.stages.number_seconds(self.samples),
         )
         ray = RayCosts(
             submit=costs["ray_submit"],
@@ -74,9 +75,9 @@ class Sampling:
         calls = costs["mlflow_evaluation"] + self.checkpoints * costs["mlflow_checkpoint"]
         return {
             "arithmetic": ideal,
-            "the last round of chunks": max(0.0, outcome.seconds - ideal - outcome.driver),
+            "the last round of chunks": max(0.0, outcome.sampling - ideal - outcome.driver),
             "the driver's loop": outcome.driver,
-            "the numbers of checkpoints, on the driver": self.checkpoints * self.stages.number_seconds(self.samples),
+            "the numbers of the last checkpoint": outcome.seconds - outcome.sampling,
             "MLflow": calls * costs["mlflow_call"],
         }
 
@@ -92,10 +93,8 @@ class Sampling:
         )
 
     def total(self, outcome: SimulatedOutcome) -> float:
-        """Seconds of the whole evaluation: the numbers of a checkpoint are made beside the samples of the next."""
-        last = self.stages.number_seconds(self.samples)
-        parts = self.seconds(outcome.workers, outcome)
-        return max(outcome.seconds, parts["the numbers of checkpoints, on the driver"] - last) + last + parts["MLflow"]
+        """Seconds of the whole evaluation."""
+        return outcome.seconds + self.seconds(outcome.workers, outcome)["MLflow"]
 
 
 def plan(config: PlanConfig) -> Page:
@@ -201,9 +200,7 @@ def at_scale(stages: StageCosts) -> Iterator[PlanRow]:
     yield stages.timed(stage, "order of an epoch", order, "s", "epoch_order", "of each worker, once an epoch")
     stage = f"{CHECKPOINTS:,} checkpoints"
     numbers = CHECKPOINTS * stages.number_seconds(stages.config.samples) / 3600
-    yield stages.timed(
-        stage, "numbers", numbers, "CPU hours", "numbers_50000", "of drivers, one after the other on each"
-    )
+    yield stages.timed(stage, "numbers", numbers, "CPU hours", "numbers_50000", "of workers, on one core each")
     calls = CHECKPOINTS * costs["mlflow_checkpoint"]
     hours = calls * costs["mlflow_call"] / 3600
     yield stages.timed(stage, "MLflow", hours, "hours", "mlflow_call", f"{calls:,.0f} calls, one after the other")

@@ -7,6 +7,7 @@ that is what ends the growth in the end.
 
 import heapq
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class WorkerModel:
     slowdown: float = 10.0
     losses: float = 0.0  # the share of chunks whose worker dies, half way
     restart: float = 0.0  # seconds until a lost worker is there again
+    numbers: float = 0.0  # seconds of all numbers of a checkpoint, if any are made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +46,22 @@ class RayCosts:
 
 @dataclass(frozen=True)
 class SimulatedOutcome:
-    """A simulated fan-out. seconds: from the first unit given out to the last one taken. useful: of workers, at units that
-    counted. driver: seconds that the driver was at something. lost: workers; repeated: units given to a second worker."""
+    """A simulated fan-out. sampling: seconds from the first unit given out to the last chunk taken; useful: those of workers in
+    that time, at units that counted. seconds: until the last unit of all is taken. driver: seconds that the driver was at
+    something. lost: workers; repeated: units given to a second worker."""
 
     workers: int
-    seconds: float
+    sampling: float
     useful: float
+    seconds: float
     driver: float
     lost: int
     repeated: int
 
     @property
     def busy(self) -> float:
-        """The share of the workers' time that went into what counted."""
-        return self.useful / (self.workers * self.seconds)
+        """The share of the workers' time that went into what counted, while there were chunks."""
+        return self.useful / (self.workers * self.sampling)
 
 
 class SimulatedBackend:
@@ -115,7 +119,10 @@ class SimulatedBackend:
     def run(self, actor: int, number: int, recipe: Any, unit: Any) -> Hashable:
         with self.aside(self.costs.submit):
             self.given += 1
-            model, (straggles, dies) = self.model, self.random.random(2)
+            model = self.model
+            if isinstance(unit, SimulatedNumbers):
+                return self.answer(model.numbers, actor, unit, model.numbers)
+            straggles, dies = self.random.random(2)
             seconds = model.seconds(unit.indices) * float(np.exp(model.spread * self.random.standard_normal()))
             seconds *= model.slowdown if straggles < model.stragglers else 1.0
             if dies < model.losses:
@@ -142,7 +149,7 @@ class SimulatedBackend:
                 self.done.setdefault(unit, value)
         if isinstance(value, Exception):
             raise value
-        return value
+        return () if isinstance(unit, SimulatedNumbers) else value
 
     def kill(self, actor: int, restart: bool) -> None:
         with self.aside(self.costs.submit):
@@ -168,6 +175,13 @@ class SimulatedChunk:
     folder: Path
 
 
+@dataclass(frozen=True)
+class SimulatedNumbers:
+    """The numbers of a checkpoint, that nobody needs."""
+
+    folder: Path
+
+
 def simulate(
     chunks: Sequence[range],
     model: WorkerModel,
@@ -177,12 +191,14 @@ def simulate(
     seed: int = 0,
     meter: Callable[[], float] | None = None,
 ) -> SimulatedOutcome:
-    """The chunks of some checkpoints' samples, none of which is there, made by simulated workers.
+    """The chunks of some checkpoints' samples, none of which is there, and the numbers of each, made by simulated workers.
 
     meter: CPU seconds of this process, such as time.process_time, for what the driver's own code costs; without one it costs
     nothing, and the outcome is a function of the arguments. Raises InputError as `Pool.fan_out` does.
     """
     backend = SimulatedBackend(model, costs or RayCosts(), seed, meter)
+    sampling = useful = 0.0
+    due: list[SimulatedNumbers] = []
     with tempfile.TemporaryDirectory() as folder, Pool(None, 0.0, lambda line: None, backend) as pool:
         units = [SimulatedChunk(each, Path(folder) / str(number)) for number in range(checkpoints) for each in chunks]
         made = make_missing(
@@ -195,9 +211,16 @@ def simulate(
             counted="samples",
             note=lambda chunk: "",
             say=lambda line: None,
+            due=due,
         )
-        for _ in made:
-            pass
+        left = Counter(unit.folder for unit in units)
+        for number, (unit, _) in enumerate(made, 1):
+            left[unit.folder] -= 1
+            if model.numbers and not left[unit.folder]:
+                due.append(SimulatedNumbers(unit.folder))
+            if number == len(units):
+                sampling, useful = backend.now(), sum(backend.done.values())
         seconds, driver = backend.now(), backend.driver
-    repeated = backend.given - len(units) - backend.lost
-    return SimulatedOutcome(model.workers, seconds, sum(backend.done.values()), driver, backend.lost, repeated)
+    given = len(units) + (checkpoints if model.numbers else 0)
+    repeated = backend.given - given - backend.lost
+    return SimulatedOutcome(model.workers, sampling, useful, seconds, driver, backend.lost, repeated)

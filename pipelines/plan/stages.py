@@ -111,7 +111,7 @@ class StageCosts:
         return chunk_ranges(self.config.samples, self.config.chunk_size)
 
     def number_seconds(self, samples: int) -> float:
-        """Of the driver, for all numbers of a checkpoint: on the line through those that were measured."""
+        """Of a worker, for all numbers of a checkpoint, on one core: on the line through those that were measured."""
         few, many = self.costs["numbers_10000"], self.costs["numbers_50000"]
         if samples <= 10_000:
             return few * samples / 10_000
@@ -230,10 +230,10 @@ class StageCosts:
             numbers / 3600,
             "CPU hours",
             "numbers_50000",
-            f"of the driver, {numbers / checkpoints:.0f} s of one core a checkpoint, one after the other, beside the sampling",
+            f"of workers, {numbers / checkpoints:.0f} s of one core a checkpoint; on a GPU less, which is not measured",
         )
         memory = costs["numbers_bytes_10000" if config.samples <= 10_000 else "numbers_bytes_50000"]
-        yield self.timed(stage, "driver memory", memory / 1e9, "GB", "numbers_bytes_50000", "at the numbers")
+        yield self.timed(stage, "worker memory", memory / 1e9, "GB", "numbers_bytes_50000", "at the numbers")
         size = checkpoints * config.samples * costs["chunk_sample"]
         yield self.timed(
             stage, "disk", size / 1e9, "GB", "chunk_sample", f"{chunks:,} chunks, with Inception's features"

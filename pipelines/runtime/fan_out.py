@@ -1,11 +1,12 @@
 """Fan-out: units of work over a pool of actors, each done again if it was lost, in whatever order they finish.
 
 A unit must be idempotent: what it leaves behind is committed under a final name, the same whoever makes it and however
-often. `Pool.fan_out` does units; `make_missing` does those whose chunk is not there yet.
+often. `Pool.fan_out` does units; `make_missing` does those whose chunk is not there yet, and what follows from them.
 """
 
+import math
 from bisect import insort
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -39,15 +40,25 @@ class UnitWorker(Protocol):
 
 
 class UnitQueue:
-    """The units of one fan-out: which wait, which are done, and how long one takes."""
+    """The units of one fan-out: which wait, which are done, and how long those of a kind take."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.waiting = deque(range(count))
+    def __init__(self) -> None:
+        self.kinds: list[type] = []  # of each unit
+        self.waiting: deque[int] = deque()
         self.done: set[int] = set()
         self.losses = Counter[int]()  # workers that each unit took with it
         self.workers = Counter[int]()  # that are at each unit
-        self.seconds: list[float] = []  # that units took, ascending
+        self.seconds: dict[type, list[float]] = defaultdict(list)  # that units of a kind took, ascending
+
+    def add(self, units: Sequence[Any]) -> None:
+        """Take in those of all units so far that are new; they go before those that wait."""
+        first = len(self.kinds)
+        self.kinds += map(type, units[first:])
+        self.waiting.extendleft(reversed(range(first, len(self.kinds))))
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.done) == len(self.kinds)
 
     def next(self, running: Iterable[tuple[int, float]], now: float) -> int | None:
         """The next unit for an idle worker, which is at it from now on: one that waits, else one whose only worker is slow,
@@ -58,13 +69,13 @@ class UnitQueue:
         return unit
 
     def _slow(self, running: Iterable[tuple[int, float]], now: float) -> int | None:
-        if not self.seconds:
-            return None
-        limit = SLOW * self.seconds[len(self.seconds) // 2]
+        limits = {kind: SLOW * seconds[len(seconds) // 2] for kind, seconds in self.seconds.items()}
+        shortest = min(limits.values(), default=math.inf)
         for unit, since in running:
-            if now - since <= limit:
+            if now - since <= shortest:
                 return None
-            if self.workers[unit] == 1 and unit not in self.done:
+            limit = limits.get(self.kinds[unit], math.inf)
+            if now - since > limit and self.workers[unit] == 1 and unit not in self.done:
                 return unit
         return None
 
@@ -74,7 +85,7 @@ class UnitQueue:
         if unit in self.done:
             return False
         self.done.add(unit)
-        insort(self.seconds, seconds)
+        insort(self.seconds[self.kinds[unit]], seconds)
         return True
 
     def lose(self, unit: int, error: "RayActorError") -> None:
@@ -127,9 +138,9 @@ class Pool:
         returned), as they finish.
 
         A lost worker's unit goes to the next that is free, and the lost one joins again when Ray has restarted it; nobody
-        waits for it. A unit that takes much longer than the others is given to an idle worker too, and whoever is first
-        counts. What a unit raises ends it all. Raises InputError if a unit takes LOSSES workers with it, or none can start;
-        OutOfTime after the deadline.
+        waits for it. A unit that takes much longer than others of its type is given to an idle worker too, and whoever is
+        first counts. Who takes a result may add to `units`, and these go next. What a unit raises ends it all. Raises
+        InputError if a unit takes LOSSES workers with it, or none can start; OutOfTime after the deadline.
         """
         if not units:
             return
@@ -139,9 +150,10 @@ class Pool:
         self.last_worker = self.backend.now()
         self.fan_outs += 1
         recipe = self.backend.put((worker, arguments))
-        queue = UnitQueue(len(units))
+        queue = UnitQueue()
+        queue.add(units)
         try:
-            while len(queue.done) < queue.count:
+            while not queue.is_done:
                 if self.deadline is not None and self.backend.now() >= self.deadline:
                     raise OutOfTime
                 while self.idle and (unit := queue.next(self.busy, self.backend.now())) is not None:
@@ -154,6 +166,7 @@ class Pool:
                         self.welcome(answer)
                     else:
                         yield from self.take(answer, queue)
+                        queue.add(units)
         finally:
             for actor, _, _ in self.running.values():  # slow ones that others overtook, or all of them at an error
                 self.backend.kill(actor, restart=True)
@@ -252,18 +265,21 @@ def make_missing(
     counted: str,
     note: Callable[[Unit], str],
     say: Say,
+    due: list[Any] | None = None,
 ) -> Iterator[tuple[Unit, Outcome]]:
     """Have the chunk of each unit: first come the units whose chunk was there already ("kept"), then the others, as workers
     make or skip them.
 
     worker: its run(unit) returns whether it made the chunk. is_current: whether a chunk's tensors and facts are those that
     the unit would leave; a damaged or absent chunk is made again. stage, counted, note: for the progress lines, such as
-    "evaluate", "samples", "step 1,000".
+    "evaluate", "samples", "step 1,000". due: units of other work for the same workers, to which the caller may add as it takes
+    outcomes: they go next, and run() returns sentences of them, which are said.
     """
     there: set[Location] = set()
     for folder in {unit.folder for unit in units}:
         remove_leftovers(folder)
         there.update(entries(folder))  # one look at a folder, not one for each chunk that is not there
+    due = [] if due is None else due
     missing = []
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="kept") as readers:
         looks = readers.map(
@@ -274,15 +290,22 @@ def make_missing(
                 yield unit, "kept"
             else:
                 missing.append(unit)
-    if not missing:
-        return
-    progress = Progress(stage, sum(len(unit.indices) for unit in missing), counted, say)
-    for number, made in pool.fan_out(worker, arguments, missing):
-        unit = missing[number]
-        if made:
+    chunks = range(len(due), len(due) + len(missing))
+    work = [*due, *missing]
+    due.clear()
+    progress = Progress(stage, sum(len(unit.indices) for unit in missing), counted, say) if missing else None
+    for number, result in pool.fan_out(worker, arguments, work):
+        if number not in chunks:
+            for line in result:
+                say(line)
+            continue
+        unit = work[number]
+        if result and progress is not None:
             progress.workers = len(pool.running) + len(pool.idle)
             progress.advance(len(unit.indices), note(unit))
-        yield unit, "made" if made else "skipped"
+        yield unit, "made" if result else "skipped"
+        work += due
+        due.clear()
 
 
 def is_kept(unit: Unit, is_current: IsCurrent[Unit], stage: str, say: Say) -> bool:

@@ -177,8 +177,8 @@ def number_costs(folder: Path) -> Costs:
     for samples in (10_000, 50_000):
         values, peak = in_new_process(numbers, str(folder / str(samples)), samples)
         what = f"all numbers of a checkpoint's {samples:,} samples"
-        yield f"numbers_{samples}", cost([values], "CPU s of the driver a checkpoint", what)
-        yield f"numbers_bytes_{samples}", cost([peak], "bytes", f"memory of the driver at {what}")
+        yield f"numbers_{samples}", cost([values], "CPU s of a worker a checkpoint", what)
+        yield f"numbers_bytes_{samples}", cost([peak], "bytes", f"memory of a worker at {what}")
 
 
 def numbers(folder: str, samples: int) -> tuple[float, float]:

@@ -31,10 +31,11 @@ from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.locations import committed_in, entries, open_url
 from pipelines.train.driver import train
 
+pytestmark = pytest.mark.timeout(1800)  # for the chain alone is a dozen jobs
 FAULTS = 25  # one in so many requests fails
 TRAINING = {"steps": "4", "checkpoint-every": "2", "optim.batch-size": "16", "workers": "2", "cpus-per-worker": "0.5"}
 MEASURING = {"extractor": "pixels", "samples": "80", "chunk-size": "20", "batch-size": "20", "sampler": "ddim"}
-MEASURING |= {"sampler-steps": "4"}
+MEASURING |= {"sampler-steps": "4", "workers": "1"}
 
 
 def options(values: dict[str, str], part: str = "") -> list[str]:
@@ -59,19 +60,18 @@ class Chain:
         there = threading.Event()
         self.server.written = lambda key: there.set() if re.search(killed_at, key) else None
         address = ray.get_runtime_context().gcs_address
-        process = subprocess.Popen(
-            [sys.executable, f"jobs/{job}", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": address},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        if not there.wait(120.0):
-            process.kill()
-            raise AssertionError(process.stderr.read().decode())
-        process.send_signal(signal.SIGKILL)
-        process.stderr.close()
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(
+                [sys.executable, f"jobs/{job}", *arguments],
+                cwd=ROOT,
+                env={**os.environ, "RAY_ADDRESS": address},
+                stdout=log,
+                stderr=log,
+            )
+            came = there.wait(300.0)
+            process.send_signal(signal.SIGKILL)
+            log.seek(0)
+            assert came, log.read().decode()
         if process.wait() == -signal.SIGKILL:
             self.killed.append(job)
         assert run_job(self.monkeypatch, job, *arguments) == code
@@ -99,7 +99,7 @@ def chain(
         chain.trained, s3_server.every = run, FAULTS
         measured = options({"run": run, "pictures": "1"} | MEASURING | place)
         chain.run("evaluate.py", *measured, killed_at=r"/samples-[^/]+/step-00000004/chunk")
-        of_sweep = options({"shards": shards} | TRAINING | place, "train.")
+        of_sweep = options({"shards": shards} | TRAINING | {"workers": "1"} | place, "train.")
         of_sweep += options(MEASURING | {"pictures": "0"}, "evaluate.")
         points = ["schedules", "tiny", "--schedules", "linear", "quad", "--no-matched"]
         chain.run("sweep.py", *points, *of_sweep, killed_at=r"/sweep/.*/step-00000004/[01]-seed-0\.json$")

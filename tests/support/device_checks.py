@@ -234,8 +234,9 @@ def check_inception_is_float32_whatever_surrounds_it(device: torch.device) -> No
 
 
 def check_metrics_are_the_cpus(device: torch.device) -> None:
-    """Of the same features: moments within 1e-9, the distance within 1e-6, neighbours the same."""
+    """Of the same features: moments within 1e-9, all numbers within 1e-6, neighbours the same."""
     pytest.importorskip("torchmetrics")
+    from ddpm_core import metrics
     from ddpm_core.metrics.frechet import FeatureStatistics, frechet_distance
     from ddpm_core.metrics.memorization import nearest
 
@@ -248,6 +249,26 @@ def check_metrics_are_the_cpus(device: torch.device) -> None:
     for a, b in zip(*moments, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
     assert frechet_distance(*moments[0], *moments[1]) == pytest.approx(0.0, abs=1e-6)
+    reference = torch.randn(400, 32, generator=torch.Generator().manual_seed(2))
+
+    def numbers(where: torch.device) -> Tensor:
+        """As an evaluation makes them: the reference's features come from a file, to the CPU."""
+        samples, real = features.to(where), FeatureStatistics(32)
+        real.update(reference)
+        real = real.to(where)
+        chunks = metrics.ChunkSums([metrics.FeatureSums.of(part) for part in samples.split(30)])
+        indexed = (
+            metrics.KernelDistance(reference, subsets=5, subset_size=100),
+            metrics.PrecisionRecall(reference),
+            metrics.ExtrapolatedFrechetDistance(real, min_samples=100),
+        )
+        for metric in indexed:
+            metric.update(samples, torch.arange(len(samples)))
+        kid, neighbourhoods, infinity = (metric.compute() for metric in indexed)
+        values = [*metrics.frechet_interval(chunks, real), *kid, *neighbourhoods, infinity]
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+    torch.testing.assert_close(numbers(device), numbers(CPU), rtol=1e-6, atol=0)
     levels = torch.randint(0, 256, (50, 64), generator=torch.Generator().manual_seed(1)).double()
     ours, expected = nearest(levels[:5].to(device), levels.to(device), 0), nearest(levels[:5], levels, 0)
     assert torch.equal(ours.numbers.cpu(), expected.numbers)

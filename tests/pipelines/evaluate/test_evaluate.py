@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -335,6 +336,22 @@ def test_only_missing_and_damaged_chunks_are_made_again(
     assert lines == [
         f"evaluate: {trained.run.name} is done, 2 checkpoints under protocol {again.best.protocol.fingerprint}"
     ]
+
+
+def test_numbers_that_were_not_made_are_made_of_the_chunks_that_are_there_though_a_worker_dies(
+    undisturbed: EvaluateResult, trained: TrainResult, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(on_disk(undisturbed.evaluations[0].folder).parents[3], storage)
+    for finished in storage.glob("evaluate/*/*/step-*/manifest.json"):
+        finished.unlink()
+    chunks = {path: path.stat().st_mtime_ns for path in storage.rglob("chunk-*.safetensors")}
+    killer = threading.Thread(target=lambda: os.kill(wait_for(lambda: workers_of("PoolWorker"))[0], signal.SIGKILL))
+    killer.start()
+    again = evaluate(config(trained, storage))
+    killer.join()
+    assert numbers(again.evaluations) == numbers(undisturbed.evaluations)
+    assert {path: path.stat().st_mtime_ns for path in storage.rglob("chunk-*.safetensors")} == chunks
 
 
 def test_numbers_reach_mlflow_with_their_step_model_and_protocol(undisturbed: EvaluateResult) -> None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,24 @@ def test_chunks_that_hang_in_the_last_round_are_given_to_one_more_worker_each() 
     assert outcome.seconds == pytest.approx((9 + SLOW + 3) * SECONDS, abs=2 * POLL)
 
 
+def test_numbers_are_made_beside_chunks_and_those_of_the_last_checkpoint_after_them() -> None:
+    """10 workers, 10 checkpoints of 10 chunks: a round each, and one worker at the numbers of the checkpoint before."""
+    model = WorkerModel(workers=10, seconds=lambda _: SECONDS, numbers=SECONDS)
+    outcome = simulate(chunk_ranges(10, 1), model, checkpoints=10)
+    assert outcome.sampling == pytest.approx(11 * SECONDS)  # 100 chunks and the numbers of 9 checkpoints
+    assert outcome.busy == pytest.approx(109 / 110)
+    assert outcome.seconds == pytest.approx(12 * SECONDS)
+    alone = simulate(chunk_ranges(10, 1), replace(model, workers=1), checkpoints=10)
+    assert alone.seconds == pytest.approx(110 * SECONDS)
+
+
+def test_numbers_longer_than_a_chunk_are_not_taken_for_slow() -> None:
+    model = WorkerModel(workers=10, seconds=lambda _: SECONDS, numbers=20 * SECONDS)
+    outcome = simulate(chunk_ranges(10, 1), model, checkpoints=3)
+    assert outcome.repeated == 0
+    assert outcome.seconds == pytest.approx(24 * SECONDS)  # 10 + 9 + 8 chunks, 3 that are left, the last numbers
+
+
 def test_busier_with_smaller_chunks_until_the_driver_is_the_limit() -> None:
     """The last round of large chunks leaves most workers idle; what the driver costs a chunk bounds the other side."""
     costs = RayCosts(submit=0.3, result=0.01, wait=0.01)
@@ -92,7 +111,7 @@ def test_busier_with_smaller_chunks_until_the_driver_is_the_limit() -> None:
 def test_512_workers_are_busy_for_95_percent_of_50000_samples(per_sample: float, checkpoints: int, size: int) -> None:
     """Seconds a sample of LSUN at 256x256, and of CIFAR-10, on an H100 used to 30 %; the driver's code costs what it costs
     here, Ray's calls more than was measured."""
-    model = WorkerModel(workers=512, seconds=lambda indices: per_sample * len(indices), spread=0.02)
+    model = WorkerModel(workers=512, seconds=lambda indices: per_sample * len(indices), spread=0.02, numbers=80.0)
     costs = RayCosts(submit=400e-6, result=20e-6, wait=10e-6, wait_each=0.2e-6)
     outcome = simulate(chunk_ranges(50_000, size), model, costs, checkpoints=checkpoints, meter=time.process_time)
     assert outcome.busy >= 0.95

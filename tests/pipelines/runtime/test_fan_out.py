@@ -62,6 +62,19 @@ def test_the_units_of_killed_workers_are_done_by_others(ray_session: None, tmp_p
     squares(tmp_path, {0: "dies", 1: "dies", 5: "dies", 11: "dies"})
 
 
+def test_units_that_are_added_while_results_are_taken_go_next(ray_session: None, tmp_path: Path) -> None:
+    units = [(number, "lives") for number in range(4)]
+    order = []
+    with Pool(1, 0.5, print) as pool:
+        for number, (value, _) in pool.fan_out(Squarer, [tmp_path], units):
+            order.append(value)
+            if number == 0:
+                units += [(10, "dies"), (11, "lives")]
+            if value == 9:  # the last one
+                units.append((12, "lives"))
+    assert order == [0, 100, 121, 1, 4, 9, 144]
+
+
 def test_one_worker_alone_comes_back_from_every_death(ray_session: None, tmp_path: Path) -> None:
     squares(tmp_path, {0: "dies", 3: "dies"}, count=4, workers=1)
 

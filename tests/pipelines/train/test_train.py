@@ -33,8 +33,15 @@ from pipelines.train.loader import make_batch
 
 
 @pytest.fixture(scope="session")
+def alone(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """By one worker, keeping one checkpoint and showing samples."""
+    changes: dict[str, Any] = {"workers": 1, "keep_last": 1, "keep_every": None, "sample_every": 6}
+    return train(config(digits, tmp_path_factory.mktemp("alone"), **changes))
+
+
+@pytest.fixture(scope="session")
 def long_run(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    return train(config(digits, tmp_path_factory.mktemp("long"), **LONG, sample_every=100))
+    return train(config(digits, tmp_path_factory.mktemp("long"), **LONG))
 
 
 @pytest.fixture(scope="session")
@@ -98,12 +105,9 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_ends_alike(
     assert len(list(newest.parent.glob("step-00000012.damaged-*"))) == 1
 
 
-def test_one_worker_takes_the_same_steps_as_two(
-    undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path
-) -> None:
-    one = train(config(digits, tmp_path, workers=1))
-    assert one.run.name == undisturbed.run.name
-    for ours, theirs in zip(losses(one), losses(undisturbed), strict=True):
+def test_one_worker_takes_the_same_steps_as_two(undisturbed: TrainResult, alone: TrainResult) -> None:
+    assert alone.run.name == undisturbed.run.name
+    for ours, theirs in zip(losses(alone), losses(undisturbed), strict=True):
         # Sums of eight float32 losses in another order; twelve steps do not amplify that beyond 1e-5.
         assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -155,12 +159,12 @@ def driver_of(digits: ShardedDataset, storage: Path, **changes: Any) -> subproce
     )
 
 
-def test_old_checkpoints_make_room_and_samples_are_shown_on_the_way(long_run: TrainResult) -> None:
-    assert [checkpoint.step for checkpoint in long_run.checkpoints] == [200]
-    assert [step for step, _, _ in losses(long_run)] == [40, 80, 120, 160, 200]  # no record went with them
-    storage = Path(str(long_run.storage.root))
+def test_old_checkpoints_make_room_and_samples_are_shown_on_the_way(alone: TrainResult) -> None:
+    assert [checkpoint.step for checkpoint in alone.checkpoints] == [12]
+    assert [step for step, _, _ in losses(alone)] == [2, 4, 6, 8, 10, 12]  # no record went with them
+    storage = Path(str(alone.storage.root))
     grids = sorted(storage.glob("mlartifacts/*/*/artifacts/training/*.png"))
-    assert [path.name for path in grids] == ["samples-00000100.png", "samples-00000200.png"]
+    assert [path.name for path in grids] == ["samples-00000006.png", "samples-00000012.png"]
     assert Image.open(grids[0]).size == (8 * 8, 8 * 8)
 
 
@@ -338,7 +342,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_tells_the_whole_story(
     wild = OptimConfig(batch_size=8, lr=1e30, warmup_steps=0, ema_decay=0.9)
     said = r"not finite at update 2 .* learning rate 1e\+30, images .*; the last good checkpoint is none"
     with pytest.raises(DivergedError, match=said) as raised:
-        train(config(digits, tmp_path, optim=wild, steps=40))
+        train(config(digits, tmp_path, optim=wild, steps=40, workers=1))
     assert MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(raised.value.run_id).info.status == "FAILED"
     (story,) = tmp_path.glob(f"mlartifacts/*/{raised.value.run_id}/artifacts/diverged.json")
     images = json.loads(story.read_text())["images"]
