@@ -11,6 +11,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 from support.evaluation import numbers
+from support.imports import loaded_by_job
 from support.short_run import short_run
 
 from ddpm_core import images, rng
@@ -208,6 +209,28 @@ def test_lost_or_damaged_parts_of_pictures_are_made_again_alike(
     assert {path: path.read_bytes() for path in before} == before
     assert any(str(parts[1]) in line and "damaged" in line for line in lines)
     assert written == []
+
+
+def test_an_evaluation_with_pictures_is_found_done_without_torch_and_ray(
+    illustrated: tuple[EvaluateResult, Path], trained: Checkpoint
+) -> None:
+    _, storage = illustrated
+    config = illustrated_config(trained, storage)
+    names = (
+        "run",
+        "storage",
+        "extractor",
+        "samples",
+        "chunk_size",
+        "batch_size",
+        "sampler",
+        "sampler_steps",
+        "pictures",
+    )
+    options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
+    modules = loaded_by_job("evaluate.py", "--mode", "exact", *options)
+    assert "mlflow" in modules
+    assert not modules & {"torch", "ray", "torchmetrics"}
 
 
 @pytest.mark.slow
