@@ -33,8 +33,7 @@ from pipelines.evaluate.evaluation import describe_values, read_evaluation
 from pipelines.evaluate.extractor import Extractor
 from pipelines.evaluate.reference import Sums, read_reference, reference_path
 from pipelines.evaluate.subject import is_finished
-from pipelines.likelihood.result import Likelihood, read_likelihood
-from pipelines.likelihood.worker import LikelihoodProtocol
+from pipelines.likelihood.result import Likelihood, LikelihoodProtocol, read_likelihood
 from pipelines.nightly.ledger import Ledger
 from pipelines.preprocess.card import describe_dataset
 from pipelines.preprocess.plan import earlier_plan

@@ -30,8 +30,8 @@ def test_preprocessing_loads_ray_torch_and_pandas_only_to_make_something() -> No
     assert not loaded("import pipelines.preprocess.driver") & {*HEAVY, "pandas"}
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "nightly"])
-def test_what_is_evaluated_is_looked_for_without_what_samples_and_measures(stage: str) -> None:
+@pytest.mark.parametrize("stage", ["evaluate", "likelihood", "nightly"])
+def test_what_is_measured_is_looked_for_without_what_samples_and_measures(stage: str) -> None:
     modules = loaded(f"import pipelines.{stage}.driver")
     assert "mlflow" in modules
     assert not modules & {"torch", "ray", "torchmetrics", "matplotlib"}
