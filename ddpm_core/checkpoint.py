@@ -7,7 +7,7 @@ history.jsonl                        the run's log records up to here, from its 
 manifest.json                        step, configuration, every file's sha256; written last
 
 A file is read once and what was read is checked, so that a checkpoint that is deleted or replaced beneath its reader
-gives its own values or an error.
+gives its own values or an error. Torch is imported where tensors are read or written: to list checkpoints takes none.
 """
 
 import hashlib
@@ -18,13 +18,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypeVar, cast
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 from typing_extensions import TypedDict
 
 from ddpm_core import typed
@@ -41,8 +37,12 @@ from ddpm_core.configs import DiffusionConfig, UNetConfig, Weights
 from ddpm_core.errors import InputError, one_line
 from ddpm_core.ranges import Count
 from ddpm_core.records import checkpoint_name as checkpoint_name
-from ddpm_core.training import TrainState
-from ddpm_core.unet import UNet
+
+if TYPE_CHECKING:
+    import torch
+
+    import ddpm_core.training
+    import ddpm_core.unet
 
 WHAT = "checkpoint"
 HISTORY = "history.jsonl"
@@ -93,23 +93,27 @@ class Checkpoint:
                 f"{WHAT} {str(self.path)!r} has a {MANIFEST} with a damaged {key!r} in its config ({error}): take another"
             ) from error
 
-    def weights(self, kind: Weights = "ema") -> dict[str, Tensor]:
+    def weights(self, kind: Weights = "ema") -> dict[str, "torch.Tensor"]:
         """The network's weights, on the CPU. Raises InputError if the file is damaged or gone."""
         return self._tensors(_weights_file(kind))
 
-    def averages(self) -> dict[str, Tensor]:
+    def averages(self) -> dict[str, "torch.Tensor"]:
         """The tracked averages, by length and name, on the CPU. Raises InputError if there are none, or they are damaged."""
         return self._tensors(AVERAGES)
 
-    def _tensors(self, file: str) -> dict[str, Tensor]:
+    def _tensors(self, file: str) -> dict[str, "torch.Tensor"]:
+        from safetensors.torch import load
+
         try:
-            return safetensors.torch.load(self._read(file))
+            return load(self._read(file))
         except SafetensorError as error:
             raise self._damaged(file, error) from error
 
-    def network(self, kind: Weights = "ema") -> UNet:
+    def network(self, kind: Weights = "ema") -> "ddpm_core.unet.UNet":
         """The network with its weights, on the CPU. Raises InputError if a file is damaged or gone, or the weights are another
         network's."""
+        from ddpm_core.unet import UNet
+
         network, weights = UNet(self.unet_config()), self.weights(kind)
         try:
             network.load_state_dict(weights)
@@ -132,9 +136,11 @@ class Checkpoint:
             raise self._damaged(HISTORY, error) from error
         return cast(list[dict[str, Any]], records)
 
-    def restore(self, state: TrainState) -> None:
+    def restore(self, state: "ddpm_core.training.TrainState") -> None:
         """Put model, EMA, optimizer, step and, if it tracks them, averages back into `state`. Raises InputError if a file is
         damaged or gone; `state` stays as it was then."""
+        import torch
+
         model, ema = self.weights("raw"), self.weights("ema")
         averages = self.averages() if state.averages else {}
         content = io.BytesIO(self._read("optimizer.pt"))
@@ -190,12 +196,14 @@ def _weights_file(kind: Weights) -> str:
     return "ema.safetensors" if kind == "ema" else "model.safetensors"
 
 
-def snapshot(state: TrainState, into: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def snapshot(state: "ddpm_core.training.TrainState", into: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """state.state_dict() copied to the CPU's memory, which later steps leave alone.
 
     into: an earlier snapshot that is no longer needed. Its memory is written over, for new memory costs many times the
     copy. What lies on a GPU goes to pinned memory, all of it under way at once, with one synchronisation.
     """
+    import torch
+
     saved: dict[str, Any] = _copied(state.state_dict(), into)
     device = next(state.model.parameters()).device
     if device.type == "cuda":
@@ -204,8 +212,10 @@ def snapshot(state: TrainState, into: Mapping[str, Any] | None = None) -> dict[s
 
 
 def _copied(value: Any, into: Any) -> Any:
-    if isinstance(value, Tensor):
-        fits = isinstance(into, Tensor) and (into.dtype, into.shape, into.stride()) == (
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        fits = isinstance(into, torch.Tensor) and (into.dtype, into.shape, into.stride()) == (
             value.dtype,
             value.shape,
             value.stride(),
@@ -229,6 +239,8 @@ def write_checkpoint(
     """Write a snapshot(), or of weights to evaluate alone its step and EMA, to folder/step-00001234, with all records of the run
     so far. It appears whole, under its final
     name, or not at all. Raises OSError if the disk is full or gone. Its calls let other threads run all the while."""
+    from safetensors.torch import save_file
+
     path = folder / checkpoint_name(saved["step"])
     with committed_folder(path, {"step": saved["step"], "config": config}) as temporary:
         for kind in ("model", "ema", "averages"):
@@ -248,6 +260,8 @@ def write_checkpoint(
 
 def _save_tensors(value: Any, path: Path) -> None:
     """torch.save(), with an OSError of the disk as such, and without holding the interpreter's lock."""
+    import torch
+
     try:
         with path.open("wb") as file:  # given a name, torch.save writes with the interpreter locked
             torch.save(value, file)

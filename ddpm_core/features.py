@@ -4,10 +4,10 @@ Only the network of 2015-12-05 makes a Frechet distance an FID; the others have 
 metric over their features carries that name.
 """
 
-import hashlib
 import io
 import re
 import warnings
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from ddpm_core.commit import sha256_file
 from ddpm_core.dinov2 import DinoFeatures
 from ddpm_core.errors import InputError
-from ddpm_core.inception.network import CLASSES, FEATURES, load_inception
-from ddpm_core.inception.weights import WEIGHTS_SHA256_PREFIX, find_inception_weights
+from ddpm_core.extractors import RGB_OR_GREY, inception_facts, pixels_facts
+from ddpm_core.inception.network import load_inception
+from ddpm_core.inception.weights import find_inception_weights
 from ddpm_core.precision import full_float32
-from ddpm_core.protocol import INCEPTION
 
 
 @runtime_checkable
@@ -52,15 +52,9 @@ class InceptionFeatures:
     fits the network is named after its own. Raises InputError if the weights cannot be had.
     """
 
-    resize = "tf1-bilinear-299"
-    dim = FEATURES
-    num_logits: int | None = CLASSES
-
     def __init__(self) -> None:
         path = find_inception_weights()
-        self.sha256 = sha256_file(path)
-        published = self.sha256.startswith(WEIGHTS_SHA256_PREFIX)
-        self.name = INCEPTION if published else f"inception_{self.sha256[:8]}"
+        self.name, self.sha256, self.dim, self.num_logits, self.resize = astuple(inception_facts(path))
         self._network = load_inception(path)
 
     def __call__(self, images: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"] | None]:
@@ -78,13 +72,8 @@ class PixelFeatures:
     H and W that are multiples of 8 are averaged over equal cells; others over the cells of adaptive pooling.
     """
 
-    name = "pixels"
-    sha256 = hashlib.sha256(b"pixels v1: area-averaged to 8x8, channels first, float32, / 255").hexdigest()
-    resize = "area-8"
-    num_logits: int | None = None
-
     def __init__(self, channels: int) -> None:
-        self.dim = channels * 64
+        self.name, self.sha256, self.dim, self.num_logits, self.resize = astuple(pixels_facts(channels))
 
     def __call__(self, images: Tensor) -> tuple[Float[Tensor, "n d"], None]:
         _check_images(images)
@@ -161,7 +150,7 @@ def load_extractor(spec: str, image_shape: tuple[int, int, int]) -> FeatureExtra
     """
     channels = image_shape[0]
     if spec in ("inception", "dinov2"):
-        if channels not in (1, 3):
+        if channels not in RGB_OR_GREY:
             raise InputError(
                 f"the extractor {spec!r} takes images of 1 or 3 channels, and these have {channels}: "
                 "choose 'pixels' or the path of a TorchScript file (*.pt)"

@@ -1,7 +1,5 @@
 """The one place where pixels change range: uint8 HWC outside, float32 CHW in [-1, 1] inside (paper, section 3.3)."""
 
-import io
-
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -29,22 +27,3 @@ def to_uint8(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:
         raise ValueError("images hold NaN: give finite values, nominally in [-1, 1]")
     scaled = (images.to(torch.float32) * SCALE + (SCALE + 0.5)).clamp(0.0, 255.0)
     return scaled.floor().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def tile(pixels: UInt8[Tensor, "n h w c"], columns: int) -> UInt8[Tensor, "height width c"]:
-    """Lay images out in a grid, row by row without gaps; missing places of the last row are black."""
-    n, h, w, c = pixels.shape
-    rows = -(-n // columns)
-    grid = pixels.new_zeros(rows * columns, h, w, c)
-    grid[:n] = pixels
-    return grid.reshape(rows, columns, h, w, c).transpose(1, 2).reshape(rows * h, columns * w, c)
-
-
-def encode_png(pixels: UInt8[Tensor, "h w c"]) -> bytes:
-    """An image of 1 or 3 channels as a PNG file."""
-    from PIL import Image  # for pictures alone: who only computes need not have it
-
-    array = pixels.cpu().numpy()
-    file = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(file, format="PNG")
-    return file.getvalue()

@@ -97,12 +97,6 @@ def interpolate(
     return row.unflatten(0, (count, -1))
 
 
-def coarse_to_fine_depths(num_timesteps: int) -> tuple[int, ...]:
-    """The depths of Fig. 9's rows of `interpolate`: eighths of T from T, which leaves nothing of the sources, to 0, which
-    mixes their pixels. For T = 1000: 1000, 875, .., 125, 0. Short processes have fewer rows."""
-    return tuple(sorted({num_timesteps * eighths // 8 for eighths in range(9)}, reverse=True))
-
-
 def draw_latent(
     diffusion: GaussianDiffusion,
     denoise_fn: DenoiseFn,

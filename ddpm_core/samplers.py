@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpm_core.checks import check_images
 from ddpm_core.configs import Method, Spacing, check_choice
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
+from ddpm_core.timesteps import select_timesteps as select_timesteps
 
 Noise = Callable[[int], Tensor]  # address -> [B,C,H,W]: T gives x_T, a timestep the noise drawn there
 
@@ -30,48 +31,6 @@ class Step(NamedTuple):
     t: int
     x: Tensor
     pred_xstart: Tensor
-
-
-def select_timesteps(
-    num_timesteps: int, steps: int, spacing: Spacing = "uniform", alphas_cumprod: Tensor | None = None
-) -> list[int]:
-    """`steps` timesteps of 0..num_timesteps-1, ascending, from 0; one alone is T-1, but 0 if leading.
-
-    uniform: evenly from 0 to T-1. quadratic: squares of evenly spaced numbers up to 0.8 T, dense where little noise is
-    left, as in the DDIM paper (Song et al. 2021, appendix D.2 and its code). leading: the multiples of T // steps, as that
-    code's "uniform" takes them; they end T // steps before T. logsnr: evenly in lambda = ln(sqrt(abar)/sqrt(1-abar)) from
-    T-1 to 0, as Lu et al. 2022 (arXiv:2211.01095) recommend for DPM-Solver++; it needs alphas_cumprod, float64 [T]. Equal
-    neighbours are moved apart. Raises ValueError unless 1 <= steps <= num_timesteps.
-    """
-    if not 1 <= steps <= num_timesteps:
-        raise ValueError(f"steps is {steps}: it must lie in 1..{num_timesteps}, the schedule's num_timesteps")
-    check_choice("spacing", spacing, Spacing)
-    if steps == num_timesteps:
-        return list(range(num_timesteps))
-    if spacing == "leading":
-        return [i * (num_timesteps // steps) for i in range(steps)]
-    if steps == 1:
-        return [num_timesteps - 1]
-    if spacing == "uniform":
-        return [round(i * (num_timesteps - 1) / (steps - 1)) for i in range(steps)]
-    if spacing == "logsnr":
-        assert alphas_cumprod is not None
-        wanted = _evenly_in_logsnr(alphas_cumprod, steps)
-    else:
-        wanted = [int(0.8 * num_timesteps * (i / (steps - 1)) ** 2) for i in range(steps)]
-    timesteps: list[int] = []
-    for i, t in enumerate(wanted):
-        last = num_timesteps - steps + i  # leaves room for those that follow
-        timesteps.append(min(max(t, timesteps[-1] + 1), last) if timesteps else min(t, last))
-    return timesteps
-
-
-def _evenly_in_logsnr(alphas_cumprod: Tensor, steps: int) -> list[int]:
-    """The timesteps nearest to evenly spaced values of lambda, ascending in t; the last is T-1, whatever is left there."""
-    abar = alphas_cumprod.cpu().clamp(min=torch.finfo(torch.float64).tiny)
-    lam = (abar.log() - torch.log1p(-abar)) / 2.0
-    wanted = torch.linspace(float(lam[0]), float(lam[-1]), steps, dtype=torch.float64)
-    return [int((lam - value).abs().argmin()) for value in wanted]
 
 
 def sample_steps(

@@ -30,10 +30,10 @@ from pipelines.checkpoints.retention import mark_best, marked_steps
 from pipelines.demo.driver import read_finished
 from pipelines.evaluate.calibration import check_calibrated, outcome_path
 from pipelines.evaluate.evaluation import describe_values, read_evaluation
-from pipelines.evaluate.reference import Extractor, Sums, read_reference, reference_path
+from pipelines.evaluate.extractor import Extractor
+from pipelines.evaluate.reference import Sums, read_reference, reference_path
 from pipelines.evaluate.subject import is_finished
-from pipelines.likelihood.result import Likelihood, read_likelihood
-from pipelines.likelihood.worker import LikelihoodProtocol
+from pipelines.likelihood.result import Likelihood, LikelihoodProtocol, read_likelihood
 from pipelines.nightly.ledger import Ledger
 from pipelines.preprocess.card import describe_dataset
 from pipelines.preprocess.plan import earlier_plan

@@ -1,10 +1,11 @@
 """What a process loads: a command line explains itself, and a preprocessing worker works, without what they do not use."""
 
-import json
-import subprocess
-import sys
+import contextlib
+import ctypes
+from pathlib import Path
 
 import pytest
+from support.imports import loaded, loaded_by_job
 from support.processes import ROOT
 
 HEAVY = ("torch", "ray", "mlflow")
@@ -14,42 +15,37 @@ JOBS = sorted(
     if path.name not in ("__init__.py", "cli.py", "help.py", "training.py")
 )
 WORDS = {"train_lsun.py": ["tiny"], "sweep.py": ["schedules", "tiny"]}  # what stands before --help, to see all options
-RUN = """
-import contextlib, runpy, sys
-sys.argv = {arguments!r}
-with contextlib.suppress(SystemExit):
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-LIST = "import json, sys; print(json.dumps(sorted(name for name in sys.modules if '.' not in name)))"
-
-
-def loaded(code: str) -> set[str]:
-    """The top-level packages that a fresh process has loaded after some code."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{LIST}"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_help_of_a_job_loads_neither_torch_nor_ray_nor_mlflow(job: str) -> None:
-    arguments = [f"jobs/{job}", *WORDS.get(job, []), "--help"]
-    run = RUN.format(arguments=arguments)
-    assert not loaded(run) & set(HEAVY)
+    assert not loaded_by_job(job, *WORDS.get(job, []), "--help") & set(HEAVY)
 
 
 def test_a_plan_of_a_training_loads_neither_torch_nor_ray_nor_mlflow() -> None:
-    assert not loaded(RUN.format(arguments=["jobs/train_cifar10.py", "--shards", "x", "--dry-run"])) & set(HEAVY)
+    assert not loaded_by_job("train_cifar10.py", "--shards", "x", "--dry-run") & set(HEAVY)
 
 
 def test_preprocessing_loads_ray_torch_and_pandas_only_to_make_something() -> None:
     assert not loaded("import pipelines.preprocess.driver") & {*HEAVY, "pandas"}
 
 
-def test_a_finished_evaluation_is_read_without_what_measures_one() -> None:
-    modules = loaded("import pipelines.nightly.driver")
-    assert "torch" in modules
-    assert not modules & {"torchmetrics", "matplotlib", "torchvision", "lightning"}
+@pytest.mark.parametrize("stage", ["evaluate", "likelihood", "nightly"])
+def test_what_is_measured_is_looked_for_without_what_samples_and_measures(stage: str) -> None:
+    modules = loaded(f"import pipelines.{stage}.driver")
+    assert "mlflow" in modules
+    assert not modules & {"torch", "ray", "torchmetrics", "matplotlib"}
+
+
+def test_that_this_machine_has_no_gpu_is_known_without_torch_and_ray(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1")
+        pytest.skip("this machine has the driver of a GPU")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where no Ray has left its address
+    choose = "from pipelines.runtime.cluster import choose_execution; choose_execution(Execution(), print)"
+    assert not loaded(f"from ddpm_core.configs import Execution; {choose}") & {"torch", "ray"}
 
 
 def test_a_preprocessing_worker_loads_no_torch() -> None:

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from ddpm_core.errors import InputError
 from ddpm_core.inception.blocks import BlockA, BlockB, BlockC, BlockD, BlockE, ConvNormReLU, halve
-from ddpm_core.inception.weights import WEIGHTS_NAME, find_inception_weights
+from ddpm_core.inception.weights import CLASSES, FEATURES, WEIGHTS_NAME, find_inception_weights
 from ddpm_core.precision import full_float32
 
-FEATURES = 2048
-CLASSES = 1008
 INPUT_SIZE = 299
 
 

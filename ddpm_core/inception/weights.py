@@ -6,8 +6,6 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-import torch
-
 from ddpm_core.commit import committed_file, sha256_file
 from ddpm_core.errors import InputError
 
@@ -15,13 +13,14 @@ WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS_NAME}"
 WEIGHTS_SHA256_PREFIX = "6726825d"  # the file's name carries it
 WEIGHTS_VARIABLE = "DDPM_INCEPTION_WEIGHTS"
+FEATURES, CLASSES = 2048, 1008  # of the network that the file is of
 _CACHED_NAMES = (WEIGHTS_NAME, "weights-inception-2015-12-05-6726825d.pth")  # pytorch-fid's, torch-fidelity's
 _TIMEOUT_S = 10.0  # of each network operation
 
 
 def find_inception_weights(path: Path | None = None) -> Path:
     """The FID network's weight file: `path`, else what DDPM_INCEPTION_WEIGHTS names, else the file of
-    pytorch-fid or torch-fidelity in torch's cache (`torch.hub.get_dir()/checkpoints`), else a download of
+    pytorch-fid or torch-fidelity in torch's cache (`torch_hub()/checkpoints`), else a download of
     95 MB into that cache.
 
     A file that the user names is taken as it is; one in the cache must have the published sha256. Raises
@@ -38,7 +37,7 @@ def find_inception_weights(path: Path | None = None) -> Path:
             )
         return path
 
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache = torch_hub() / "checkpoints"
     for name in _CACHED_NAMES:
         cached = cache / name
         if cached.is_file():
@@ -50,6 +49,12 @@ def find_inception_weights(path: Path | None = None) -> Path:
                 )
             return cached
     return _download(cache / WEIGHTS_NAME)
+
+
+def torch_hub() -> Path:
+    """Where torch.hub keeps files, which is known without torch."""
+    home = os.environ.get("TORCH_HOME", f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/torch")
+    return Path(home).expanduser() / "hub"
 
 
 def _download(target: Path) -> Path:

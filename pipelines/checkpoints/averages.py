@@ -10,13 +10,11 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors.torch
-import torch
 from jaxtyping import Float64
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ddpm_core import typed
 from ddpm_core.checkpoint import AVERAGES, Checkpoint, checkpoint_name, open_checkpoint
@@ -24,11 +22,13 @@ from ddpm_core.commit import MANIFEST, committed_file
 from ddpm_core.configs import TRACKED_LENGTHS
 from ddpm_core.errors import InputError
 from ddpm_core.posthoc_ema import chosen_steps, reconstruct
-from ddpm_core.training import averages_of
 from pipelines.checkpoints.store import commit_weights, saved_checkpoints
 from pipelines.runtime.progress import Say
 from pipelines.storage.lease import MAKING, sole_writer
 from pipelines.storage.locations import Location, delete, entries, is_there
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = re.compile(r"averages-(\d{8,})-([0-9a-f]{64})\.safetensors")
 FAR = 0.05  # of a profile from the wanted one, relative to its norm: above it, that is said
@@ -114,8 +114,12 @@ def averaged_checkpoint(checkpoint: Checkpoint, length: float, folder: Location,
 
 def averaged_weights(
     checkpoint: Checkpoint, steps: Sequence[int], weights: Float64[np.ndarray, "steps lengths"]
-) -> dict[str, Tensor]:
+) -> "dict[str, Tensor]":
     """The sum of the averages that a checkpoint's run tracked up to some steps, float32, added up in float64."""
+    import torch  # here: one that is made already is found without
+
+    from ddpm_core.training import averages_of
+
     run = checkpoint.path.parent
     total: dict[str, Tensor] = {}
     for step, row in zip(steps, weights.tolist(), strict=True):
@@ -126,7 +130,7 @@ def averaged_weights(
     return {name: tensor.float() for name, tensor in total.items()}
 
 
-def read_averages(run: Location, step: int) -> dict[str, Tensor]:
+def read_averages(run: Location, step: int) -> "dict[str, Tensor]":
     """The averages that a run tracked up to a step, of its checkpoint or what that has left. Raises InputError if neither is
     there, or it is damaged."""
     kept = kept_averages(run).get(step)
@@ -140,7 +144,9 @@ def read_averages(run: Location, step: int) -> dict[str, Tensor]:
     content = typed.read_whole(kept)
     if hashlib.sha256(content).hexdigest() not in kept.name:
         raise InputError(f"file {str(kept)!r} is damaged (sha256 differs): delete it, and do without its averages")
+    from safetensors.torch import load
+
     try:
-        return safetensors.torch.load(content)
+        return load(content)
     except SafetensorError as error:
         raise InputError(f"file {str(kept)!r} is no safetensors file ({error}): delete it") from error

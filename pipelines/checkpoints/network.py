@@ -8,35 +8,16 @@ from upath import UPath
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import ReadablePath
-from ddpm_core.configs import LEARNED, DiffusionConfig, FixedVariance, Precision, Weights
+from ddpm_core.configs import FixedVariance, Precision, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.errors import InputError
 from ddpm_core.precision import in_precision, in_slices
 from ddpm_core.unet import UNet
+from pipelines.checkpoints.process import process_of
 from pipelines.storage.node_cache import NodeFolder
 
 # Of the images that a network sees at once on a GPU, whatever the batch of the chain: 64 of 256x256, which need 20 GiB, and
 # 4,096 of 32x32. A function of their size alone, so that a batch size names the same numbers on every GPU.
 PIXELS_AT_ONCE = 1 << 22
-
-
-def process_of(checkpoint: Checkpoint, var_type: FixedVariance | None = None) -> DiffusionConfig:
-    """A checkpoint's process, with the variance that is given in place of its own. Raises InputError if its network has
-    learned one."""
-    process = checkpoint.diffusion_config()
-    if var_type is None:
-        return process
-    if process.var_type in LEARNED:
-        raise InputError(
-            f"--var-type is {var_type}, but the network of {str(checkpoint.path)!r} has learned its variance "
-            f"({process.var_type}): leave it out"
-        )
-    return replace(process, var_type=var_type)
-
-
-def other_variance(checkpoint: Checkpoint, var_type: FixedVariance | None) -> FixedVariance | None:
-    """The variance that is given, None if it is the checkpoint's own. Raises InputError as `process_of` does."""
-    return None if process_of(checkpoint, var_type) == checkpoint.diffusion_config() else var_type
 
 
 def fetched(checkpoint: Checkpoint) -> Checkpoint:

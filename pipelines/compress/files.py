@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError, one_line
-from ddpm_core.images import encode_png
+from ddpm_core.png import encode_png
 from pipelines.compress.config import DecodeConfig, EncodeConfig
 from pipelines.compress.model import load_model
 from pipelines.runtime.progress import Progress, Say
@@ -76,9 +76,11 @@ def decode_files(config: DecodeConfig, say: Say = lambda line: None) -> CodingRe
             names = [f"file {str(path)!r}" for path in paths[batch]]  # what errors call them
             decoded = model.codec.decode(files, names, whole=not config.partial)
             for target, data, image in zip(targets[batch], files, decoded, strict=True):
-                commit_bytes(target, encode_png(image.pixels))
+                commit_bytes(target, encode_png(image.pixels.cpu().numpy()))
                 for frame in image.frames if config.frames else ():
-                    commit_bytes(target.with_name(f"{target.stem}-{frame.nbytes}.png"), encode_png(frame.pixels))
+                    commit_bytes(
+                        target.with_name(f"{target.stem}-{frame.nbytes}.png"), encode_png(frame.pixels.cpu().numpy())
+                    )
                 size, values = size + len(data), values + image.pixels.numel()
             progress.advance(len(decoded))
         given = tuple(str(location(name, option="--files")) for name in config.files)

@@ -12,7 +12,7 @@ from ddpm_core import typed
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import INCEPTION, metric_name
 from pipelines.evaluate.config import CalibrateConfig
-from pipelines.evaluate.reference import Extractor, describe_extractor, reference_statistics
+from pipelines.evaluate.extractor import Extractor, describe_extractor
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
@@ -54,7 +54,9 @@ class Check:
 
 def calibrate(config: CalibrateConfig, say: Say = lambda line: None) -> tuple[Check, ...]:
     """Measure real images and compare with what is known. Raises InputError if a check fails, after all are said and kept."""
-    from ddpm_core.metrics.frechet import frechet_distance  # here: evaluations look up what it said, without measuring
+    # Here: evaluations look up what it said, without measuring.
+    from ddpm_core.metrics.frechet import frechet_distance
+    from pipelines.evaluate.reference import reference_statistics
 
     storage = open_storage(config.storage, to_write=True)
     train, test = (

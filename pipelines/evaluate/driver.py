@@ -30,9 +30,7 @@ from pipelines.evaluate.evaluation import (
 )
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.records import Records
-from pipelines.evaluate.reference import reference_statistics
 from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_steps
-from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
@@ -221,12 +219,10 @@ class Evaluator:
 
     def _make(self, checkpoints: Sequence[Checkpoint], purpose: Purpose) -> None:
         """Sample what is missing; each checkpoint is measured, by a worker, when all of its chunks are there."""
-        from pipelines.evaluate.measure import (  # here: with torchmetrics
-            MeasuredAgainst,
-            Measurer,
-            NumbersUnit,
-            PreviewUnit,
-        )
+        # Here: with torch and torchmetrics, which what is done already does without.
+        from pipelines.evaluate.measure import MeasuredAgainst, Measurer, NumbersUnit, PreviewUnit
+        from pipelines.evaluate.reference import reference_statistics
+        from pipelines.evaluate.worker import sample_checkpoints
 
         subject, count = self.subject, len(self.subject.chunks)
         quarters = {count * part // 4 for part in (1, 2, 3)} if count >= WORTH_A_LOOK else ()

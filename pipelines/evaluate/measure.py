@@ -15,7 +15,8 @@ from ddpm_core.protocol import Protocol
 from ddpm_core.verdicts import Interval
 from pipelines.evaluate.config import MIN_CHUNKS
 from pipelines.evaluate.evaluation import describe_values
-from pipelines.evaluate.reference import SPLITS, Extractor, Reference, read_reference, reference_path
+from pipelines.evaluate.extractor import Extractor
+from pipelines.evaluate.reference import SPLITS, Reference, read_reference, reference_path
 from pipelines.evaluate.worker import CHAIN, CHAIN_LOGITS
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.chunks import load_chunks

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 
-from ddpm_core import images
 from ddpm_core.checkpoint import Checkpoint
+from ddpm_core.png import encode_png, tile
 from ddpm_core.protocol import Protocol
 from ddpm_core.records import (
     CHECKPOINT,
@@ -234,7 +234,7 @@ def log_samples(run: TrackedRun, evaluation: Evaluation, samples: Location, chun
 
     shown = first_images(samples, chunks)
     columns = min(16, len(shown))
-    run.log_bytes(samples_path(evaluation.step), images.encode_png(images.tile(shown, columns)))
+    run.log_bytes(samples_path(evaluation.step), encode_png(tile(shown.numpy(), columns)))
     grid = {
         "tile": list(shown.shape[1:3]),
         "columns": columns,

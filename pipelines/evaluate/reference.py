@@ -10,19 +10,16 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ddpm_core import typed
-from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.errors import InputError, one_line
-from ddpm_core.features import FeatureExtractor, load_extractor
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import NEIGHBOURS
 from ddpm_core.rng import permutation
+from pipelines.evaluate.extractor import Extractor, load_for
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Progress
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.chunks import content_sha256
-from pipelines.storage.layout import shards_of
-from pipelines.storage.locations import Location, committed, location, open_url
-from pipelines.storage.node_cache import on_this_node
+from pipelines.storage.locations import Location, committed
 
 if TYPE_CHECKING:
     from ddpm_core.metrics import FeatureStatistics
@@ -55,69 +52,6 @@ class Reference:
         for half in self.halves:
             whole.merge_state(half)
         return whole
-
-
-def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -> ShardedDataset:
-    """The data set to compare with. Raises InputError if its images are of another size than the network's, or were resized
-    by another filter than those it was trained on, which alone moves a Frechet distance."""
-    dataset = ShardedDataset.open(location(given, option=option))
-    network = checkpoint.unet_config()
-    if dataset.shape != (network.image_size, network.image_size, network.in_channels):
-        raise InputError(
-            f"reference {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} makes "
-            f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
-        )
-    try:
-        shards = location(shards_of(checkpoint.config, checkpoint.path), option="the run's shards")
-        trained = ShardedDataset.open(shards).manifest["filter"]
-    except InputError:  # no longer reachable from here
-        trained = None
-    if trained is not None and dataset.manifest["filter"] != trained:
-        raise InputError(
-            f"reference {str(dataset.path)!r} was resized by filter {dataset.manifest['filter']!r}, but run {name!r} was "
-            f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
-        )
-    return dataset
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """What is known of a feature extractor without its network, which workers load by `spec`.
-
-    spec: inception, dinov2, pixels, or the absolute path of a TorchScript file. dim, num_logits: of its outputs, no logits if
-    None.
-    """
-
-    spec: str
-    name: str
-    sha256: str
-    dim: int
-    num_logits: int | None
-    resize: str
-
-
-def describe_extractor(given: str, dataset: ShardedDataset) -> Extractor:
-    """The extractor that a person names, for this data set's images. Raises InputError if it cannot be had."""
-    spec = str(location(given, option="--extractor")) if given.endswith(".pt") or "://" in given else given
-    loaded = load_for(spec, dataset)
-    return Extractor(spec, loaded.name, loaded.sha256, loaded.dim, loaded.num_logits, loaded.resize)
-
-
-def load_for(spec: str, dataset: ShardedDataset) -> FeatureExtractor:
-    """The extractor with its network, for this data set's images. Raises InputError if it cannot be had."""
-    height, width, channels = dataset.shape
-    return load_extractor(local_spec(spec), (channels, height, width))
-
-
-def local_spec(spec: str) -> str:
-    """An extractor as this node loads it. Raises InputError for a URL with nothing there."""
-    if "://" not in spec:
-        return spec
-    try:
-        return str(on_this_node(open_url(spec)))
-    except Exception as error:  # every store raises its own
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({one_line(error)})"
-        raise InputError(f"the feature extractor {spec!r} {reason}: give the path or URL of a *.pt file") from error
 
 
 class Sums:

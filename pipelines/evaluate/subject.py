@@ -2,28 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import Execution, Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
+from ddpm_core.timesteps import progress_timesteps
 from pipelines.checkpoints.averages import averaged_checkpoint
-from pipelines.checkpoints.foreign import import_weights
-from pipelines.checkpoints.network import other_variance, process_of
+from pipelines.checkpoints.process import other_variance, process_of
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.evaluate.calibration import check_calibrated
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import read_facts
-from pipelines.evaluate.reference import Extractor, describe_extractor, open_reference
-from pipelines.evaluate.worker import SampleSettings, progress_timesteps
+from pipelines.evaluate.extractor import Extractor, describe_extractor
 from pipelines.runtime.cluster import choose_execution
 from pipelines.runtime.progress import Say
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.chunks import chunk_ranges
 from pipelines.storage.layout import Run, Storage, shards_of
-from pipelines.storage.locations import Location
+from pipelines.storage.locations import Location, location
 from pipelines.tracking.uri import tracking_uri
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.worker import SampleSettings
 
 Role = Literal["train", "test"]
 
@@ -91,9 +93,11 @@ class Subject:
             for protocol in self.protocols(purpose).values()
         )
 
-    def settings(self, purpose: Purpose) -> SampleSettings:
+    def settings(self, purpose: Purpose) -> "SampleSettings":
         """What workers need to know to draw the samples of one noise."""
-        from pipelines.evaluate.measure import GRID  # here: with torchmetrics, which what is done already does without
+        # Here: with torch and torchmetrics, which what is done already does without.
+        from pipelines.evaluate.measure import GRID
+        from pipelines.evaluate.worker import SampleSettings
 
         height, width, channels = self.references["train"].shape
         return SampleSettings(
@@ -117,6 +121,8 @@ def sampler_steps(config: EvaluateConfig, num_timesteps: int) -> int:
 def choose_subject(config: EvaluateConfig, storage: Storage, say: Say) -> Subject:
     """The checkpoints that a configuration asks for. Raises InputError if there are none, or they cannot be evaluated."""
     if config.foreign:
+        from pipelines.checkpoints.foreign import import_weights  # here: with torch
+
         chosen = import_weights(config.weights, config.reference, storage)
     else:
         chosen = find_checkpoints(config.run or "", config.checkpoints, storage, tracking_uri(config, storage))
@@ -153,9 +159,32 @@ def open_subject(
             f"evaluate: {steps} of {T:,} ancestral steps leave noise in the samples under fixedlarge: --var-type fixedsmall "
             "and --sampler ddim leave less"
         )
-    timesteps = progress_timesteps(process.build(), steps, spacing, config.progress)
+    timesteps = progress_timesteps(process, steps, spacing, config.progress)
     chunks = chunk_ranges(config.samples, config.chunk_size)
     return Subject(config, run, checkpoints, references, extractor, chunks, timesteps)
+
+
+def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -> ShardedDataset:
+    """The data set to compare with. Raises InputError if its images are of another size than the network's, or were resized
+    by another filter than those it was trained on, which alone moves a Frechet distance."""
+    dataset = ShardedDataset.open(location(given, option=option))
+    network = checkpoint.unet_config()
+    if dataset.shape != (network.image_size, network.image_size, network.in_channels):
+        raise InputError(
+            f"reference {str(dataset.path)!r} holds images {'x'.join(map(str, dataset.shape))}, but run {name!r} makes "
+            f"{network.image_size}x{network.image_size}x{network.in_channels}: give the shards it was trained on"
+        )
+    try:
+        shards = location(shards_of(checkpoint.config, checkpoint.path), option="the run's shards")
+        trained = ShardedDataset.open(shards).manifest["filter"]
+    except InputError:  # no longer reachable from here
+        trained = None
+    if trained is not None and dataset.manifest["filter"] != trained:
+        raise InputError(
+            f"reference {str(dataset.path)!r} was resized by filter {dataset.manifest['filter']!r}, but run {name!r} was "
+            f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
+        )
+    return dataset
 
 
 def with_execution(config: EvaluateConfig, say: Say) -> EvaluateConfig:

@@ -6,22 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm_core import images, rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
-from ddpm_core.configs import Spacing
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.features import load_extractor
 from ddpm_core.latents import capture
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import Protocol
-from ddpm_core.samplers import sample_steps, select_timesteps
+from ddpm_core.samplers import sample_steps
 from pipelines.checkpoints.network import NetworkHolder
-from pipelines.evaluate.reference import local_spec
+from pipelines.evaluate.extractor import local_spec
 from pipelines.runtime.fan_out import Outcome, Pool, UnitWorker, make_missing
 from pipelines.storage.chunks import save_chunk
 from pipelines.storage.locations import Location, is_there
@@ -156,12 +156,12 @@ def sample_checkpoints(
     caller may add to."""
     weights = {c.step: c.weights_sha256(settings.protocol.weights) for c in checkpoints}
 
-    def is_current(unit: SampleChunk, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bool:
+    def is_current(unit: SampleChunk, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> bool:
         kept = len(range(unit.indices.start, min(unit.indices.stop, settings.images_to_keep)))
         # A run that was deleted and trained again has other weights.
         of_weights = facts.get("weights_sha256") == weights[unit.checkpoint.step]
-        chain = not settings.progress or (CHAIN in tensors and facts.get(CHAIN) == list(settings.progress))
-        return of_weights and isinstance(facts.get("seconds"), int | float) and len(tensors["images"]) >= kept and chain
+        chain = not settings.progress or (CHAIN in arrays and facts.get(CHAIN) == list(settings.progress))
+        return of_weights and isinstance(facts.get("seconds"), int | float) and len(arrays["images"]) >= kept and chain
 
     done: dict[int, list[range]] = {c.step: [] for c in checkpoints}
     skipped: set[int] = set()
@@ -185,15 +185,6 @@ def sample_checkpoints(
         else:
             done[step].append(unit.indices)
             yield unit.checkpoint, sorted(done[step], key=lambda indices: indices.start), outcome
-
-
-def progress_timesteps(diffusion: GaussianDiffusion, steps: int, spacing: Spacing, points: int) -> tuple[int, ...]:
-    """Timesteps at evenly spaced places of a chain, from its first step to its last, in the order of generation."""
-    visited = select_timesteps(diffusion.num_timesteps, steps, spacing, diffusion.alphas_cumprod)[::-1]
-    if points < 2:
-        return tuple(visited[:points])
-    places = {round(i * (len(visited) - 1) / (points - 1)) for i in range(points)}
-    return tuple(visited[place] for place in sorted(places))
 
 
 def stack_chain(batches: Sequence[Sequence[tuple[Tensor, Tensor | None]]]) -> dict[str, Tensor]:

@@ -7,19 +7,15 @@ the data set: the numbers do not depend on chunks, workers, order or kills.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from torch import Tensor
-
-from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import fingerprint
 from ddpm_core.records import DATA_TAG, LIKELIHOOD, LIKELIHOOD_PROTOCOL, RUN_TAG, TRAIN, flatten, likelihood_path
-from pipelines.checkpoints.network import other_variance
+from pipelines.checkpoints.process import other_variance
 from pipelines.checkpoints.select import find_checkpoints
 from pipelines.likelihood.config import LikelihoodConfig
-from pipelines.likelihood.result import Likelihood, merge_chunks, read_likelihood
-from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodProtocol, LikelihoodWorker
+from pipelines.likelihood.result import Likelihood, LikelihoodProtocol, read_likelihood
 from pipelines.runtime.fan_out import Pool, make_missing
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
@@ -110,11 +106,6 @@ def make_protocol(
     )
 
 
-def choose_images(seed: int, total: int, count: int) -> Tensor:
-    """The first `count` numbers of a permutation of 0..total-1, ascending, so that files are read from front to back."""
-    return rng.permutation(seed, "likelihood-images", 0, total)[:count].sort().values
-
-
 def make_chunks(
     checkpoints: Sequence[Checkpoint],
     chunks: Sequence[range],
@@ -124,6 +115,10 @@ def make_chunks(
     pool: Pool,
 ) -> Iterator[Checkpoint]:
     """Make the chunks that are missing; yields each checkpoint when its last one is there. folders: by step."""
+    if not checkpoints:
+        return
+    from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodWorker, choose_images  # here: with torch
+
     numbers = choose_images(protocol.seed, len(dataset), protocol.images)
     # A training that was started again from nothing has other weights at the same step: its old chunks are made again.
     weights = {c.step: c.weights_sha256(protocol.weights) for c in checkpoints}
@@ -148,6 +143,8 @@ def finish(
     checkpoint: Checkpoint, chunks: Sequence[range], folder: Location, protocol: LikelihoodProtocol
 ) -> Likelihood:
     """Merge a checkpoint's chunks and commit the result."""
+    from pipelines.likelihood.bound import merge_chunks  # here: with torch
+
     sha256, T = checkpoint.weights_sha256(protocol.weights), checkpoint.diffusion_config().num_timesteps
     likelihood = Likelihood(checkpoint.step, sha256, T, protocol, *merge_chunks(folder, chunks))
     commit_json(folder / MANIFEST, asdict(likelihood))

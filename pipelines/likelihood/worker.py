@@ -1,41 +1,20 @@
-"""Chunks of a likelihood measurement: what a worker computes of some images, under which protocol."""
+"""Chunks of a likelihood measurement: what a worker computes of some images."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddpm_core import rng
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import LATER, Cdf, FixedVariance, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
 from ddpm_core.likelihood import estimate_bound, variational_bound
 from ddpm_core.precision import full_float32
 from pipelines.checkpoints.network import NetworkHolder
+from pipelines.likelihood.result import LikelihoodProtocol
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.chunks import save_chunk
 from pipelines.storage.locations import Location
-
-
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodProtocol:
-    """Everything but the checkpoint that the numbers depend on.
-
-    images: how many. strata: of the timesteps, for an estimate; None for the full bound.
-    """
-
-    images: int
-    strata: int | None
-    seed: int
-    weights: Weights
-    cdf: Cdf
-    batch_size: int
-    data: str
-    data_sha256: str
-    clip_denoised: Literal[True] = True
-    precision: Literal["float32"] = "float32"
-    var_type: FixedVariance | None = field(default=None, metadata=LATER)  # in place of the run's own
 
 
 @dataclass(frozen=True)
@@ -47,6 +26,11 @@ class LikelihoodChunk:
     images: Tensor
     checkpoint: Checkpoint
     folder: Location
+
+
+def choose_images(seed: int, total: int, count: int) -> Tensor:
+    """The first `count` numbers of a permutation of 0..total-1, ascending, so that files are read from front to back."""
+    return rng.permutation(seed, "likelihood-images", 0, total)[:count].sort().values
 
 
 class LikelihoodWorker:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from filelock import Timeout
-from ray.exceptions import RayTaskError
 
 from ddpm_core.checkpoint import checkpoint_name, open_checkpoint
 from ddpm_core.commit import MANIFEST
@@ -143,6 +142,8 @@ class Night:
         if not is_there(work.path / MANIFEST):
             self.pool.say(f"nightly: {work.title} is skipped: the training removed it")
             return failures
+        from ray.exceptions import RayTaskError
+
         if not isinstance(error, InputError | DivergedError):
             self.pool.say(traceback.format_exc())
         # Samples that are not finite will not be so the next time either.

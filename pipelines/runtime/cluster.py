@@ -1,10 +1,12 @@
 """Attach to Ray, compare what is asked for with what there is, and choose how a network is best run on it."""
 
+import ctypes
 import logging
 import os
 import re
 import signal
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,12 +130,27 @@ def _multiply_in_bfloat16() -> tuple[bool, str]:
 
 def _may_have_gpus() -> bool:
     """False if Ray would have to be started on this machine, which has no GPU: that takes seconds, and nothing of it."""
-    import ray
-    import torch
-    from ray._private.utils import read_ray_address
+    ray = sys.modules.get("ray")  # not imported to learn that it was not started
+    started = bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+    return started or ray_address_file().exists() or _has_gpu()
 
-    started = ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS")) or bool(read_ray_address())
-    return started or torch.cuda.is_available()
+
+def ray_address_file() -> Path:
+    """Where a Ray that was started on this machine leaves its address."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(folder) / "ray" / "ray_current_cluster"
+
+
+def _has_gpu() -> bool:
+    """Whether this machine has a GPU that torch can use. Torch is imported only if there is a driver of one."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if not Path("/dev/kfd").exists():  # AMD's
+            return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def gpu_kinds() -> list[str]:

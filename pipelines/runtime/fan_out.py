@@ -9,19 +9,19 @@ from bisect import insort
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-import ray
-import ray.exceptions
-
 from ddpm_core.errors import DivergedError, InputError
-from pipelines.runtime.backend import Backend, RayBackend
 from pipelines.runtime.progress import Progress, Say, WarningLine
-from pipelines.storage.chunks import AHEAD, chunk_path, load_chunk
+from pipelines.storage.chunks import AHEAD, chunk_path, load_arrays
 from pipelines.storage.locations import Location, entries, remove_leftovers
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from ray.exceptions import RayActorError
+
+    from pipelines.runtime.backend import Backend
 
 LOSSES = 5  # a unit that took so many workers with it is at fault itself
 SLOW = 1.5  # a unit that runs for so many times the median is given to an idle worker besides
@@ -88,7 +88,7 @@ class UnitQueue:
         insort(self.seconds[self.kinds[unit]], seconds)
         return True
 
-    def lose(self, unit: int, error: ray.exceptions.RayActorError) -> None:
+    def lose(self, unit: int, error: "RayActorError") -> None:
         """A worker died at a unit, which goes first now, unless it is done or in work elsewhere. Raises InputError if it
         has taken LOSSES workers with it."""
         self.workers[unit] -= 1
@@ -103,19 +103,26 @@ class UnitQueue:
 
 
 class Pool:
-    """Actors that live for several fan-outs, and what each of them is at."""
+    """Actors that live for several fan-outs, and what each of them is at. backend: where they live, by default on Ray."""
 
-    def __init__(self, workers: int | None, cpus_per_worker: float, say: Say, backend: Backend | None = None) -> None:
-        self.backend: Backend = backend or RayBackend(workers, cpus_per_worker)
-        self.say = say
+    def __init__(self, workers: int | None, cpus_per_worker: float, say: Say, backend: "Backend | None" = None) -> None:
+        self.workers, self.cpus_per_worker, self.say = workers, cpus_per_worker, say
+        if backend is not None:
+            self.backend = backend
         self.deadline: float | None = None  # by the backend's clock, after which no fan-out goes on
         self.fan_outs = 0
-        self.last_worker = self.backend.now()  # when there was last somebody to work
+        self.last_worker = 0.0  # by the backend's clock, when there was last somebody to work
         self.actors: list[Any] = []
         self.idle: deque[Any] = deque()
         # answer -> actor, unit, since when; the longest at it first
         self.running: dict[Hashable, tuple[Any, int, float]] = {}
         self.returning: dict[Hashable, Any] = {}  # a sign of life -> the actor that is to give it: new, or lost
+
+    @cached_property
+    def backend(self) -> "Backend":
+        from pipelines.runtime.backend import RayBackend  # here: who finds everything done needs no Ray
+
+        return RayBackend(self.workers, self.cpus_per_worker)
 
     def __enter__(self) -> "Pool":
         return self
@@ -169,14 +176,16 @@ class Pool:
     def take(self, answer: Hashable, queue: UnitQueue) -> Iterator[tuple[int, Any]]:
         """What a worker answered: (number of its unit, result), nothing if it died or another was first. Raises what the
         unit raised."""
+        from ray.exceptions import RayActorError, RayTaskError
+
         actor, unit, since = self.running.pop(answer)
         try:
             result = self.backend.result(answer)
-        except ray.exceptions.RayActorError as error:
+        except RayActorError as error:
             self.expect(actor)
             queue.lose(unit, error)
             return
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             self.idle.append(actor)
             for kind in (InputError, DivergedError):
                 if isinstance(error.cause, kind):
@@ -220,10 +229,12 @@ class Pool:
 
     def welcome(self, sign: Hashable) -> None:
         """Take an actor in, or go on waiting for it."""
+        from ray.exceptions import RayActorError
+
         actor = self.returning.pop(sign)
         try:
             self.backend.result(sign)
-        except ray.exceptions.RayActorError:
+        except RayActorError:
             self.expect(actor)
         else:
             self.idle.append(actor)
@@ -239,7 +250,7 @@ class ChunkUnit(Protocol):
 
 
 Unit = TypeVar("Unit", bound=ChunkUnit)
-IsCurrent = Callable[[Unit, Mapping[str, "Tensor"], Mapping[str, Any]], bool]
+IsCurrent = Callable[[Unit, Mapping[str, "np.ndarray"], Mapping[str, Any]], bool]
 Outcome = Literal["kept", "made", "skipped"]
 
 
@@ -300,7 +311,7 @@ def make_missing(
 def is_kept(unit: Unit, is_current: IsCurrent[Unit], stage: str, say: Say) -> bool:
     """Whether a unit's chunk is there, undamaged and current."""
     try:
-        return is_current(unit, *load_chunk(unit.folder, unit.indices))
+        return is_current(unit, *load_arrays(unit.folder, unit.indices))
     except FileNotFoundError:
         return False
     except InputError:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
@@ -45,7 +46,7 @@ def chunk_path(folder: Location, indices: range) -> Location:
 
 def save_chunk(folder: Location, indices: range, tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> None:
     """Commit the chunk of `indices`, with facts for JSON. Whoever writes it last, the file is whole."""
-    from safetensors.torch import save_file  # here and below: ranges and names of chunks do without torch
+    from safetensors.torch import save_file  # here and below: who only looks at chunks does without torch
 
     content = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     stated = {**facts, "first": indices.start, "stop": indices.stop, "sha256": content_sha256(content)}
@@ -54,9 +55,16 @@ def save_chunk(folder: Location, indices: range, tensors: Mapping[str, "Tensor"]
 
 
 def load_chunk(folder: Location, indices: range) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """(tensors, facts) of a chunk. Raises FileNotFoundError if it is absent, InputError if it
-    is damaged."""
-    from safetensors.torch import load
+    """(tensors, facts) of a chunk. Raises what `load_arrays` does."""
+    import torch
+
+    arrays, facts = load_arrays(folder, indices)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, facts
+
+
+def load_arrays(folder: Location, indices: range) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(tensors as NumPy has them, facts) of a chunk. Raises FileNotFoundError if it is absent, InputError if it is damaged."""
+    from safetensors.numpy import load
 
     path = chunk_path(folder, indices)
     try:
@@ -64,15 +72,15 @@ def load_chunk(folder: Location, indices: range) -> tuple[dict[str, "Tensor"], d
     except IsADirectoryError as error:
         raise InputError(f"chunk {str(path)!r} is a folder: delete it and run the evaluation again") from error
     try:
-        tensors = load(data)
+        arrays = load(data)
         facts = typed.parse_json(typed.tensors_metadata(data).get("ddpm", "").encode(), ChunkFacts)
-        whole = facts["sha256"] == content_sha256(tensors)
+        whole = facts["sha256"] == content_sha256(arrays)
         whole = whole and (facts["first"], facts["stop"]) == (indices.start, indices.stop)
     except (SafetensorError, ValueError) as error:
         raise InputError(f"chunk {str(path)!r} is damaged ({error}): run the evaluation again") from error
     if not whole:
         raise InputError(f"chunk {str(path)!r} is damaged (its content has another sha256): run the evaluation again")
-    return tensors, cast(dict[str, Any], facts)
+    return arrays, cast(dict[str, Any], facts)
 
 
 def load_chunks(
@@ -90,10 +98,11 @@ def load_chunks(
             yield last, *read.result()
 
 
-def content_sha256(tensors: Mapping[str, "Tensor"]) -> str:
-    """Of names, types, shapes and values."""
+def content_sha256(tensors: "Mapping[str, Tensor] | Mapping[str, np.ndarray]") -> str:
+    """Of names, types, shapes and values; the same of tensors on the CPU and of their arrays."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        array = np.asarray(tensor)
+        digest.update(f"{name} torch.{array.dtype} {list(array.shape)}\n".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()

@@ -19,7 +19,8 @@ from ddpm_core.protocol import fingerprint
 from ddpm_core.records import rung_path
 from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.reference import describe_extractor, reference_statistics
+from pipelines.evaluate.extractor import describe_extractor
+from pipelines.evaluate.reference import reference_statistics
 from pipelines.evaluate.subject import sampler_steps, with_execution
 from pipelines.runtime.cluster import check_fits, choose_execution, connect
 from pipelines.runtime.fan_out import Pool

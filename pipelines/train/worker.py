@@ -16,6 +16,7 @@ from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.configs import Execution
 from ddpm_core.costs import fit_micro_batch
 from ddpm_core.diffusion import GaussianDiffusion
+from ddpm_core.png import encode_png, tile
 from ddpm_core.precision import compute_deterministically
 from ddpm_core.records import GRAD_NORM, LOSS
 from ddpm_core.samplers import sample
@@ -210,4 +211,4 @@ def sample_grid(config: TrainConfig, state: TrainState, diffusion: GaussianDiffu
     steps = min(GRID_STEPS, config.diffusion.num_timesteps)
     noise = rng.SampleNoise(config.seed, torch.arange(GRID, device=device), shape[1:], purpose="training samples")
     drawn = sample(diffusion, network, shape, noise=noise, method="ddim", steps=steps)
-    return images.encode_png(images.tile(images.to_uint8(drawn).cpu(), GRID_COLUMNS))
+    return encode_png(tile(images.to_uint8(drawn).cpu().numpy(), GRID_COLUMNS))

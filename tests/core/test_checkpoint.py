@@ -306,7 +306,7 @@ def test_a_writer_stopped_at_any_file_leaves_the_checkpoints_before(
                 stop()
             save_file(weights, path)
 
-        monkeypatch.setattr("ddpm_core.checkpoint.save_file", sometimes)
+        monkeypatch.setattr("safetensors.torch.save_file", sometimes)
     for later in (2, 3):  # over the one that stands there, and beside it
         trained.step = later
         with pytest.raises(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from pyarrow import parquet
 from torch import Tensor, nn
 
 from ddpm_core.errors import InputError
+from ddpm_core.extractors import ExtractorFacts, known_facts
 from ddpm_core.features import FeatureExtractor, TorchScriptFeatures, load_extractor
 from ddpm_core.inception import InceptionV3
 from ddpm_core.inception.weights import WEIGHTS_VARIABLE
@@ -109,8 +110,27 @@ def test_inception_repeats_grey_and_is_named_by_what_its_weights_are(
     assert torch.equal(features, expected[0])
     assert torch.equal(logits, expected[1])
 
-    monkeypatch.setattr("ddpm_core.features.WEIGHTS_SHA256_PREFIX", digest[:8])
+    monkeypatch.setattr("ddpm_core.extractors.WEIGHTS_SHA256_PREFIX", digest[:8])
     assert load_extractor("inception", (3, 8, 8)).name == "inception-2015-12-05"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_known_of_an_extractor_without_its_network_is_what_the_network_says(
+    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(InceptionV3().state_dict(), file)
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(file))
+    assert known_facts("inception", channels) is None  # not the published file: it is loaded, to see whether it fits
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr("ddpm_core.extractors.WEIGHTS_SHA256_PREFIX", digest[:8])
+    for spec in ("inception", "pixels"):
+        loaded = load_extractor(spec, (channels, 8, 8))
+        of_network = (loaded.name, loaded.sha256, loaded.dim, loaded.num_logits, loaded.resize)
+        assert known_facts(spec, channels) == ExtractorFacts(*of_network)
+        features, logits = loaded(torch.zeros(2, channels, 8, 8, dtype=torch.uint8))
+        assert features.shape == (2, loaded.dim)
+        assert (None if logits is None else logits.shape[1]) == loaded.num_logits
 
 
 def test_torchscript_may_return_features_alone_or_with_logits(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from support.gaussian_case import unchecked
 from torch import Tensor
 
-from ddpm_core import images
+from ddpm_core import images, png
 from ddpm_core.pixel_range import OFFSET, SCALE, scaled_values
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
@@ -100,7 +100,7 @@ def test_channels_move_between_last_and_first_place() -> None:
 @settings(max_examples=60, deadline=None)
 def test_tiles_lie_row_by_row_without_gaps_on_black(n: int, columns: int, h: int, w: int, c: int) -> None:
     pixels = torch.randint(1, 256, (n, h, w, c), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
-    grid = images.tile(pixels, columns)
+    grid = torch.from_numpy(png.tile(pixels.numpy(), columns))
     rows = math.ceil(n / columns)
     assert grid.shape == (rows * h, columns * w, c)
     for place in range(rows * columns):
@@ -112,5 +112,5 @@ def test_tiles_lie_row_by_row_without_gaps_on_black(n: int, columns: int, h: int
 @pytest.mark.parametrize("c", [1, 3])
 def test_a_png_holds_the_pixels(c: int) -> None:
     pixels: Tensor = torch.arange(5 * 4 * c, dtype=torch.uint8).reshape(5, 4, c)
-    decoded = np.asarray(Image.open(io.BytesIO(images.encode_png(pixels)))).reshape(5, 4, c)
+    decoded = np.asarray(Image.open(io.BytesIO(png.encode_png(pixels.numpy())))).reshape(5, 4, c)
     assert np.array_equal(decoded, pixels.numpy())

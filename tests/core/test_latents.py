@@ -13,7 +13,6 @@ from torch import Tensor
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.latents import (
     capture,
-    coarse_to_fine_depths,
     decode,
     draw_latent,
     encode,
@@ -24,6 +23,7 @@ from ddpm_core.latents import (
 from ddpm_core.rng import SampleNoise
 from ddpm_core.samplers import SamplerOptions, Step, sample, sample_steps
 from ddpm_core.schedules import make_betas
+from ddpm_core.timesteps import coarse_to_fine_depths
 
 T = 40
 DIFFUSION = GaussianDiffusion(make_betas("linear", T, beta_end=0.3))

@@ -9,8 +9,8 @@ from ddpm_core.commit import MANIFEST
 from ddpm_core.diffusion import DiffusionConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.evaluation import read_evaluation
+from pipelines.evaluate.extractor import describe_extractor
 from pipelines.evaluate.records import Records
-from pipelines.evaluate.reference import describe_extractor
 from pipelines.evaluate.subject import Subject
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.layout import Storage

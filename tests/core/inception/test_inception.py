@@ -203,13 +203,13 @@ def network(weights: dict[str, Tensor]) -> InceptionV3:
 def no_weights_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No variable, an empty cache (returned) and no network."""
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def unreachable(url: str, timeout: float) -> Any:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    return tmp_path / "checkpoints"
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def test_names_and_shapes_are_those_of_the_published_file() -> None:
@@ -416,7 +416,7 @@ def test_an_interrupted_download_leaves_nothing(no_weights_anywhere: Path, monke
 
 
 def test_a_damaged_file_in_the_cache_is_named(no_weights_anywhere: Path) -> None:
-    no_weights_anywhere.mkdir()
+    no_weights_anywhere.mkdir(parents=True)
     damaged = no_weights_anywhere / "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name
     damaged.write_bytes(b"half of it")
     with pytest.raises(InputError, match=r"weights-inception.*are damaged.*delete the file"):

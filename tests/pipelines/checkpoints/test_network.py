@@ -11,7 +11,7 @@ from ddpm_core.configs import DiffusionConfig
 from ddpm_core.errors import InputError
 from ddpm_core.training import TrainState
 from ddpm_core.unet import UNet
-from pipelines.checkpoints.network import process_of
+from pipelines.checkpoints.process import process_of
 
 
 def checkpoint_of(process: DiffusionConfig, folder: Path) -> Checkpoint:

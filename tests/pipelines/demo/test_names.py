@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ddpm_core.protocol import Protocol, fingerprint
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.pictures import PictureProtocol
+from pipelines.evaluate.illustrate.pictures import PictureProtocol
 from pipelines.sweep.config import ScheduleSweep
 from pipelines.sweep.driver import sweep_identity
 from pipelines.train.config import TrainConfig, config_for

@@ -14,7 +14,7 @@ from ddpm_core.features import load_extractor
 from ddpm_core.rng import permutation
 from pipelines.evaluate.calibration import calibrate, check_calibrated, outcome_path
 from pipelines.evaluate.config import CalibrateConfig
-from pipelines.evaluate.reference import describe_extractor
+from pipelines.evaluate.extractor import describe_extractor
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.driver import preprocess
 from pipelines.shards.dataset import ShardedDataset

@@ -52,12 +52,12 @@ from pipelines.evaluate.driver import (
     evaluate_lengths,
 )
 from pipelines.evaluate.evaluation import Evaluation, compare, read_evaluation
+from pipelines.evaluate.extractor import describe_extractor
 from pipelines.evaluate.measure import ChainPoint, Samples, chain_values, distance_values, measure, read_samples
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import (
     ShardFeatures,
     Sums,
-    describe_extractor,
     read_reference,
     reference_path,
     reference_statistics,

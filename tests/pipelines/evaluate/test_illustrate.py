@@ -11,6 +11,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 from support.evaluation import numbers
+from support.imports import loaded_by_job
 from support.short_run import short_run
 
 from ddpm_core import images, rng
@@ -22,9 +23,10 @@ from pipelines.checkpoints.network import NetworkHolder
 from pipelines.checkpoints.store import saved_checkpoints
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.driver import EvaluateResult, evaluate
-from pipelines.evaluate.neighbours import SPACES, find_neighbours
-from pipelines.evaluate.pictures import Painter, PictureProtocol
-from pipelines.evaluate.reference import describe_extractor, load_for
+from pipelines.evaluate.extractor import describe_extractor, load_for
+from pipelines.evaluate.illustrate.neighbours import SPACES, find_neighbours
+from pipelines.evaluate.illustrate.painter import Painter
+from pipelines.evaluate.illustrate.pictures import PictureProtocol
 from pipelines.runtime.fan_out import Pool
 from pipelines.shards.dataset import ShardedDataset
 
@@ -143,7 +145,7 @@ def test_samples_of_a_latent_differ_with_a_deterministic_sampler_too(
     diffusion, network = NetworkHolder("ema").of(trained)
     (tile,) = (
         Painter(protocol, digits)
-        ._shared(diffusion, network, protocol.depths("shared", diffusion)[1])[0, :, ..., 0]
+        ._shared(diffusion, network, protocol.depths("shared", trained.diffusion_config())[1])[0, :, ..., 0]
         .numpy()
     )
     first, second, third = tile[:8, :8], tile[:8, 8:], tile[8:, :8]
@@ -207,6 +209,28 @@ def test_lost_or_damaged_parts_of_pictures_are_made_again_alike(
     assert {path: path.read_bytes() for path in before} == before
     assert any(str(parts[1]) in line and "damaged" in line for line in lines)
     assert written == []
+
+
+def test_an_evaluation_with_pictures_is_found_done_without_torch_and_ray(
+    illustrated: tuple[EvaluateResult, Path], trained: Checkpoint
+) -> None:
+    _, storage = illustrated
+    config = illustrated_config(trained, storage)
+    names = (
+        "run",
+        "storage",
+        "extractor",
+        "samples",
+        "chunk_size",
+        "batch_size",
+        "sampler",
+        "sampler_steps",
+        "pictures",
+    )
+    options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
+    modules = loaded_by_job("evaluate.py", "--mode", "exact", *options)
+    assert "mlflow" in modules
+    assert not modules & {"torch", "ray", "torchmetrics"}
 
 
 @pytest.mark.slow

@@ -23,10 +23,11 @@ from ddpm_core.likelihood import Bound, rate_distortion, variational_bound
 from ddpm_core.protocol import fingerprint
 from ddpm_core.unet import UNet
 from jobs.cli import parse
+from pipelines.likelihood.bound import merge_chunks
 from pipelines.likelihood.config import LikelihoodConfig
-from pipelines.likelihood.driver import LikelihoodResult, choose_images, make_protocol, measure_likelihood
-from pipelines.likelihood.result import Likelihood, merge_chunks
-from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodWorker
+from pipelines.likelihood.driver import LikelihoodResult, make_protocol, measure_likelihood
+from pipelines.likelihood.result import Likelihood
+from pipelines.likelihood.worker import LikelihoodChunk, LikelihoodWorker, choose_images
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.chunks import chunk_ranges, load_chunk
 from pipelines.tracking.tracker import Tracker

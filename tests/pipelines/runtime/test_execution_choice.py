@@ -1,6 +1,7 @@
 """How a network is executed, by what Ray says of the cluster's GPUs."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -53,12 +54,30 @@ def test_exact_is_what_the_options_say_on_every_gpu(cluster: None) -> None:
         assert choose_execution(chosen, lambda line: None)[0] == chosen
 
 
-def test_nothing_is_started_to_learn_that_this_machine_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_started_to_learn_that_this_machine_has_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(module, "connect", lambda: pytest.fail("Ray was started"))
     assert choose_execution(Execution(), lambda line: None) == (EXACT, "there is no GPU")
+
+
+def test_a_ray_that_was_started_on_this_machine_is_asked_for_its_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray._private.utils import read_ray_address, write_ray_address
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "ray").mkdir()
+    write_ray_address("10.0.0.1:6379", str(tmp_path / "ray"))
+    assert read_ray_address() == "10.0.0.1:6379"  # as Ray finds it
+    monkeypatch.setattr(module, "connect", lambda: Resources(cpus=8.0, gpus=1.0))
+    monkeypatch.setattr(module, "gpu_kinds", lambda: ["H100"])
+    assert choose_execution(Execution(), lambda line: None)[0].precision == "bfloat16"
 
 
 @pytest.mark.parametrize("cluster", [[]], indirect=True)

@@ -27,8 +27,9 @@ from ddpm_core.metrics.memorization import (
 from ddpm_core.precision import full_float32
 from ddpm_core.protocol import Protocol
 from ddpm_core.records import CI_HIGH, CI_LOW, HELD_OUT, MEMORIZED, MEMORIZED_FEATURES
-from pipelines.evaluate.pictures import Picture
-from pipelines.evaluate.reference import BATCH, Extractor, load_for, units_of
+from pipelines.evaluate.extractor import Extractor, load_for
+from pipelines.evaluate.illustrate.pictures import Picture
+from pipelines.evaluate.reference import BATCH, units_of
 from pipelines.runtime.fan_out import Pool, make_missing
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.chunks import content_sha256, load_chunks, save_chunk
@@ -142,14 +143,12 @@ class Memorization:
             chosen = nearness(near.distances).argsort(stable=True)[:SHOWN]
             columns = min(SHOWN, near.numbers.shape[1])
             numbers = near.numbers[chosen, :columns]
-            shape = dataset.shape
-            training = torch.from_numpy(dataset.pixels(numbers.flatten().numpy()))
-            training = training.unflatten(0, (len(chosen), columns))
+            training = dataset.pixels(numbers.flatten().numpy()).reshape(len(chosen), columns, *dataset.shape)
             where = "pixels" if space == "pixels" else "the extractor's features"
             drawn.append(
                 Picture(
                     f"neighbours_{space}",
-                    torch.cat([samples[chosen].reshape(-1, 1, *shape), training], dim=1),
+                    np.concatenate([samples[chosen].numpy()[:, None], training], axis=1),
                     tuple(f"sample {int(number)}" for number in chosen),
                     ("sample", *(f"nearest {place + 1}" for place in range(columns))),
                     f"The {len(chosen)} of {self.samples:,} samples that are nearest to training images, by the ratio of the "
@@ -183,7 +182,7 @@ def find_neighbours(
         NeighbourWorker,
         [queries, extractor, dataset],
         units,
-        is_current=lambda unit, tensors, facts: all(facts.get(name) == value for name, value in wanted.items()),
+        is_current=lambda unit, _, facts: all(facts.get(name) == value for name, value in wanted.items()),
         stage="evaluate",
         counted="training images",
         note=lambda unit: "nearest neighbours",

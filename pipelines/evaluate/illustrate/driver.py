@@ -3,22 +3,20 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.protocol import Protocol, fingerprint
 from ddpm_core.records import neighbours_path, picture_path, pictures_path
-from pipelines.evaluate.pictures import Picture, PictureProtocol, draw_pictures
+from pipelines.evaluate.illustrate.pictures import Picture, PictureProtocol, draw_pictures
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.subject import Subject
-from pipelines.evaluate.worker import sample_checkpoints
 from pipelines.runtime.fan_out import Pool
 from pipelines.storage.chunks import load_chunks
 from pipelines.tracking.run import TrackedRun
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.neighbours import Memorization
+    from torch import Tensor
+
+    from pipelines.evaluate.illustrate.neighbours import Memorization
 
 
 def illustrate(subject: Subject, records: Records, checkpoint: Checkpoint, pool: Pool) -> "Memorization | None":
@@ -66,7 +64,7 @@ def memorization_of(
     subject: Subject, checkpoint: Checkpoint, protocol: Protocol, pool: Pool
 ) -> "tuple[Memorization, list[Picture]]":
     """How many of the first samples look memorized, and those nearest to training images."""
-    from pipelines.evaluate.neighbours import find_neighbours  # here: with torchmetrics
+    from pipelines.evaluate.illustrate.neighbours import find_neighbours  # here: with torchmetrics
 
     dataset = subject.references["train"]
     samples = first_samples(subject, checkpoint, pool)
@@ -83,9 +81,13 @@ def memorization_of(
     return memorization, memorization.pictures(samples, dataset)
 
 
-def first_samples(subject: Subject, checkpoint: Checkpoint, pool: Pool) -> Tensor:
+def first_samples(subject: Subject, checkpoint: Checkpoint, pool: Pool) -> "Tensor":
     """The samples 0, 1, .. of a checkpoint that are looked up, uint8 [n,h,w,c]; those whose images an earlier evaluation
     did not keep are made again."""
+    import torch
+
+    from pipelines.evaluate.worker import sample_checkpoints
+
     nearest, noise = subject.config.nearest, subject.config.noise
     chunks = [indices for indices in subject.chunks if indices.start < nearest]
     folder = subject.samples(noise)
