@@ -45,7 +45,9 @@ class Trials:
         missing = [key for key in trials if not self.outcome_file(steps, *key).exists()]
         if missing:
             concurrent = min(self.max_concurrent, len(missing))
-            self.say(f"sweep: {len(missing)} trials to step {steps:,}, {concurrent} at a time")
+            self.say(
+                f"sweep: {len(missing)} trial{'' if len(missing) == 1 else 's'} to step {steps:,}, {concurrent} at a time"
+            )
             with message_queue() as queue, TrialLines(queue, self.say):
                 self._tune(steps, missing, concurrent, queue)
         return [read_outcome(self.outcome_file(steps, *key)) for key in trials]
