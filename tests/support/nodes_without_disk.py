@@ -43,6 +43,7 @@ def with_a_disk(folder: Path) -> None:
 
 
 def main(shards: str, storage: str, tracking: str, folder: Path) -> None:
+    folder.mkdir()
     with_a_disk(folder / "head")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = []
