@@ -26,6 +26,11 @@ def metric_name(metric: str, extractor: str) -> str:
     return f"{metric}_{extractor}"
 
 
+def weights_name(weights: Weights) -> str:
+    """As people write it."""
+    return "EMA" if weights == "ema" else weights
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Everything besides the checkpoint that a Frechet distance or Inception score depends on."""
@@ -81,7 +86,7 @@ class Protocol:
         return (
             f"{self.num_samples:,} samples, {self.sampler} with {self.sampler_steps:,} steps ({self.spacing})"
             f"{f', eta {self.eta:g}' if self.eta else ''}{f', sigma^2 {self.var_type}' if self.var_type else ''}, "
-            f"{self.weights.upper() if self.weights == 'ema' else self.weights} weights"
+            f"{weights_name(self.weights)} weights"
             f"{f' of length {self.ema_length:g}' if self.ema_length else ''}, "
             f"x0 {'clipped' if self.clip_denoised else 'not clipped'}, rounded {self.rounding} to 8 bits, "
             f"{self.precision}, batch {self.batch_size}, seed {self.seed} for {self.purpose}; features from {self.extractor} "

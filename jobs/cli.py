@@ -35,6 +35,7 @@ from jobs.help import grouped, name_of
 from pipelines.runtime.console import close_display, say, unread_output
 from pipelines.runtime.environment import prepare
 from pipelines.runtime.options import Checked
+from pipelines.runtime.progress import PACE
 from pipelines.runtime.recipe import Recipe, options, write_recipe
 
 __all__ = ["MISSING", "Positional", "Suppress", "parse", "run", "say"]
@@ -181,7 +182,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     prepare()
     if sys.stdout is not None and sys.stdout.isatty():
-        os.environ.setdefault("DDPM_PROGRESS_SECONDS", "0.5")
+        os.environ.setdefault(PACE, "0.5")
     signal.signal(signal.SIGTERM, interrupt)
     with unread_output():
         try:

@@ -18,7 +18,7 @@ from reports.records.entities import ExperimentRecord, RunRecord
 from reports.records.records import is_served, read_experiment, run_link
 from reports.records.store import Store
 from reports.sections import commands, samples
-from reports.sections.checkpoints import ProtocolSection, protocol_section
+from reports.sections.checkpoints import ProtocolSection, protocol_sections
 from reports.sections.choices import ChoiceSection, ema_sections, sampler_sections
 from reports.sections.compression import CompressionSection, compression_section
 from reports.sections.likelihoods import LikelihoodSection, likelihood_section
@@ -124,7 +124,7 @@ def compose(
         facts=_facts(record, rankings, lead, best),
         grid=samples.best_grid(store, best) if best else None,
         attention=attention(record),
-        protocols=tuple(protocol_section(store, record, ranking) for ranking in rankings),
+        protocols=protocol_sections(store, record, rankings),
         samplers=sampler_sections(record, rankings),
         ema_lengths=ema_sections(store, record, rankings),
         training=training_charts(store, record, lead, rankings),

@@ -1,17 +1,13 @@
 """Confidence intervals, all of what evaluations of this n have on average over their seeds, given checkpoint, sampler and
-reference: of a Frechet distance, from the statistics of an evaluation's chunks, of a KID, of an Inception score, and of a
-proportion, which precision is.
+reference: of a Frechet distance, from the statistics of an evaluation's chunks, of FID-infinity, of a KID, of an Inception
+score, and of a proportion, which precision is.
 
 Recall has none: it depends on which samples are nearest to each other, and jackknives over samples or chunks of them were
 1.1 to 2.3 times too wide on Gaussians (300 samples and references, 2 to 32 dimensions, k = 3), most if the sets are alike.
 
 The method for the Frechet distance is a delete-one-chunk jackknife. Its m replicates come from one
 eigen-decomposition: the mean and the traces of each leave-one-out sample are exact, and only the trace of the root is
-replaced by its first-order term, with any L of S2 = L L^T,
-
-    d tr M^(1/2) = 1/2 tr[ L M^(-1/2) L^T dS1 ],   M = L^T S1 L.
-
-Leaving samples out keeps S1 inside its range, so if M is singular its pseudo-inverse is the right one.
+replaced by its first-order term (`frechet.root_derivative`).
 """
 
 import math
@@ -22,15 +18,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ddpm_core.metrics.frechet import (
-    FeatureStatistics,
-    FeatureSums,
-    cholesky,
-    congruent,
-    is_certain,
-    moments,
-    symmetric_root,
-)
+from ddpm_core.metrics.extrapolation import Extrapolation
+from ddpm_core.metrics.frechet import FeatureStatistics, FeatureSums, moments, root_derivative
 from ddpm_core.metrics.kernel_distance import Kid
 from ddpm_core.metrics.products import add_gram
 from ddpm_core.verdicts import Interval, known_interval
@@ -133,14 +122,9 @@ def leave_one_out_distances(
     mean, cov = moments(total)
     reference_trace = reference_cov.trace()
     others = (mean - reference_mean).square().sum() + cov.trace() + reference_trace
-    factor, eigenvalues, vectors = _spectrum(cov, reference_cov, others.item())
+    roots, half = root_derivative(cov, reference_cov, others.item())
     del cov, reference_cov
-    # Below this an eigenvalue is the rounding of a 0.
-    kept = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
-    roots = eigenvalues.clamp(min=0).sqrt()
-    half = factor @ (vectors * torch.where(kept, roots.rsqrt(), 0.0))
-    del factor, vectors
-    # weight = L M^(-1/2) L^T = half half^T; <weight, cov> is the sum of roots.
+    # <half half^T, cov> is the sum of roots.
     weight = torch.zeros_like(half)
     add_gram(weight, half.T)
     # With a symmetric matrix what is above the diagonal counts twice.
@@ -157,18 +141,16 @@ def leave_one_out_distances(
     return max(0.0, (others - 2 * roots.sum()).item()), replicates, chunks.counts
 
 
-def _spectrum(
-    cov: Float64[Tensor, "d d"], reference_cov: Float64[Tensor, "d d"], others: float
-) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
-    """(L with S2 = L L^T, eigenvalues and eigenvectors of L^T S1 L): L by Cholesky, or the symmetric root if rounding could
-    move the distance else. others: the distance without the trace of the root."""
-    factor = cholesky(reference_cov)
-    if factor is not None:
-        eigenvalues, vectors = torch.linalg.eigh(congruent(factor, cov))
-        if is_certain(eigenvalues, others - 2 * eigenvalues.clamp(min=0).sqrt().sum().item()):
-            return factor, eigenvalues, vectors
-    root = symmetric_root(reference_cov)
-    return root, *torch.linalg.eigh(root @ cov @ root)
+def extrapolation_interval(extrapolation: Extrapolation) -> Interval | None:
+    """(low, high): the 95 % interval of FID-infinity by its standard error; below 0 is as it should be.
+
+    It covers what a Frechet distance's does: what FID-infinity is on average over the seeds of evaluations of this n. It does
+    not cover what that average is off by, of which `ExtrapolatedFrechetDistance` says how much. Of 400 simulated evaluations
+    each, the error was 0.95 to 1.11 times the right one, and the interval held the mean in 93 to 97 % of cases, for 400 to
+    2,000 Gaussian samples of 8 to 64 dimensions or skewed ones of 16 and 64, be they distributed as the reference or not
+    (tests/core/metrics/test_extrapolation.py).
+    """
+    return _normal_interval(extrapolation.distance.item(), extrapolation.error.item())
 
 
 def kid_interval(kid: Kid) -> Interval | None:
@@ -179,9 +161,13 @@ def kid_interval(kid: Kid) -> Interval | None:
     mean in 89 to 96 % of cases for 200 to 1,000 Gaussian samples of 4 to 64 dimensions, the fewest with 200 samples of 4,
     for the cube of the kernel has heavy tails.
     """
-    mean, error = kid.mean.item(), kid.error.item()
+    return _normal_interval(kid.mean.item(), kid.error.item())
+
+
+def _normal_interval(value: float, error: float) -> Interval | None:
+    """The 95 % interval by a standard error, None if that is not finite."""
     reach = float(scipy.stats.norm.ppf(0.975)) * error
-    return known_interval(mean - reach, mean + reach)
+    return known_interval(value - reach, value + reach)
 
 
 def score_interval(mean: float, std: float, splits: int) -> Interval | None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Float64
 from safetensors import SafetensorError
 
 from ddpm_core import typed
@@ -22,7 +24,8 @@ from ddpm_core.errors import InputError
 from ddpm_core.posthoc_ema import chosen_steps, reconstruct
 from pipelines.checkpoints.store import commit_weights, saved_checkpoints
 from pipelines.runtime.progress import Say
-from pipelines.storage.locations import Location, delete, entries
+from pipelines.storage.lease import MAKING, sole_writer
+from pipelines.storage.locations import Location, delete, entries, is_there
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,23 +96,38 @@ def averaged_checkpoint(checkpoint: Checkpoint, length: float, folder: Location,
     source = checkpoint.files[AVERAGES]["sha256"]  # which holds all of the training up to here
     made_of = {"length": length, "steps": steps, "error": error, "averages_sha256": source}
     place = folder / checkpoint.path.name
-    if (place / MANIFEST).is_file():
-        made = open_checkpoint(place)
-        if made.made_of == made_of:
-            return made
+
+    def found() -> Checkpoint | None:
+        there = open_checkpoint(place) if is_there(place / MANIFEST) else None
+        return there if there is not None and there.made_of == made_of else None
+
+    made = found()
+    if made is None:
+        with sole_writer(folder, "EMA weights", say, wait=MAKING):  # who reads it would find it gone for a moment
+            made = found()
+            if made is None:
+                ema = averaged_weights(checkpoint, steps, weights)
+                commit_weights(folder, {"step": checkpoint.step, "ema": ema}, {**checkpoint.config, "made_of": made_of})
+                made = open_checkpoint(place)
+    return made
+
+
+def averaged_weights(
+    checkpoint: Checkpoint, steps: Sequence[int], weights: Float64[np.ndarray, "steps lengths"]
+) -> "dict[str, Tensor]":
+    """The sum of the averages that a checkpoint's run tracked up to some steps, float32, added up in float64."""
     import torch  # here: one that is made already is found without
 
     from ddpm_core.training import averages_of
 
+    run = checkpoint.path.parent
     total: dict[str, Tensor] = {}
     for step, row in zip(steps, weights.tolist(), strict=True):
         averages = checkpoint.averages() if step == checkpoint.step else read_averages(run, step)
         for tracked, weight in zip(TRACKED_LENGTHS, row, strict=True):
             for name, tensor in averages_of(averages, f"{tracked:g}").items():
                 total.setdefault(name, torch.zeros(tensor.shape, dtype=torch.float64)).add_(tensor, alpha=weight)
-    ema = {name: tensor.float() for name, tensor in total.items()}
-    commit_weights(folder, {"step": checkpoint.step, "ema": ema}, {**checkpoint.config, "made_of": made_of})
-    return open_checkpoint(place)
+    return {name: tensor.float() for name, tensor in total.items()}
 
 
 def read_averages(run: Location, step: int) -> "dict[str, Tensor]":

@@ -20,6 +20,7 @@ from pipelines.checkpoints.select import find_checkpoint
 from pipelines.checkpoints.store import commit_weights, saved_steps
 from pipelines.storage.chunks import content_sha256
 from pipelines.storage.layout import Run, Storage, open_storage
+from pipelines.storage.lease import MAKING, sole_writer
 from pipelines.storage.locations import Location, check_writable, committed_folder, location
 from pipelines.tracking.uri import tracking_uri
 
@@ -87,7 +88,9 @@ def import_weights(given: str, reference: str | None, storage: Storage) -> tuple
             "diffusion": asdict(diffusion),
             "shards": str(location(reference, option="--reference")),
         }
-        commit_weights(run.folder, {"step": 0, "model": weights, "ema": weights, "optimizer": {}}, config)
+        with sole_writer(run.folder, "run", wait=MAKING):
+            if not saved_steps(run.folder):
+                commit_weights(run.folder, {"step": 0, "model": weights, "ema": weights, "optimizer": {}}, config)
     return run, (open_checkpoint(run.folder / checkpoint_name(0)),)
 
 

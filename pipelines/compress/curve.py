@@ -32,6 +32,7 @@ from pipelines.storage.locations import commit_json, committed, location
 from pipelines.tracking.tracker import open_tracker
 
 BUDGETS = 16  # sizes that files are cut to
+FORMATS = {"JPEG": "JPEG", "WEBP": "WebP"}  # lossy ones, by Pillow's names
 
 
 def measure_curve(config: CurveConfig, say: Say = lambda line: None) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _measure_files(config: CurveConfig, codec: Codec, pixels: Tensor, say: Say) 
         IMAGES_PER_SECOND: {name: config.images / duration for name, duration in seconds.items()},
         "coded": _coded_points(pixels, decoded),
         "lossless": {"coded": bits_per_dim([len(file.data) for file in coded], pixels), **lossless_rates(pixels)},
-        "lossy": {form: lossy_points(pixels, form) for form in ("JPEG", "WEBP")},
+        "lossy": {form: lossy_points(pixels, form) for form in FORMATS},
         "account": _account(coded, pixels),
     }
 
@@ -200,7 +201,7 @@ def describe_curve(curve: dict[str, Any]) -> list[str]:
     )
     lines = [totals, lossy, f"{speed['encode']:.3g} images/s encoded, {speed['decode']:.3g} decoded"]
     points = [("coded", point) for point in curve["coded"]]
-    points += [(name, point) for name, of_format in curve["lossy"].items() for point in of_format]
+    points += [(FORMATS[form], point) for form, of_format in curve["lossy"].items() for point in of_format]
     return lines + [f"{name}: {point['rate']:.3f} bits/dim, RMSE {point['rmse']:.2f}" for name, point in points]
 
 
@@ -210,8 +211,10 @@ def draw_curve(curve: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     lines = [
         ("files cut at their checks", curve["coded"], "o-"),
-        ("JPEG", curve["lossy"]["JPEG"], "s:"),
-        ("WebP", curve["lossy"]["WEBP"], "^:"),
+        *(
+            (name, curve["lossy"][form], style)
+            for (form, name), style in zip(FORMATS.items(), ("s:", "^:"), strict=True)
+        ),
     ]
     for label, points, style in lines:
         axes.plot([point["rate"] for point in points], [point["rmse"] for point in points], style, ms=4, label=label)

@@ -223,10 +223,8 @@ class Stages:
                     for event in self.events.read():
                         result |= event.get("result", {})
                         said = line_of(event)
-                        if isinstance(said, ProgressLine):
-                            self.say(ProgressLine(said.standing, INDENT))
-                        else:
-                            self.say(textwrap.indent(said, INDENT))
+                        indented = textwrap.indent(said, INDENT)
+                        self.say(ProgressLine(said.standing, indented) if isinstance(said, ProgressLine) else indented)
                     time.sleep(POLL)
             except BaseException:
                 process.terminate()

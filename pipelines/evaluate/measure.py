@@ -63,8 +63,9 @@ class Measurer:
     timesteps: Sequence[int]
     read: dict[str, Reference] = field(default_factory=dict)  # by protocol
 
-    def run(self, unit: NumbersUnit | PreviewUnit, device: torch.device) -> list[str]:
+    def run(self, unit: NumbersUnit | PreviewUnit) -> list[str]:
         """Do a unit and return what there is to say of it. Raises InputError if a chunk or a reference is damaged."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if isinstance(unit, PreviewUnit):
             return self._preview(unit, device)
         return self._measure(unit.checkpoint, device)
@@ -229,14 +230,15 @@ def measure(samples: Samples, protocol: Protocol, reference: Reference, dataset:
 def distance_values(
     features: Sequence[Tensor], every: Tensor, statistics: metrics.FeatureStatistics, protocol: Protocol
 ) -> dict[str, float]:
-    """The Frechet distance with its interval and its extrapolation to infinitely many samples, if there are enough."""
+    """The Frechet distance and its extrapolation to infinitely many samples, each with its interval, if there are enough."""
     name = protocol.distance
     distance, interval = distance_and_interval(features, statistics)
     values = {name: distance} | ends(name, interval)
     if len(every) // 10 > every.shape[1]:  # below, covariances are singular and the line in 1/n is none
-        extrapolated = metrics.ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
-        extrapolated.update(every, torch.arange(len(every)))
-        values[name + records.INFINITY] = float(extrapolated.compute())
+        metric = metrics.ExtrapolatedFrechetDistance(statistics, min_samples=len(every) // 10)
+        metric.update(every, torch.arange(len(every)))
+        extrapolation, name = metric.compute(), name + records.INFINITY
+        values |= {name: float(extrapolation.distance)} | ends(name, metrics.extrapolation_interval(extrapolation))
     return values
 
 

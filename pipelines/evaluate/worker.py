@@ -4,7 +4,7 @@ of what they drew."""
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,9 @@ from ddpm_core.protocol import Protocol
 from ddpm_core.samplers import sample_steps
 from pipelines.checkpoints.network import NetworkHolder
 from pipelines.evaluate.extractor import local_spec
-from pipelines.runtime.fan_out import Outcome, Pool, make_missing
+from pipelines.runtime.fan_out import Outcome, Pool, UnitWorker, make_missing
 from pipelines.storage.chunks import save_chunk
 from pipelines.storage.locations import Location, is_there
-
-if TYPE_CHECKING:
-    from pipelines.evaluate.measure import Measurer
 
 # Of the x_0 predicted along the chain, in a chunk: float32 [points, n, d] and [points, n, k].
 CHAIN, CHAIN_LOGITS = "progress", "progress_logits"
@@ -58,7 +55,7 @@ class Sampler:
     """The worker: holds the extractor and one checkpoint's network; makes chunks, each of which can be made again, and has
     the measurer, if there is one, do all other units."""
 
-    def __init__(self, settings: SampleSettings, extractor: str, measurer: "Measurer | None" = None) -> None:
+    def __init__(self, settings: SampleSettings, extractor: str, measurer: UnitWorker | None = None) -> None:
         self.settings, self.protocol, self.measurer = settings, settings.protocol, measurer
         protocol = settings.protocol
         self.networks = NetworkHolder(
@@ -76,7 +73,8 @@ class Sampler:
         if isinstance(unit, SampleChunk):
             return self.sample(unit)
         assert self.measurer is not None  # the caller gave a unit for it
-        return self.measurer.run(unit, self.device)
+        lines: list[str] = self.measurer.run(unit)
+        return lines
 
     @torch.no_grad()
     def sample(self, chunk: SampleChunk) -> bool:
@@ -150,7 +148,7 @@ def sample_checkpoints(
     settings: SampleSettings,
     extractor: str,
     pool: Pool,
-    measurer: "Measurer | None" = None,
+    measurer: UnitWorker | None = None,
     due: list[Any] | None = None,
 ) -> Iterator[tuple[Checkpoint, list[range], Outcome]]:
     """Make what is missing in folder/step-...; with each chunk, (its checkpoint, that one's chunks so far in order, what

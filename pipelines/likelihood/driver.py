@@ -70,8 +70,8 @@ def measure_likelihood(config: LikelihoodConfig, say: Say = lambda line: None) -
     named = replace(config, storage=str(storage.root), data=config.data and str(dataset.path))
     keep_recipe(run.likelihood(fingerprint(protocol)), named)
     if not pending:
-        count = len(checkpoints)
-        say(f"likelihood: {run.name} is done, {count} checkpoints under protocol {fingerprint(protocol)}")
+        counted = "1 checkpoint" if len(checkpoints) == 1 else f"{len(checkpoints)} checkpoints"
+        say(f"likelihood: {run.name} is done, {counted} under protocol {fingerprint(protocol)}")
     return LikelihoodResult(tracked.run_id, tuple(likelihoods[c.step] for c in checkpoints))
 
 

@@ -68,10 +68,13 @@ class Display:
         from rich.console import Group  # here: a log does without rich
         from rich.live import Live
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
         from rich.text import Text
 
-        standing = TextColumn("{task.fields[standing]}", markup=False)
-        self.bars = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), standing)
+        # Of a line that is too long for the terminal, this loses its end; the bar and what is before it stay.
+        standing = TextColumn("{task.fields[standing]}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+        stage = TextColumn("{task.description}", markup=False)
+        self.bars = Progress(stage, BarColumn(bar_width=24), standing, expand=True)
         self.tasks: dict[str, Any] = {}  # the bar of each stage
         self.warning = Text(style="yellow")
         self.live = Live(Group(self.bars, self.warning), refresh_per_second=4, transient=True)
@@ -79,7 +82,9 @@ class Display:
 
     def show(self, standing: StageStanding) -> None:
         """Draw a stage that is not done."""
-        words = [*standing.parts()]
+        words = standing.parts()
+        if standing.left is not None:
+            words.insert(1, words.pop())  # where it is in sight
         if standing.workers is not None:
             words.append(f"{standing.workers} worker{'' if standing.workers == 1 else 's'}")
         if standing.curve:
@@ -125,11 +130,11 @@ def _say(line: str, standing: StageStanding | None) -> None:
     if standing is not None and not standing.final:
         _display.show(standing)
         return
-    _display.print(line)
     if standing is not None:
         _display.end(standing.stage)
-        if not _display.tasks:
-            close_display()
+    _display.print(line)
+    if standing is not None and not _display.tasks:
+        close_display()
 
 
 def close_display() -> None:
@@ -158,7 +163,9 @@ def emit(event: dict[str, Any]) -> None:
 def line_of(event: dict[str, Any]) -> str:
     """What an event says, one of progress as such."""
     standing = event.get("standing")
-    return str(event.get("line", "")) if standing is None else ProgressLine(StageStanding(**standing))
+    return (
+        str(event.get("line", "")) if standing is None else ProgressLine(StageStanding(**standing), str(event["line"]))
+    )
 
 
 class EventReader:

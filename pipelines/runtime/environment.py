@@ -12,6 +12,7 @@ VARIABLES = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # INFO announces every table that a new database gets
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train's 2 s are how long a dead worker goes unseen
     "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune prints tables that no verbosity silences
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ctrl-C would be kept from the command, which could not tell it from trials that ended
     "RAY_worker_maximum_startup_concurrency": "16",  # below it, Ray warns about every actor without a CPU of its own
 }
 

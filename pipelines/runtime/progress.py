@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ Say = Callable[[str], None]
 FIRST, SHARE, LAST = 5.0, 0.05, 60.0  # seconds between lines: at the start, as a share of what has passed, at most
 SETTLED = 10.0  # seconds, at most, that workers end their first units apart
 BLOCKS = "▁▂▃▄▅▆▇█"
+PACE = "DDPM_PROGRESS_SECONDS"
 
 
 class WarningLine(str):
@@ -21,7 +21,8 @@ class WarningLine(str):
 @dataclass(frozen=True)
 class StageStanding:
     """How far a stage is. seconds: since its start. rate: a second, and left: seconds, None while that cannot be told. workers:
-    those alive, None if it is not known. curve: of what is watched, such as the loss, in block characters."""
+    those alive, None if it is not known. curve: of what is watched, such as the loss, in block characters. ended: it is over, if
+    done or not."""
 
     stage: str
     done: int
@@ -33,10 +34,11 @@ class StageStanding:
     extra: str = ""
     workers: int | None = None
     curve: str = ""
+    ended: bool = False
 
     @property
     def final(self) -> bool:
-        return self.done >= self.total
+        return self.ended or self.done >= self.total
 
     def parts(self) -> list[str]:
         """The standing in words, without the stage."""
@@ -46,22 +48,25 @@ class StageStanding:
         if self.extra:
             said.append(self.extra)
         if self.final:
-            said.append(f"in {duration(self.seconds)}")
+            said.append(f"{'in' if self.done >= self.total else 'ended after'} {duration(self.seconds)}")
         elif self.left is not None:
             said.append(f"{duration(self.left)} left")
         return said
 
 
 class ProgressLine(str):
-    """A line that says how far a stage is. A terminal may draw its `standing` in place of it, unless that is final. before: what
-    the line begins with."""
+    """A line that says how far a stage is, in the words of its `standing` if in no others. A terminal may draw that in place of
+    the line, unless it is final."""
 
     standing: StageStanding
 
-    def __new__(cls, standing: StageStanding, before: str = "") -> "ProgressLine":
-        line = super().__new__(cls, f"{before}{standing.stage}: {' | '.join(standing.parts())}")
+    def __new__(cls, standing: StageStanding, words: str = "") -> "ProgressLine":
+        line = super().__new__(cls, words or f"{standing.stage}: {' | '.join(standing.parts())}")
         line.standing = standing
         return line
+
+    def __getnewargs__(self) -> tuple[StageStanding, str]:  # type: ignore[override]  # str's own is for another __new__
+        return self.standing, str(self)
 
 
 def duration(seconds: float) -> str:
@@ -84,7 +89,7 @@ def sparkline(values: Sequence[float], width: int = 16) -> str:
 
 class Progress:
     """Says where a stage is, now and then and always at its end: after 5 s, and less often the longer it takes, once a minute at
-    last; or once in DDPM_PROGRESS_SECONDS.
+    last. With DDPM_PROGRESS_SECONDS it is said once in so many, and at the start.
 
     The speed is that from the first work that was done on, so that the start of workers is no part of it; it is told when it has
     been measured for a while.
@@ -100,9 +105,9 @@ class Progress:
         # When work was done for the first time, and when by all workers, and how much there was then.
         self._first: tuple[float, int] | None = None
         self._base: tuple[float, int] | None = None
-        every = os.environ.get("DDPM_PROGRESS_SECONDS")
+        every = os.environ.get(PACE)
         self.interval = None if every is None else float(every)
-        if sys.stdout.isatty():  # who looks on sees what is waited for
+        if self.interval is not None:  # who looks on sees what is waited for
             self.say(ProgressLine(self.standing(self.started)))
 
     def advance(self, amount: int, extra: str = "") -> None:

@@ -21,6 +21,7 @@ from pipelines.storage.locations import STORAGE_ERRORS, Location, check_writable
 from pipelines.storage.store_lease import StoreLease
 
 LEASE = 60.0  # seconds that a lease outlasts the last sign of life of who holds it on another machine
+MAKING = 600.0  # seconds to wait for another command that makes the very same thing
 LOCK, HOLDER = ".lease", ".lease.json"
 FILES = frozenset((LOCK, HOLDER))  # what may lie in a folder beside its own files
 
@@ -70,7 +71,7 @@ def lease(place: Location) -> SoftFileLease | StoreLease:
     """That of a name, which is not yet held."""
     if isinstance(place, Path):
         return SoftFileLease(place, lease_duration=LEASE)
-    return StoreLease(place, lasts=LEASE, machine=machine(), is_alive=is_alive)
+    return StoreLease(place, lasts=LEASE, machine=f"{machine()}{process_space()}", is_alive=is_alive)
 
 
 def acquire(
@@ -115,8 +116,15 @@ def machine() -> str:
     return platform.node()
 
 
+def process_space() -> str:
+    """What tells containers of one host name apart, in which a number is another process: Linux' namespace of process ids."""
+    with contextlib.suppress(OSError):
+        return f"-{Path('/proc/self/ns/pid').stat().st_ino}"
+    return ""
+
+
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process of this machine, and of this container, runs."""
     try:
         os.kill(process, 0)
     except PermissionError:

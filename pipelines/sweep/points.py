@@ -24,6 +24,11 @@ class Point:
     chosen: bool = False
 
 
+def trial_name(label: str, seed: int) -> str:
+    """What a person knows a trial by: its point's label, and its seed."""
+    return f"{label}, seed {seed}"
+
+
 def schedule_points(train: TrainConfig, schedules: Sequence[Schedule], matched: bool) -> dict[str, Point]:
     """Beta schedules at the end points of `train` (the paper's 1e-4 and 0.02), and, if `matched`, those of MATCHED once
     more with the beta_T at which L_T is as small as linear's: the paper compared only such (Appendix B).

@@ -21,7 +21,7 @@ from ddpm_core.schedules import PriorCheck
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.locations import Location, commit_json
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.points import Point
+from pipelines.sweep.points import Point, trial_name
 from pipelines.sweep.ranking import Outcome, summary
 from pipelines.sweep.result import SweepResult
 from pipelines.tracking.origin import data_input
@@ -101,7 +101,7 @@ def record_result(
     rows = [
         {
             **asdict(outcome),
-            "label": outcome.point if config.seeds == 1 else f"{outcome.point}, seed {outcome.seed}",
+            "label": outcome.point if config.seeds == 1 else trial_name(outcome.point, outcome.seed),
             "values": {**points[outcome.point].values, **({"seed": str(outcome.seed)} if config.seeds > 1 else {})},
             PRIOR_BPD: priors[outcome.point].bits_per_dim,
             "prior_met": priors[outcome.point].met,

@@ -10,6 +10,7 @@ from ddpm_core.commit import MANIFEST
 from ddpm_core.errors import InputError
 from ddpm_core.verdicts import Standing, standings
 from pipelines.storage.locations import Location
+from pipelines.sweep.points import trial_name
 from pipelines.sweep.ranking import Outcome, measurements
 
 WHAT = "result of a sweep"
@@ -50,7 +51,7 @@ class SweepResult:
             for rank, standing in enumerate(self.ranking, 1)
         ]
         lines += [
-            f"{outcome.point}, seed {outcome.seed}, {outcome.status} at step {outcome.steps:,}: {outcome.reason}"
+            f"{trial_name(outcome.point, outcome.seed)}, {outcome.status} at step {outcome.steps:,}: {outcome.reason}"
             for outcome in self.outcomes
             if outcome.status != "finished"
         ]

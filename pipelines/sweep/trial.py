@@ -1,5 +1,6 @@
 """Trials: a trial is a point of a sweep with one seed, trained and evaluated under Ray Tune up to a step."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,14 +13,15 @@ from ddpm_core import typed
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.records import CI_HIGH, CI_LOW, TRAIN
 from pipelines.evaluate.driver import evaluate
-from pipelines.runtime import console
 from pipelines.runtime.cluster import kept_by_ray
 from pipelines.runtime.environment import prepare
-from pipelines.runtime.progress import Say
+from pipelines.runtime.messages import MessageQueue, message_queue
+from pipelines.runtime.progress import PACE, Say
 from pipelines.storage.layout import Storage
 from pipelines.storage.locations import Location, commit_json
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.points import Point
+from pipelines.sweep.lines import TrialEnds, TrialLines, say_through
+from pipelines.sweep.points import Point, trial_name
 from pipelines.sweep.ranking import Outcome
 from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import TrainConfig
@@ -43,23 +45,30 @@ class Trials:
         missing = [key for key in trials if not self.outcome_file(steps, *key).exists()]
         if missing:
             concurrent = min(self.max_concurrent, len(missing))
-            self.say(f"sweep: {len(missing)} trials to step {steps:,}, {concurrent} at a time")
-            self._tune(steps, missing, concurrent)
+            self.say(
+                f"sweep: {len(missing)} trial{'' if len(missing) == 1 else 's'} to step {steps:,}, {concurrent} at a time"
+            )
+            with message_queue() as queue, TrialLines(queue, self.say):
+                self._tune(steps, missing, concurrent, queue)
         return [read_outcome(self.outcome_file(steps, *key)) for key in trials]
 
-    def _tune(self, steps: int, missing: list[tuple[str, int]], concurrent: int) -> None:
-        """Have Ray Tune run trials to a step, each of which writes the file of its outcome. Raises what a trial raised."""
+    def _tune(self, steps: int, missing: list[tuple[str, int]], concurrent: int, queue: MessageQueue) -> None:
+        """Have Ray Tune run trials to a step, each of which writes the file of its outcome, and puts what it says into a queue.
+        Raises what a trial raised."""
         config, points, parent = self.config, self.points, self.parent_run_id
         files = {key: self.outcome_file(steps, *key) for key in missing}
-        command = list(sys.argv)
+        command, pace = list(sys.argv), os.environ.get(PACE)
 
         def trial(values: dict[str, Any]) -> None:
             prepare()  # in a process of Ray's, and before MLflow is imported
             sys.argv[:] = command  # the source of its runs in MLflow
+            if pace is not None:  # of who watches the driver
+                os.environ[PACE] = pace
             from pipelines.sweep.trial import run_trial
 
             label, seed = values["trial"]
-            outcome = run_trial(config, points[label], label, seed, steps, parent)
+            say = say_through(queue, trial_name(label, seed))
+            outcome = run_trial(config, points[label], label, seed, steps, parent, say)
             commit_json(files[label, seed], asdict(outcome))
             ray.tune.report({"done": 1})
 
@@ -68,7 +77,10 @@ class Trials:
             param_space={"trial": ray.tune.grid_search(missing)},
             tune_config=ray.tune.TuneConfig(max_concurrent_trials=concurrent),
             run_config=ray.tune.RunConfig(
-                name=f"{self.folder.name}-{steps}", verbose=0, **kept_by_ray(self.storage.ray)
+                name=f"{self.folder.name}-{steps}",
+                verbose=0,
+                callbacks=[TrialEnds(queue)],
+                **kept_by_ray(self.storage.ray),
             ),
         )
         for result in tuner.fit():
@@ -90,14 +102,12 @@ def read_outcome(path: Location) -> Outcome:
         raise InputError(f"{what} {str(path)!r} is damaged ({error}): {advice}") from error
 
 
-def run_trial(config: SweepConfig, point: Point, label: str, seed: int, steps: int, parent_run_id: str) -> Outcome:
+def run_trial(
+    config: SweepConfig, point: Point, label: str, seed: int, steps: int, parent_run_id: str, say: Say
+) -> Outcome:
     """Train and evaluate a point with one seed up to a step, in a process of Tune's. A training that diverges is an outcome."""
     torch.set_num_threads(1)  # its workers compute, not this process
     trial = config.training(point, seed, steps)
-
-    def say(line: str) -> None:
-        console.say(f"sweep: {label}, seed {seed}: {line}")
-
     run_id = ""
     try:
         trained = train(trial, say, parent_run_id=parent_run_id)

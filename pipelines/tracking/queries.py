@@ -103,8 +103,10 @@ def rankings(uri: str) -> list[RankingView] | None:
 
 def protocol_in_words(params: Mapping[str, str]) -> str:
     """What tells the protocols of one experiment apart, by the parameters of a run."""
-    kind = "{num_samples} samples, {sampler} with {sampler_steps} steps, {weights} weights, seed {seed} for {purpose}"
-    return kind.format_map(defaultdict(lambda: "?", params))
+    eta = "" if params.get("eta", "0.0") == "0.0" else ", eta {eta}"
+    length = "" if params.get("ema_length", "None") == "None" else " of length {ema_length}"
+    kind = f"{{num_samples}} samples, {{sampler}} with {{sampler_steps}} steps{eta}, {{weights}} weights{length}"
+    return f"{kind}, seed {{seed}} for {{purpose}}".format_map(defaultdict(lambda: "?", params))
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,14 @@ included, lies in its checkpoints. While MLflow does not answer, the training go
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import ray
 import ray.train
 import ray.train.torch
-import ray.util.queue
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ddpm_core import records
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
@@ -33,6 +30,7 @@ from pipelines.runtime.cluster import (
     has_dashboard,
     kept_by_ray,
 )
+from pipelines.runtime.messages import MessageQueue, message_queue
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
@@ -121,7 +119,7 @@ def train_alone(
     if resources is None:
         return training.already_done(done)
     training.begin(done, resources, reason)
-    with training.queues() as (outbox, stop):
+    with message_queue() as outbox, message_queue() as stop:
         trainer = training.trainer(WorkerTask(config, dataset, run.folder, outbox, stop), use_gpu=resources.gpus > 0)
         follower = training.follow(trainer, outbox, stop)
     if follower.diverged is not None:
@@ -171,19 +169,6 @@ class TrainingSession:
         )
         synchronise(self.tracked, self.run.name, done)
 
-    @contextlib.contextmanager
-    def queues(self) -> Iterator[tuple[ray.util.queue.Queue, ray.util.queue.Queue]]:
-        """(worker 0's messages to the driver, the driver's request to stop)."""
-        # Beside the driver, which they cannot outlive anyway: on another node they would die with that.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here}
-        outbox, stop = (ray.util.queue.Queue(actor_options=options) for _ in range(2))
-        try:
-            yield outbox, stop
-        finally:
-            outbox.shutdown()
-            stop.shutdown()
-
     def trainer(self, task: WorkerTask, *, use_gpu: bool) -> ray.train.torch.TorchTrainer:
         config = self.config
         return Trainer(
@@ -202,9 +187,7 @@ class TrainingSession:
             ),
         )
 
-    def follow(
-        self, trainer: ray.train.torch.TorchTrainer, outbox: ray.util.queue.Queue, stop: ray.util.queue.Queue
-    ) -> Follower:
+    def follow(self, trainer: ray.train.torch.TorchTrainer, outbox: MessageQueue, stop: MessageQueue) -> Follower:
         """Train to an end, whichever it is, with the records passed on. Raises what ended the workers."""
         logged = logged_steps(self.tracked)
         self.unsent.start()

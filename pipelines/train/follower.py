@@ -2,14 +2,10 @@
 
 import base64
 import hashlib
-import queue as queues
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import ray.exceptions
+from typing import Any
 
 from ddpm_core.checkpoint import Checkpoint, checkpoint_name, open_checkpoint
 from ddpm_core.errors import InputError
@@ -25,6 +21,7 @@ from ddpm_core.records import (
     training_metric,
     training_samples_path,
 )
+from pipelines.runtime.messages import Listener, MessageQueue
 from pipelines.runtime.progress import Progress, Say, WarningLine, duration
 from pipelines.storage.locations import Location
 from pipelines.storage.node_cache import cache_folder
@@ -34,13 +31,6 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.stop import StopRequest
 
 SILENCE = 300.0  # seconds without a message of the workers after which a person is told so
-
-
-class MessageQueue(Protocol):
-    """What is used of ray.util.queue.Queue."""
-
-    def put(self, item: Any) -> None: ...
-    def get(self, block: bool = True, timeout: float | None = None) -> Any: ...
 
 
 def unsent_folder(folder: Location) -> Path:
@@ -107,7 +97,7 @@ def synchronise(run: TrackedRun, name: str, checkpoints: Sequence[Checkpoint]) -
         run.model_of(name, checkpoint)
 
 
-class Follower:
+class Follower(Listener):
     """Takes worker 0's messages off the queue while the training runs, and passes a request to stop on to the workers. It
     never waits for MLflow. logged: the steps whose records MLflow has."""
 
@@ -122,54 +112,39 @@ class Follower:
         logged: set[int],
         say: Say,
     ) -> None:
-        self.name, self.config, self.outbox, self.say = name, config, outbox, say
+        super().__init__(outbox)
+        self.name, self.config, self.say = name, config, say
         self.stop, self.request, self.unsent = stop, request, unsent
         self.diverged: Mapping[str, Any] | None = None
         self.stopped_at: int | None = None
         self._logged = logged
         self._progress: Progress | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._passed_on = False
+        # When there was last a message, and the longest time between two.
+        self._heard, self._longest = time.monotonic(), 0.0
 
-    def __enter__(self) -> "Follower":
-        self._thread.start()
-        return self
+    def between(self) -> None:
+        """Pass a request to stop on, and tell a person of a long silence."""
+        if self.request.asked.is_set() and not self._passed_on:
+            self._passed_on = True
+            self.say("train: stopping, when the newest step is saved; once more to stop at once")
+            self.stop.put("stop")
+        silent = time.monotonic() - self._heard
+        if silent > max(SILENCE, 3.0 * self._longest):
+            self._longest = silent  # the next time it is said after three times as long
+            self.say(
+                WarningLine(
+                    f"train: nothing was heard of the workers for {duration(silent)}: they still start, or one of them "
+                    "is stopped or starved; `ray list actors` shows where they are"
+                )
+            )
 
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        passed_on = False
-        heard, longest = time.monotonic(), 0.0  # when there was last a message, and the longest time between two
-        while True:
-            if self.request.asked.is_set() and not passed_on:
-                passed_on = True
-                self.say("train: stopping, when the newest step is saved; once more to stop at once")
-                self.stop.put("stop")
-            stopping = self._stop.is_set()  # looked at before the queue is emptied, so that nothing is left in it
-            try:
-                message = self.outbox.get(timeout=0.5)
-            except (queues.Empty, ray.exceptions.RayError):
-                if stopping:
-                    return
-                silent = time.monotonic() - heard
-                if silent > max(SILENCE, 3.0 * longest):
-                    longest = silent  # the next time it is said after three times as long
-                    self.say(
-                        WarningLine(
-                            f"train: nothing was heard of the workers for {duration(silent)}: they still start, or one of them "
-                            "is stopped or starved; `ray list actors` shows where they are"
-                        )
-                    )
-                continue
-            waited, heard = time.monotonic() - heard, time.monotonic()
-            # How long a start takes says nothing of steps.
-            longest = 0.0 if message["kind"] == "start" else max(longest, waited)
-            self._take(message)
-
-    def _take(self, message: Mapping[str, Any]) -> None:
+    def take(self, message: Mapping[str, Any]) -> None:
+        """Pass on what a message of worker 0 tells."""
         kind = message["kind"]
+        waited, self._heard = time.monotonic() - self._heard, time.monotonic()
+        # How long a start takes says nothing of steps.
+        self._longest = 0.0 if kind == "start" else max(self._longest, waited)
         if kind == "start":
             step, workers = message["step"], message["workers"]
             self.say(f"train: {self.name} from step {step:,} on {workers} worker{'' if workers == 1 else 's'}")

@@ -112,7 +112,11 @@ def _score_chart(ranking: Ranking, drawn: Sequence[Sequence[Entry]], batch_size:
         batch_size=batch_size,
         beside=None if score is None else ("the paper", score),
     )
-    reach = "95 % intervals, of samples as many as a split has" if measured else "± one standard deviation over splits"
+    reach = (
+        "95 % intervals of its mean over splits; the table's ± is one standard deviation over them"
+        if measured
+        else "± one standard deviation over splits"
+    )
     caption = f"{name}, higher is better. Bars or bands: {reach}."
     if score is not None:
         caption += f" Dotted: the paper's {score} (Table 1), which was measured alike."

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.records import INFINITY, KID, PRECISION, RECALL, ranking_link
-from ddpm_core.verdicts import Verdict
+from ddpm_core.records import CI_HIGH, CI_LOW, INFINITY, KID, PRECISION, RECALL, ranking_link
+from ddpm_core.verdicts import Verdict, known_interval
 from reports.drawing.elements import SHOWN_ROWS, Chart, Column, Row, Table
 from reports.formatting import NOT_RECORDED, count, decimals_for, fixed, shortened
 from reports.records.entities import ExperimentRecord
@@ -13,7 +13,7 @@ from reports.records.records import run_link
 from reports.records.store import Store, public_uri
 from reports.sections.checkpoint_charts import further_charts, ranking_charts
 from reports.verdicts.ranking import Entry, Ranking
-from reports.verdicts.wording import decimals_of, interval_text, metric_name, score_text
+from reports.verdicts.wording import decimals_of, ends_text, interval_text, metric_name, sampler_words, score_text
 
 # Beside distance and score: metric -> title; {} is the distance's name.
 _FURTHER = {INFINITY: "{} at n → ∞", KID: "KID", PRECISION: "Precision", RECALL: "Recall"}
@@ -31,11 +31,38 @@ class ProtocolSection:
     link: str
 
 
-def protocol_section(store: Store, record: ExperimentRecord, ranking: Ranking) -> ProtocolSection:
+def protocol_sections(
+    store: Store, record: ExperimentRecord, rankings: Sequence[Ranking]
+) -> tuple[ProtocolSection, ...]:
+    titles = section_titles([ranking.protocol for ranking in rankings])
+    return tuple(protocol_section(store, record, *each) for each in zip(rankings, titles, strict=True))
+
+
+def section_titles(protocols: Sequence[Protocol]) -> list[str]:
+    """What each is called, by its sampler and the length of its EMA too if others would be called the same."""
+
+    def named(protocol: Protocol) -> str:
+        purpose = ", measured again on fresh samples" if protocol.purpose == "report" else ""
+        return f"{metric_name(protocol.distance)}, {protocol.num_samples:,} samples{purpose}"
+
+    def sampler(protocol: Protocol) -> str:
+        return f"{sampler_words(protocol)}, {protocol.sampler_steps:,} steps"
+
+    def length(protocol: Protocol) -> str:
+        return "the training's own EMA" if protocol.ema_length is None else f"EMA length {protocol.ema_length:g}"
+
+    titles = []
+    for protocol in protocols:
+        alike = [other for other in protocols if named(other) == named(protocol)]
+        choices = [words(protocol) for words in (sampler, length) if len({words(other) for other in alike}) > 1]
+        titles.append(", ".join([named(protocol), *choices]))
+    return titles
+
+
+def protocol_section(store: Store, record: ExperimentRecord, ranking: Ranking, title: str) -> ProtocolSection:
     protocol = ranking.protocol
-    purpose = ", measured again on fresh samples" if protocol.purpose == "report" else ""
     return ProtocolSection(
-        title=f"{metric_name(protocol.distance)}, {protocol.num_samples:,} samples{purpose}",
+        title=title,
         description=protocol.describe(),
         charts=ranking_charts(ranking),
         further=further_charts(store, ranking),
@@ -98,14 +125,21 @@ def _further_columns(
         name = protocol.distance + INFINITY if metric == INFINITY else protocol.metric(metric)
         if not any(name in entry.evaluation.metrics for entry in entries):
             continue
-        values = [
-            store.history(entry.evaluation.run_id, name).at(entry.checkpoint.step)
-            if name in entry.evaluation.metrics
-            else None
-            for entry in entries
-        ]
+        values = [_logged(store, entry, name) for entry in entries]
         largest = max((abs(value) for value in values if value), default=0.1)
         digits = decimals if metric == INFINITY else decimals_for(largest)
         column = Column(title=title.format(metric_name(protocol.distance)), numeric=True)
         columns.append((column, [fixed(value, digits) for value in values]))
+        if metric == INFINITY:  # those of the others are drawn
+            ends = [(_logged(store, entry, name + CI_LOW), _logged(store, entry, name + CI_HIGH)) for entry in entries]
+            intervals = [known_interval(low, high) for low, high in ends]
+            if any(intervals):
+                column = Column(title="95 % interval at n → ∞", numeric=True)
+                columns.append((column, [ends_text(interval, digits) for interval in intervals]))
     return columns
+
+
+def _logged(store: Store, entry: Entry, name: str) -> float | None:
+    """A metric of an entry, None if it was not logged."""
+    evaluation = entry.evaluation
+    return store.history(evaluation.run_id, name).at(entry.checkpoint.step) if name in evaluation.metrics else None

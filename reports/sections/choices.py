@@ -14,7 +14,7 @@ from reports.records.records import run_link
 from reports.records.store import Store
 from reports.sections.checkpoints import mark_of
 from reports.verdicts.ranking import Entry, Ranking, measured_most
-from reports.verdicts.wording import decimals_of, interval_text, metric_name
+from reports.verdicts.wording import decimals_of, interval_text, metric_name, sampler_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +132,6 @@ def sampler_section(record: ExperimentRecord, entries: Sequence[Entry]) -> Choic
     return measured.section(charts, measured.table(record, "Samplers", columns, {}))
 
 
-def sampler_words(protocol: Protocol) -> str:
-    """A sampler without the number of its steps."""
-    eta = f", η {protocol.eta:g}" if protocol.sampler == "ddim" else ""
-    variance = f", {protocol.var_type}" if protocol.var_type else ""
-    return f"{protocol.sampler}{eta}{variance}, {protocol.spacing}"
-
-
 def ema_sections(store: Store, record: ExperimentRecord, rankings: Sequence[Ranking]) -> tuple[ChoiceSection, ...]:
     """Of each protocol without the length of its EMA, the checkpoint that was measured with most of them; none if that is one."""
     return tuple(ema_section(store, record, entries) for entries in measured_most(rankings, without_length))
@@ -182,7 +175,8 @@ def ema_section(store: Store, record: ExperimentRecord, entries: Sequence[Entry]
         )
         caption = (
             f"{metric} of {where}, lower is better, against the length of its EMA: the standard deviation of the averaged "
-            "updates over their number. Bars: 95 % intervals. Ring: the lowest length; shaded: what cannot be told apart."
+            "updates over their number. Bars: 95 % intervals. Ring: the lowest; the shaded strip is its interval, and "
+            "shaded points cannot be told apart from it. Profile off by: how far the made profile is from the wanted one."
         )
         charts = (Chart(svg=svg, caption=caption),)
     lengths = ["the training's own" if (each := length_of(entry)) is None else f"{each:g}" for entry in entries]
@@ -202,4 +196,4 @@ def error_words(store: Store, entry: Entry) -> str:
         return ""
     logged = EMA_ERROR in entry.evaluation.metrics
     error = store.history(entry.evaluation.run_id, EMA_ERROR).at(entry.checkpoint.step) if logged else None
-    return NOT_MEASURED if error is None else f"{error:.1%}"
+    return NOT_MEASURED if error is None else f"{100.0 * error:.1f} %"

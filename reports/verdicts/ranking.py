@@ -54,8 +54,8 @@ class Ranking:
 
 def rank(runs: Iterable[RunRecord]) -> tuple[Ranking, ...]:
     """One ranking for each protocol, first the one to choose by: against the training set, FID before other distances, on
-    the samples that checkpoints are chosen by, then the most samples, then the most checkpoints; ties by fingerprint, so
-    that the order never depends on the store's."""
+    the samples that checkpoints are chosen by, then the most samples, then the most checkpoints, then the training's own EMA
+    before others by their length; ties by fingerprint, so that the order never depends on the store's."""
     by_protocol: dict[Protocol, dict[tuple[str, int], Entry]] = {}
     for run in runs:
         # A checkpoint that was evaluated twice under one protocol counts as it was measured last.
@@ -100,7 +100,7 @@ def _ranking(protocol: Protocol, entries: Iterable[Entry]) -> Ranking:
     return Ranking(protocol=protocol, entries=tuple(ranked), unranked=tuple(unranked))
 
 
-def _precedence(ranking: Ranking) -> tuple[bool, bool, bool, bool, int, int, str]:
+def _precedence(ranking: Ranking) -> tuple[bool, bool, bool, bool, int, int, float, str]:
     """A key to sort rankings by; those without a finite value come last."""
     protocol = ranking.protocol
     return (
@@ -110,5 +110,6 @@ def _precedence(ranking: Ranking) -> tuple[bool, bool, bool, bool, int, int, str
         protocol.purpose != "selection",
         -protocol.num_samples,
         -len(ranking.entries),
+        protocol.ema_length or 0.0,
         protocol.fingerprint,
     )

@@ -1,5 +1,7 @@
 """Measured values in words: names of metrics, distances with the digits that their intervals support."""
 
+from ddpm_core.protocol import Protocol
+from ddpm_core.verdicts import Interval
 from reports.formatting import NOT_MEASURED, decimals_for, fixed
 from reports.verdicts.ranking import Entry
 
@@ -24,11 +26,12 @@ def distance_text(entry: Entry) -> str:
 
 def interval_text(entry: Entry, decimals: int | None = None) -> str:
     """Both ends of the 95 % interval; "not measured" without one."""
-    interval = entry.checkpoint.interval
-    if interval is None:
-        return NOT_MEASURED
-    digits = decimals_of(entry) if decimals is None else decimals
-    return " to ".join(fixed(end, digits) for end in interval)
+    return ends_text(entry.checkpoint.interval, decimals_of(entry) if decimals is None else decimals)
+
+
+def ends_text(interval: Interval | None, decimals: int) -> str:
+    """Both ends of an interval; "not measured" without one."""
+    return NOT_MEASURED if interval is None else " to ".join(fixed(end, decimals) for end in interval)
 
 
 def score_text(entry: Entry) -> str:
@@ -40,3 +43,10 @@ def score_text(entry: Entry) -> str:
         return fixed(point.score, 2)
     decimals = decimals_for(point.score, 0, 2 * point.score_std)
     return f"{fixed(point.score, decimals)} ± {fixed(point.score_std, decimals)}"
+
+
+def sampler_words(protocol: Protocol) -> str:
+    """A sampler without the number of its steps."""
+    eta = f", η {protocol.eta:g}" if protocol.sampler == "ddim" else ""
+    variance = f", {protocol.var_type}" if protocol.var_type else ""
+    return f"{protocol.sampler}{eta}{variance}, {protocol.spacing}"

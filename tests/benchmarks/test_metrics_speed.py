@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from support.contest import contest, peer_module
+from support.gaussian_case import statistics_of
 from torch import Tensor
 
 from ddpm_core.inception import InceptionV3
 from ddpm_core.metrics import FeatureStatistics, FrechetDistance, KernelDistance, PrecisionRecall, frechet_distance
+from ddpm_core.metrics.extrapolation import influences
 from pipelines.evaluate.measure import distance_and_interval
 
 pytestmark = pytest.mark.bench
@@ -24,12 +26,6 @@ def features(seed: int, count: int) -> Tensor:
     turn = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(99)) / DIM**0.5
     x = (1 + 0.05 * (seed > 0)) * torch.randn(count, DIM, generator=generator) * scales
     return (x @ turn + 0.3).relu_()
-
-
-def statistics_of(x: Tensor) -> FeatureStatistics:
-    statistics = FeatureStatistics(DIM)
-    statistics.update(x)
-    return statistics
 
 
 class Features(torch.nn.Module):
@@ -88,6 +84,22 @@ def test_the_interval_costs_little_more_than_the_distance() -> None:
     assert distances["with interval"] == pytest.approx(distances["alone"], rel=1e-9)
     assert row.ratio > 1 / 1.3
     assert row.memory[0] < 700
+
+
+@pytest.mark.timeout(1800)
+def test_the_error_of_an_extrapolated_distance_costs_less_than_one_of_its_fifteen_distances() -> None:
+    reference = statistics_of(features(0, 10_000)).moments()
+    samples = features(1, 30_000)
+    moments = statistics_of(samples).moments()
+
+    def distance() -> float:
+        return frechet_distance(*statistics_of(samples).moments(), *reference)
+
+    work = f"the error of FID-infinity, 50,000 x {DIM}"
+    row = contest(
+        work, "a distance of the mean size", lambda: influences(samples[:4096], *moments, *reference), distance, pairs=3
+    )
+    assert row.ratio > 0.7
 
 
 def test_the_frechet_distance_of_two_statistics() -> None:

@@ -34,8 +34,19 @@ def full() -> Page:
 
 def test_a_checkpoint_shows_everything_that_was_measured_of_it(full: Page) -> None:
     (rows,) = full.tables(f"Checkpoints by fd_digits (protocol {DIGITS.fingerprint})")
-    assert rows[0][5:10] == ["5.20 ± 0.10", "8.50", "0.01000", "0.6000", "0.5000"]
-    assert rows[2][6:10] == ["not measured"] * 4  # of the run that was evaluated without them
+    assert rows[0][5:11] == ["5.20 ± 0.10", "8.50", "8.12 to 8.88", "0.01000", "0.6000", "0.5000"]
+    assert rows[2][6:11] == ["not measured"] * 5  # of the run that was evaluated without them
+
+
+def test_an_extrapolated_distance_that_was_logged_without_an_interval_has_no_column_of_them() -> None:
+    writer = writer_of("extrapolated")
+    evaluation = writer.evaluate(writer.train("tiny-linear-0e0e0e0e0e0e"), DIGITS, {100: 9.0}, score=False)
+    writer.metrics(evaluation, {f"{DIGITS.distance}_infinity": {100: 8.5}})
+    page = page_of("extrapolated")
+    (rows,) = page.tables(f"Checkpoints by fd_digits (protocol {DIGITS.fingerprint})")
+    assert rows[0][5] == "8.50"
+    assert "at n → ∞" in page.text
+    assert "95 % interval at n → ∞" not in page.text
 
 
 def test_the_curves_of_a_protocol_are_there_and_say_what_they_are(full: Page) -> None:
@@ -65,7 +76,9 @@ def test_the_scores_chart_draws_their_interval_or_says_that_it_is_the_spread(mea
     )
     assert ("5.10 (4.98 to 5.22)" if measured else "5.100 (5.000 to 5.200)") in drawing.text
     captions = page.section("Checkpoints").text
-    assert ("95 % intervals, of samples as many as a split has" in captions) == measured
+    assert (
+        "95 % intervals of its mean over splits; the table's ± is one standard deviation over them" in captions
+    ) == measured
     assert ("± one standard deviation over splits" in captions) != measured
 
 
@@ -90,6 +103,8 @@ def test_samplers_of_one_checkpoint_stand_against_their_network_calls() -> None:
         ["ddim, η 0.5, uniform", "10", "31.00"],
     ]
     assert [row[4] for row in rows] == ["best", "not distinguishable", "higher", "higher"]
+    titles = [title.text for title in page.section("Checkpoints").all("h3")]
+    assert "fd_digits, 2,048 samples, ddim, η 0.5, uniform, 10 steps" in titles
     (drawing,) = page.section("Samplers").all("svg")
     assert drawing.attributes["aria-label"].endswith("against network calls, for 3 samplers.")
     assert "50 network calls" in drawing.text
@@ -112,8 +127,14 @@ def test_lengths_of_one_checkpoints_ema_stand_beside_its_own() -> None:
         ["the training's own", "15.00"],
         ["0.15", "20.00"],
     ]
-    assert [row[3] for row in rows] == ["4.0%", "2.0%", "", "6.0%"]
+    assert [row[3] for row in rows] == ["4.0 %", "2.0 %", "", "6.0 %"]
     assert [row[4] for row in rows][0::3] == ["best", "higher"]
+    assert [title.text for title in page.section("Checkpoints").all("h3")] == [
+        "fd_digits, 2,048 samples, the training's own EMA",
+        "fd_digits, 2,048 samples, EMA length 0.05",
+        "fd_digits, 2,048 samples, EMA length 0.1",
+        "fd_digits, 2,048 samples, EMA length 0.15",
+    ]
     (drawing,) = page.section("EMA length").all("svg")
     assert drawing.attributes["aria-label"].endswith("against the length of its EMA, for 3 lengths.")
     assert "lowest fd_digits: 10.00 at length 0.1" in drawing.text

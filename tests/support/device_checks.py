@@ -265,7 +265,7 @@ def check_metrics_are_the_cpus(device: torch.device) -> None:
         for metric in indexed:
             metric.update(samples, torch.arange(len(samples)))
         kid, neighbourhoods, infinity = (metric.compute() for metric in indexed)
-        values = [*metrics.frechet_interval(chunks, real), *kid, *neighbourhoods, infinity]
+        values = [*metrics.frechet_interval(chunks, real), *kid, *neighbourhoods, *infinity]
         return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
     torch.testing.assert_close(numbers(device), numbers(CPU), rtol=1e-6, atol=0)

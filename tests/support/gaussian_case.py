@@ -55,6 +55,17 @@ def centred_statistics(n: int, cov: Tensor) -> FeatureStatistics:
     return result
 
 
+def normal(seed: int, *shape: int) -> Tensor:
+    """Standard normals, float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def statistics_of(features: Tensor) -> FeatureStatistics:
+    result = FeatureStatistics(features.shape[1])
+    result.update(features)
+    return result
+
+
 class GaussianData:
     """Pixels drawn from N(0, s2), independent; the predictor that minimises every loss."""
 

@@ -205,7 +205,8 @@ class Writer:
         """What an evaluation logs beside distance and score."""
         names = {"kid": 0.01, "kid_std": 0.001, "precision": 0.6, "recall": 0.5}
         values = {protocol.metric(name): dict.fromkeys(steps, value) for name, value in names.items()}
-        values[f"{protocol.distance}_infinity"] = dict.fromkeys(steps, 8.5)
+        for end, value in {"": 8.5, "_ci_low": 8.125, "_ci_high": 8.875}.items():
+            values[f"{protocol.distance}_infinity{end}"] = dict.fromkeys(steps, value)
         values["samples_per_second"] = dict.fromkeys(steps, 512.0)
         self.metrics(run_id, values)
         for step in steps:

@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.configs import LATER, DiffusionConfig, FixedVariance, Method, Precision, Spacing, Weights
 from ddpm_core.png import encode_png, tile
+from ddpm_core.protocol import weights_name
 from ddpm_core.timesteps import coarse_to_fine_depths, progress_timesteps, visited_timesteps
 from pipelines.runtime.fan_out import Pool, UnitWorker, make_missing
 from pipelines.shards.dataset import ShardedDataset
@@ -146,7 +147,7 @@ def draw_pictures(
         units,
         is_current=lambda unit, _, facts: facts.get("weights_sha256") == weights,
         stage="evaluate",
-        counted="parts of pictures",
+        counted="picture parts",
         note=lambda unit: f"step {checkpoint.step:,}, {unit.kind}",
         say=pool.say,
     )
@@ -160,7 +161,8 @@ def draw_pictures(
 def compose(protocol: PictureProtocol, process: DiffusionConfig, tiles: dict[Kind, list[np.ndarray]]) -> list[Picture]:
     rows = range(protocol.rows)
     sampler = protocol.sampler + (f" (eta {protocol.eta:g})" if protocol.eta else "")
-    chain = f"{sampler} sampling in {protocol.sampler_steps:,} steps, {protocol.weights} weights, seed {protocol.seed}"
+    weights = weights_name(protocol.weights)
+    chain = f"{sampler} sampling in {protocol.sampler_steps:,} steps, {weights} weights, seed {protocol.seed}"
     stochastic = chain if protocol.sampler == "ancestral" else chain.replace(sampler, "ddim (eta 1)")
     mixes = ("source", "rec.", *(f"{weight:.1f}" for weight in WEIGHTS[1:-1]), "rec.", "source")
     sources = f"Sources: images of {protocol.data} that the seed chose"

@@ -1,4 +1,4 @@
-"""The Frechet distance against scipy and closed forms; its statistics as a value; FID-infinity."""
+"""The Frechet distance against scipy and closed forms; its statistics as a value."""
 
 from typing import Any
 
@@ -9,17 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.gaussian_case import centred_statistics
+from support.gaussian_case import statistics_of
 from torch import Tensor
 
 from ddpm_core.metrics import (
-    ExtrapolatedFrechetDistance,
     FeatureStatistics,
     FrechetDistance,
     frechet,
     frechet_distance,
 )
-from ddpm_core.rng import permutation
 
 Array = NDArray[np.float64]
 
@@ -29,12 +27,6 @@ def gaussian_features(seed: int, n: int, d: int, scale: float = 1.0, shift: floa
     mixing = torch.randn(d, d, generator=torch.Generator().manual_seed(99), dtype=torch.float64) / 4
     mixing += torch.eye(d)  # correlated, and of condition number 10 or so
     return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing * scale + shift
-
-
-def statistics_of(features: Tensor) -> FeatureStatistics:
-    result = FeatureStatistics(features.shape[1])
-    result.update(features)
-    return result
 
 
 def by_scipy(mu1: Array, sigma1: Array, mu2: Array, sigma2: Array) -> float:
@@ -102,7 +94,7 @@ def test_cholesky_and_the_symmetric_root_give_one_distance(d: int, decades: int,
     }[other]
     mu = torch.zeros(d, dtype=torch.float64)
     sigma1, sigma2 = (torch.tensor(x @ x.T) for x in (axes * np.sqrt(spectrum), root))
-    by_root = frechet._distance(mu, sigma1, mu, sigma2, factor2=None)
+    by_root = frechet.distance_given_factor(mu, sigma1, mu, sigma2, factor2=None)
     assert frechet_distance(mu, sigma1, mu, sigma2) == pytest.approx(by_root, rel=1e-10, abs=0)
 
 
@@ -250,82 +242,9 @@ def test_features_that_do_not_fit_are_named() -> None:
     assert statistics.n == 0
 
 
-def test_extrapolation_is_the_line_in_1_over_n_of_its_subsets() -> None:
-    features, reference = gaussian_features(0, 300, 3), gaussian_features(1, 500, 3, shift=0.2)
-    metric = ExtrapolatedFrechetDistance(statistics_of(reference), min_samples=100, num_points=5, seed=3)
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    for part in (order[:120], order[120:]):
-        metric.update(features[part], part)
-    sizes, distances = [100, 150, 200, 250, 300], []
-    for point, size in enumerate(sizes):
-        subset = features[permutation(3, "fid-infinity", point, 300)[:size]].numpy()
-        mu1, mu2 = subset.mean(0), reference.numpy().mean(0)
-        distances.append(by_scipy(mu1, np.cov(subset.T), mu2, np.cov(reference.numpy().T)))
-    design = np.stack([np.ones(5), 1 / np.array(sizes)], 1)
-    intercept = np.linalg.lstsq(design, np.array(distances), rcond=None)[0][0]
-    assert metric.compute().item() == pytest.approx(intercept, rel=1e-9)
-
-
-def test_extrapolation_removes_the_bias_of_small_n() -> None:
-    # Equal distributions: the distance at infinity is 0, and at n it is the bias, which falls as 1/n.
-    d, n = 16, 2000
-    reference = centred_statistics(10**6, torch.eye(d, dtype=torch.float64))
-    plain, infinity = [], []
-    for seed in range(10):
-        features = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        metric = ExtrapolatedFrechetDistance(reference, min_samples=200, num_points=10)
-        metric.update(features, torch.arange(n))
-        infinity.append(metric.compute().item())
-        plain.append(frechet_distance(*statistics_of(features).moments(), *reference.moments()))
-    # Of a bias of 0.04 less than a fifth is left; it is not 0, for the bias has a term in 1/n^2 too.
-    assert np.mean(plain) > 0.03
-    assert abs(np.mean(infinity)) < np.mean(plain) / 5
-
-
-def expected_distance(n: int, d: int) -> float:
-    """Of n samples of N(0, I) from N(0, I) in d dimensions, by the law of Marchenko and Pastur."""
-    c = d / n
-    low, high = (1 - np.sqrt(c)) ** 2, (1 + np.sqrt(c)) ** 2
-    angle = (np.arange(2000) + 0.5) * np.pi / 2000
-    eigenvalue = (low + high) / 2 - (high - low) / 2 * np.cos(angle)
-    density = (high - low) ** 2 / 4 * np.sin(angle) ** 2 / (2 * np.pi * c * eigenvalue)
-    root = (np.sqrt(eigenvalue) * density).mean() * np.pi
-    # |mu|^2 + tr S + tr I - 2 tr S^(1/2)
-    return float(c + 2 * d * (1 - root))
-
-
-def test_extrapolation_is_too_low_by_the_share_of_its_correction_that_is_stated() -> None:
-    for n, share in ((50_000, 0.08), (30_000, 0.15), (20_490, 0.25)):
-        sizes = np.linspace(n // 10, n, 15).astype(int)
-        intercept = np.polyfit(1 / sizes, [expected_distance(size, 2048) for size in sizes], 1)[1]
-        assert intercept / (expected_distance(n, 2048) - intercept) == pytest.approx(-share, abs=0.005)
-
-
 def test_two_samples_have_a_covariance_and_one_has_none() -> None:
     mean, cov = statistics_of(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).moments()
     assert mean.tolist() == [1.0, 1.0]
     assert cov.tolist() == [[2.0, 0.0], [0.0, 0.0]]
     with pytest.raises(ValueError, match="a covariance needs 2 samples or more; FeatureStatistics has 1"):
         statistics_of(torch.zeros(1, 2)).moments()
-
-
-def test_the_shortest_extrapolation_is_the_line_through_two_and_three_samples() -> None:
-    reference, features = statistics_of(gaussian_features(0, 50, 3)), gaussian_features(1, 3, 3)
-    metric = ExtrapolatedFrechetDistance(reference, min_samples=2, num_points=2)
-    metric.update(features, torch.arange(3))
-    two = features[permutation(0, "fid-infinity", 0, 3)[:2]]
-    at_two, at_three = (frechet_distance(*statistics_of(x).moments(), *reference.moments()) for x in (two, features))
-    # A line in 1/n through (1/2, at_two) and (1/3, at_three), at 0. The covariances are singular: 1e-8.
-    assert metric.compute().item() == pytest.approx(3 * at_three - 2 * at_two, rel=1e-6)
-    with pytest.raises(ValueError, match="min_samples must be 2 or more; they are 15 and 1"):
-        ExtrapolatedFrechetDistance(reference, min_samples=1)
-
-
-def test_extrapolation_wants_more_samples_than_its_smallest_subset() -> None:
-    reference = statistics_of(gaussian_features(0, 50, 3))
-    metric = ExtrapolatedFrechetDistance(reference, min_samples=50)
-    metric.update(gaussian_features(1, 50, 3), torch.arange(50))
-    with pytest.raises(ValueError, match="min_samples must be below the number of samples, 50; it is 50"):
-        metric.compute()
-    with pytest.raises(ValueError, match="num_points and min_samples must be 2 or more"):
-        ExtrapolatedFrechetDistance(reference, num_points=1)

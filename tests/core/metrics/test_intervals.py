@@ -11,7 +11,7 @@ import scipy.special
 import scipy.stats
 import torch
 from numpy.typing import NDArray
-from support.gaussian_case import centred_statistics
+from support.gaussian_case import centred_statistics, normal, statistics_of
 from torch import Tensor
 
 from ddpm_core.metrics import InceptionScore, KernelDistance, intervals
@@ -26,16 +26,6 @@ from ddpm_core.metrics.intervals import (
     score_interval,
 )
 from ddpm_core.metrics.precision_recall import inside_manifolds, squared_radii
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def statistics_of(features: Tensor) -> FeatureStatistics:
-    result = FeatureStatistics(features.shape[1])
-    result.update(features)
-    return result
 
 
 def reference_of(d: int) -> FeatureStatistics:

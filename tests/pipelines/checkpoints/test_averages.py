@@ -1,7 +1,10 @@
 """EMA of any length from what a run has kept: the same whatever was deleted meanwhile, from everywhere."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +16,11 @@ from ddpm_core.ema import PowerEma
 from ddpm_core.errors import InputError
 from ddpm_core.posthoc_ema import chosen_steps
 from ddpm_core.training import OptimConfig, TrainState
-from pipelines.checkpoints import retention
+from pipelines.checkpoints import averages, retention
 from pipelines.checkpoints.averages import averaged_checkpoint, kept_averages
 from pipelines.checkpoints.retention import mark_best, prune
 from pipelines.checkpoints.saver import Saver
-from pipelines.checkpoints.store import commit_snapshot, saved_checkpoints, saved_steps
+from pipelines.checkpoints.store import commit_snapshot, commit_weights, saved_checkpoints, saved_steps
 from pipelines.storage.locations import Location, location
 
 UPDATES = 24
@@ -192,6 +195,29 @@ def test_an_average_is_made_once_and_anew_if_the_run_is_another(tmp_path: Path) 
     fresh.mkdir()
     train(fresh, keep_last=UPDATES, state=tracking_state(seed=1))
     assert averaged(fresh, 0.15, tmp_path / "of fresh").weights_sha256("ema") == again.weights_sha256("ema")
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_of_two_commands_that_want_an_ema_one_makes_it(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    train(tmp_path / "run", keep_last=1)
+    into: Location = tmp_path / "made"
+    if place == "s3":
+        into = location(f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}/made", option="--storage")
+    commits: list[Location] = []
+
+    def commit_slowly(folder: Location, *arguments: Any) -> None:
+        commits.append(folder)
+        time.sleep(1.0)
+        commit_weights(folder, *arguments)
+
+    monkeypatch.setattr(averages, "commit_weights", commit_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: averaged_checkpoint(newest(tmp_path / "run"), 0.1, into, print), range(2))
+    assert commits == [into]
+    assert one == two
 
 
 def test_a_damaged_file_of_averages_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.dinov2_weights import take_for_published, write_weights
 from support.evaluation import numbers
-from support.gaussian_case import unchecked
+from support.gaussian_case import normal, statistics_of, unchecked
 from support.measured_run import measured_run
 from support.places import on_disk
 from support.processes import IMPORTED, wait_for, workers_of
@@ -53,7 +53,7 @@ from pipelines.evaluate.driver import (
 )
 from pipelines.evaluate.evaluation import Evaluation, compare, read_evaluation
 from pipelines.evaluate.extractor import describe_extractor
-from pipelines.evaluate.measure import ChainPoint, Samples, chain_values, measure, read_samples
+from pipelines.evaluate.measure import ChainPoint, Samples, chain_values, distance_values, measure, read_samples
 from pipelines.evaluate.records import Records
 from pipelines.evaluate.reference import (
     ShardFeatures,
@@ -282,7 +282,7 @@ def test_killed_workers_change_nothing(undisturbed: EvaluateResult, trained: Tra
     killed: list[int] = []
 
     def kill_one(line: str) -> None:
-        if len(killed) < 2:
+        if len(killed) < 2 and " | " in line:  # a unit is done
             pid = wait_for(lambda: workers_of("PoolWorker"))[0]
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
@@ -299,7 +299,7 @@ def test_nobody_waits_for_a_worker_that_is_stopped(
     stopped: list[int] = []
 
     def stop_one(line: str) -> None:
-        if not stopped:
+        if not stopped and " | " in line:  # a unit is done
             stopped.append(wait_for(lambda: workers_of("PoolWorker"))[0])
             os.kill(stopped[0], signal.SIGSTOP)
 
@@ -454,6 +454,16 @@ def test_an_evaluation_says_what_its_intervals_cover(tmp_path: Path) -> None:
     )
     without = tuple(replace(each, values={"fid": each.distance}) for each in evaluations)
     assert not any("intervals are of" in line for line in EvaluateResult("", "", without, None, ()).describe())
+
+
+def test_the_extrapolated_distance_has_an_interval_and_few_samples_have_neither(tmp_path: Path) -> None:
+    protocol = measured_run(tmp_path, {1: 9.0}).protocol("train", "selection")
+    reference = statistics_of(normal(0, 500, 3))
+    every = 1.5 * normal(1, 200, 3)
+    values = distance_values(every.split(50), every, reference, protocol)  # in too few chunks for the other interval
+    assert values.keys() == {"fid", "fid_infinity", "fid_infinity_ci_low", "fid_infinity_ci_high"}
+    assert values["fid_infinity_ci_low"] < values["fid_infinity"] < values["fid_infinity_ci_high"]
+    assert distance_values(every[:30].split(15), every[:30], reference, protocol).keys() == {"fid"}
 
 
 def test_features_of_dinov2_go_through_every_number_but_the_inception_score(
@@ -658,7 +668,7 @@ def test_a_checkpoint_that_the_training_removes_meanwhile_is_left_out(trained: T
 
     def remove_the_last(line: str) -> None:
         lines.append(line)
-        if "samples" in line and (run / "step-00000006").exists():
+        if " samples |" in line and (run / "step-00000006").exists():
             shutil.rmtree(run / "step-00000006")
 
     # One worker comes to step 6 after all chunks of step 3.

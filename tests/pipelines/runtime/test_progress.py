@@ -1,11 +1,16 @@
 """Progress in a log and in a terminal: when it is said, what it estimates, and that a terminal is left as it was."""
 
+import fcntl
 import itertools
 import os
+import pickle
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ from support.processes import ROOT
 
 from pipelines.runtime import progress
 from pipelines.runtime.console import EVENTS, EventReader, line_of, say
-from pipelines.runtime.progress import Progress, ProgressLine, sparkline
+from pipelines.runtime.progress import PACE, Progress, ProgressLine, StageStanding, sparkline
 
 
 class Clock:
@@ -29,7 +34,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.delenv("DDPM_PROGRESS_SECONDS", raising=False)
+    monkeypatch.delenv(PACE, raising=False)
     return clock
 
 
@@ -53,7 +58,7 @@ def test_nothing_is_estimated_from_the_first_units_and_then_it_is_right(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two workers that start in 30 s and then take 20 s a unit of 10, so that both end their first almost together."""
-    monkeypatch.setenv("DDPM_PROGRESS_SECONDS", "0")
+    monkeypatch.setenv(PACE, "0")
     said: list[ProgressLine] = []
     stage = Progress("evaluate", 400, "samples", lambda line: said.append(line))  # type: ignore[arg-type]
     truth = []
@@ -62,6 +67,7 @@ def test_nothing_is_estimated_from_the_first_units_and_then_it_is_right(
             clock.now = 1000.0 + 30.0 + 20.0 * round_ + 0.1 * worker
             stage.advance(10)
             truth.append(20.0 * (20 - round_))
+    assert said.pop(0) == "evaluate: 0 of 400 samples"  # to who asks for a pace
     assert [line.standing.left for line in said[:2]] == [None, None]
     assert "left" not in said[0]
     assert "samples/s" not in said[0]
@@ -83,13 +89,23 @@ def test_progress_that_another_process_said_is_progress_again(
 ) -> None:
     reader = EventReader(tmp_path / "events.jsonl")
     monkeypatch.setenv(EVENTS, str(reader.path))
-    stage = Progress("preprocess", 2, "images", say)
-    stage.at(1)
+    standing = StageStanding("preprocess", 1, 2, "images", 1.0, 1.0, 1.0)
+    say(ProgressLine(standing, "of another: preprocess: 1 of 2 images"))
     say("preprocess: done")
     one, other = (line_of(event) for event in reader.read())
     assert isinstance(one, ProgressLine)
     assert capsys.readouterr().out == f"{one}\n{other}\n"
-    assert (one.standing.done, one.standing.total, other) == (1, 2, "preprocess: done")
+    assert (one, one.standing, other) == ("of another: preprocess: 1 of 2 images", standing, "preprocess: done")
+    sent = pickle.loads(pickle.dumps(one))
+    assert (sent, sent.standing) == (one, standing)
+
+
+def test_a_stage_that_ends_early_says_so() -> None:
+    standing = StageStanding("train", 3, 5, "steps", 65.0, 1.0, 2.0)
+    assert not standing.final
+    ended = replace(standing, ended=True)
+    assert ended.final
+    assert ProgressLine(ended) == "train: 3 of 5 steps | 1 steps/s | ended after 1:05"
 
 
 SCRIPT = """
@@ -113,12 +129,14 @@ run(main)
 """
 
 
-def test_a_terminal_draws_stages_and_is_left_as_it_was(tmp_path: Path) -> None:
-    script = tmp_path / "job.py"
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "120"}
-    environment.pop("DDPM_PROGRESS_SECONDS", None)
+def in_a_terminal(script: Path, code: str, columns: int, ends_with: int = 0) -> str:
+    """All that a terminal of so many columns gets of a script, control sequences included."""
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+    for name in (PACE, "COLUMNS"):
+        environment.pop(name, None)
     master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen([sys.executable, str(script)], stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
     parts = []
@@ -128,9 +146,17 @@ def test_a_terminal_draws_stages_and_is_left_as_it_was(tmp_path: Path) -> None:
     except OSError:  # Linux's way to say that the last writer is gone
         pass
     os.close(master)
-    assert process.wait() == 130
-    raw = b"".join(parts).decode()
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw).replace("\r", "")
+    assert process.wait() == ends_with
+    return b"".join(parts).decode()
+
+
+def text_of(raw: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw).replace("\r", "")
+
+
+def test_a_terminal_draws_stages_and_is_left_as_it_was(tmp_path: Path) -> None:
+    raw = in_a_terminal(tmp_path / "job.py", SCRIPT, 120, 130)
+    shown = text_of(raw)
     assert re.search(r"train ━+.* of 5 steps .*\| loss 0\.\d+ .*\| 2 workers \| █", shown)
     assert shown.count("waiting: [none] of 2 workers") > 1  # it stays in sight
     assert "train: 5 of 5 steps | " in shown
@@ -141,12 +167,52 @@ def test_a_terminal_draws_stages_and_is_left_as_it_was(tmp_path: Path) -> None:
     assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")  # the cursor is there again
 
 
+TRIALS = """
+import queue, time
+from jobs.cli import run, say
+from pipelines.runtime.progress import ProgressLine, StageStanding
+from pipelines.sweep.lines import TrialLines
+
+def main():
+    lines = queue.Queue()
+    with TrialLines(lines, say):
+        for trial in ("linear, seed 0", "quad, seed 1"):
+            standing = StageStanding("train", 3, 40, "steps", 2.0, 3.0, 12.0, "851 images/s | loss 0.0908 | gradient 0.241")
+            lines.put((trial, ProgressLine(standing)))
+        time.sleep(1.0)
+        lines.put(("quad, seed 1", "diverged: loss is not finite"))
+        lines.put(("quad, seed 1", None))
+        time.sleep(1.0)
+        lines.put(("linear, seed 0", ProgressLine(StageStanding("train", 40, 40, "steps", 9.0, 4.0, 0.0))))
+        lines.put(("linear, seed 0", None))
+
+run(main)
+"""
+
+
+def test_a_terminal_draws_a_bar_for_each_trial_of_a_sweep_while_it_runs(tmp_path: Path) -> None:
+    """In 80 columns, where what is left of a standing has no room."""
+    raw = in_a_terminal(tmp_path / "job.py", TRIALS, 80)
+    shown = text_of(raw)
+    both = re.compile(
+        r"linear, seed 0: train ━+.* 3 of 40 steps \| 0:12 left.*…\nquad, seed 1: train   ━+.* 3 of 40 .*…\n"
+    )
+    assert both.search(shown)
+    _, ended, later = shown.partition("sweep: quad, seed 1: train: 3 of 40 steps")
+    assert ended
+    assert "linear, seed 0: train ━" in later
+    assert "quad, seed 1: train   ━" not in later
+    last = shown.rstrip().splitlines()[-1]
+    assert last.endswith("sweep: linear, seed 0: train: 40 of 40 steps | 4 steps/s | in 0:09")
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")  # the cursor is there again
+
+
 def test_a_log_does_without_rich(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DDPM_PROGRESS_SECONDS": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), PACE: "0"}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["train: it begins", "train: 1 of 5 steps | loss 1.00"]
+    assert lines[:3] == ["train: it begins", "train: 0 of 5 steps", "train: 1 of 5 steps | loss 1.00"]
     assert "rich: False" in lines
     assert "\x1b" not in done.stdout

@@ -6,11 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import ray.tune
 from mlflow import MlflowClient
 from support.processes import IMPORTED, wait_for
 from support.sweeps import MEASURED, points_of, schedules, training
@@ -18,9 +22,13 @@ from support.sweeps import MEASURED, points_of, schedules, training
 from ddpm_core.errors import InputError
 from ddpm_core.training import OptimConfig
 from pipelines.evaluate.driver import evaluate
+from pipelines.runtime.cluster import kept_by_ray
+from pipelines.runtime.messages import MessageQueue, message_queue
+from pipelines.runtime.progress import ProgressLine, StageStanding
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.sweep.config import AblationSweep, ScheduleSweep, SweepConfig
 from pipelines.sweep.driver import sweep
+from pipelines.sweep.lines import TrialEnds, TrialLines, say_through
 from pipelines.sweep.points import Point
 from pipelines.sweep.result import SweepResult
 from pipelines.train.driver import run_name, train
@@ -40,12 +48,75 @@ def with_diverging(config: SweepConfig) -> dict[str, Point]:
     return {**points_of(config), "wild": Point(replace(config.train, optim=DIVERGING), {"optim.lr": "1e30"})}
 
 
+SAID: list[str] = []  # by the sweep that swept() makes
+
+
 @pytest.fixture(scope="module")
 def swept(digits: ShardedDataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ScheduleSweep, SweepResult]:
     """linear, quad, and a point that diverges."""
     storage = tmp_path_factory.mktemp("swept")
     config = schedules(training(digits, storage), matched=False)
-    return storage, config, sweep(config, with_diverging(config))
+    return storage, config, sweep(config, with_diverging(config), SAID.append)
+
+
+def test_what_trials_say_is_said_by_their_sweep_as_progress_of_theirs(
+    swept: tuple[Path, ScheduleSweep, SweepResult],
+) -> None:
+    for point in ("linear", "quad"):
+        name = f"{point}, seed 0"
+        lines = [line for line in SAID if line.startswith(f"sweep: {name}: ")]
+        final = {line.standing.stage for line in lines if isinstance(line, ProgressLine) and line.standing.final}
+        assert final == {f"{name}: train", f"{name}: evaluate"}
+        assert lines[0].endswith("from step 0 on 1 worker")
+        assert "has fd_pixels" in lines[-1]  # the last line is not lost
+        assert len(set(lines)) == len(lines)
+    *_, diverged, ended = [line for line in SAID if line.startswith("sweep: wild, seed 0: ")]
+    assert diverged.startswith("sweep: wild, seed 0: diverged: ")
+    assert isinstance(ended, ProgressLine)
+    assert ended.standing.ended
+    assert ended.standing.stage == "wild, seed 0: train"
+
+
+def tuner(trial: Callable[[dict[str, Any]], None], queue: MessageQueue, folder: Path) -> ray.tune.Tuner:
+    """Tune, with one trial and as a sweep uses it."""
+    return ray.tune.Tuner(
+        ray.tune.with_resources(trial, {"CPU": 0.001}),
+        param_space={"trial": ray.tune.grid_search([("linear", 0)])},
+        run_config=ray.tune.RunConfig(name="sweep", verbose=0, callbacks=[TrialEnds(queue)], **kept_by_ray(folder)),
+    )
+
+
+def test_the_stage_of_a_trial_whose_process_is_killed_ends(ray_session: None, tmp_path: Path) -> None:
+    said: list[str] = []
+    with message_queue() as queue, TrialLines(queue, said.append):
+
+        def trial(values: dict[str, Any]) -> None:
+            say_through(queue, "linear, seed 0")(ProgressLine(StageStanding("train", 1, 4, "steps", 2.0, None, None)))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        (result,) = tuner(trial, queue, tmp_path).fit()
+    assert result.error is not None
+    assert said == [
+        "sweep: linear, seed 0: train: 1 of 4 steps",
+        "sweep: linear, seed 0: train: 1 of 4 steps | ended after 0:02",
+    ]
+
+
+def test_ctrl_c_reaches_a_sweep_and_not_tune_alone(ray_session: None, tmp_path: Path) -> None:
+    driver = os.getpid()
+
+    def trial(values: dict[str, Any]) -> None:
+        os.kill(driver, signal.SIGINT)
+        time.sleep(60.0)
+
+    with message_queue() as queue, pytest.raises(KeyboardInterrupt):
+        tuner(trial, queue, tmp_path).fit()
+
+
+def test_a_trial_outlives_the_queue_of_its_lines(ray_session: None) -> None:
+    with message_queue() as queue:
+        ray.kill(queue.actor)
+        say_through(queue, "linear, seed 0")("train: goes on")
 
 
 def test_a_trial_is_the_plain_run_of_its_values(

@@ -47,8 +47,9 @@ def test_there_is_one_best_and_nothing_lies_below_it(pairs: list[tuple[float, fl
 
 def test_every_ranking_is_listed_with_what_tells_it_from_the_others(tmp_path: Path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "church", tmp_path / "artifacts")
-    for protocol, samples in (("aaaaaaaaaaaa", "500"), ("bbbbbbbbbbbb", "50000")):
+    for protocol, samples, length in (("aaaaaaaaaaaa", "500", "0.1"), ("bbbbbbbbbbbb", "50000", "None")):
         params = {"num_samples": samples, "sampler": "ddim", "sampler_steps": "50", "weights": "ema", "seed": "0"}
+        params |= {"eta": "0.0", "ema_length": length}
         tags = {PROTOCOL_TAG: protocol}
         tracker.run(CHECKPOINT, f"step 1 ({protocol})", protocol, params={**params, "purpose": "selection"}, tags=tags)
         share_ranking(tracker, protocol, "fid", ["is"])
@@ -58,7 +59,7 @@ def test_every_ranking_is_listed_with_what_tells_it_from_the_others(tmp_path: Pa
     assert views is not None
     assert [(view.experiment, view.metric, view.protocol) for view in views] == [
         ("church", "fid", "50000 samples, ddim with 50 steps, ema weights, seed 0 for selection"),
-        ("church", "fid", "500 samples, ddim with 50 steps, ema weights, seed 0 for selection"),
+        ("church", "fid", "500 samples, ddim with 50 steps, ema weights of length 0.1, seed 0 for selection"),
     ]
     assert views[0].link.endswith("bbbbbbbbbbbb")
     assert rankings(f"sqlite:///{tmp_path}/none.db") is None
