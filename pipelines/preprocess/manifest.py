@@ -9,7 +9,6 @@ from PIL import Image
 
 from ddpm_core.commit import MANIFEST, sha256_file
 from ddpm_core.pixel_range import OFFSET, SCALE
-from ddpm_core.png import encode_png, tile
 from ddpm_core.protocol import fingerprint
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.sources.items import Source
@@ -95,5 +94,7 @@ def contact_sheet(dataset: ShardedDataset) -> tuple[bytes, dict[str, Any]]:
             for image in pixels
         ]
         pixels = np.stack(tiles).reshape(len(indices), side, side, -1)
+    from ddpm_core.png import encode_png, tile  # here: a command that makes nothing does without
+
     picture = encode_png(tile(pixels, SHEET_COLUMNS))
     return picture, {"tile": [side, side], "columns": SHEET_COLUMNS, "count": len(indices)}
