@@ -1,5 +1,5 @@
 """The evaluation's metrics: FID and FID-infinity, Inception score, KID, precision and recall; intervals of
-all but recall.
+all.
 
 All are torchmetrics metrics that merge in any order, save (`statistics()`) and start from what was saved
 (`merge_state`). They work on features and logits, whichever extractor made them (`features.py`).
@@ -14,6 +14,7 @@ from ddpm_core.metrics.intervals import (
     frechet_interval,
     kid_interval,
     proportion_interval,
+    recall_interval,
     score_interval,
 )
 from ddpm_core.metrics.kernel_distance import KernelDistance
@@ -33,5 +34,6 @@ __all__ = [
     "frechet_interval",
     "kid_interval",
     "proportion_interval",
+    "recall_interval",
     "score_interval",
 ]

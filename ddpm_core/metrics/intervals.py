@@ -1,9 +1,6 @@
 """Confidence intervals, all of what evaluations of this n have on average over their seeds, given checkpoint, sampler and
 reference: of a Frechet distance, from the statistics of an evaluation's chunks, of FID-infinity, of a KID, of an Inception
-score, and of a proportion, which precision is.
-
-Recall has none: it depends on which samples are nearest to each other, and jackknives over samples or chunks of them were
-1.1 to 2.3 times too wide on Gaussians (300 samples and references, 2 to 32 dimensions, k = 3), most if the sets are alike.
+score, of recall, and of a proportion, which precision is.
 
 The method for the Frechet distance is a delete-one-chunk jackknife. Its m replicates come from one
 eigen-decomposition: the mean and the traces of each leave-one-out sample are exact, and only the trace of the root is
@@ -21,6 +18,7 @@ from torch import Tensor
 from ddpm_core.metrics.extrapolation import Extrapolation
 from ddpm_core.metrics.frechet import FeatureStatistics, FeatureSums, moments, root_derivative
 from ddpm_core.metrics.kernel_distance import Kid
+from ddpm_core.metrics.precision_recall import Manifolds
 from ddpm_core.metrics.products import add_gram
 from ddpm_core.verdicts import Interval, known_interval
 
@@ -181,6 +179,20 @@ def score_interval(mean: float, std: float, splits: int) -> Interval | None:
         return None
     reach = float(scipy.stats.t.ppf(0.975, splits - 1)) * std / math.sqrt(splits - 1)
     return known_interval(mean - reach, mean + reach)
+
+
+def recall_interval(manifolds: Manifolds) -> Interval | None:
+    """(low, high): the 95 % interval of recall by its standard error, inside [0, 1]; None if it has none, or if no half of the
+    samples covers other images than its other half.
+
+    It covers what a Frechet distance's does, of as many samples against these reference images. Of 200 to 300 simulated
+    evaluations each, the error was 0.90 to 1.13 times the right one, and the interval held the mean in 88 to 97 % of cases,
+    for 300 Gaussian samples and references of 2 to 32 dimensions and 1,000 of 2 to 4, alike or not, of recall from 0.005 to
+    0.98; the fewest in 2 dimensions, for an error of 8 divisions scatters by 0.16 to 0.37 of itself.
+    """
+    recall, error = manifolds.recall.item(), manifolds.recall_error.item()
+    interval = _normal_interval(recall, error)
+    return None if interval is None or error == 0 else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def proportion_interval(hits: int, n: int) -> tuple[float, float]:

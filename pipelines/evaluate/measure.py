@@ -252,11 +252,15 @@ def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[
     if smaller > PR_K:
         neighbourhoods = metrics.PrecisionRecall(real, PR_K)
         neighbourhoods.update(samples, numbers)
-        precision, recall = neighbourhoods.compute()
-        name = protocol.metric(records.PRECISION)
-        values |= {name: float(precision), protocol.metric(records.RECALL): float(recall)}
+        manifolds = neighbourhoods.compute()
+        precision, name, recall = (
+            float(manifolds.precision),
+            protocol.metric(records.PRECISION),
+            protocol.metric(records.RECALL),
+        )
+        values |= {name: precision, recall: float(manifolds.recall)} | ends(recall, metrics.recall_interval(manifolds))
         # Given the reference, each sample is inside its manifold or not, whatever the others are.
-        values |= ends(name, metrics.proportion_interval(round(float(precision) * len(samples)), len(samples)))
+        values |= ends(name, metrics.proportion_interval(round(precision * len(samples)), len(samples)))
     return values
 
 

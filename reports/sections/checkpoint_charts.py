@@ -144,7 +144,7 @@ def further_charts(store: Store, ranking: Ranking) -> tuple[Chart, ...]:
         name="pr",
         axis="fraction",
         caption=f"Precision (samples that look like data) and recall (data that samples cover) of {best.run.name}."
-        + (" 95 % intervals of the precision; recall has none." if _has_interval(best, PRECISION) else ""),
+        + _fractions_reach(best),
     )
     return tuple(chart for chart in (kernel, fractions, chain_chart(store, best)) if chart is not None)
 
@@ -196,6 +196,14 @@ def _kid_reach(best: Entry) -> str:
             "95 % intervals of its mean at this number of samples, of this training and against these reference images"
         )
     return "± one standard deviation over subsets, which is no error of their mean"
+
+
+def _fractions_reach(best: Entry) -> str:
+    if not _has_interval(best, PRECISION):
+        return ""
+    if _has_interval(best, RECALL):
+        return " 95 % intervals of their means at this number of samples, against these reference images."
+    return " 95 % intervals of the precision; recall has none."
 
 
 def _with_std(step: int, value: float, std: float | None) -> figures.LinePoint:

@@ -161,7 +161,7 @@ def test_the_other_metrics() -> None:
     neighbourhoods.update(generated, torch.arange(300))
     found = fidelity.prc_features_to_metric(generated.float(), real.float(), verbose=False)
     theirs = [found["precision"], found["recall"]]
-    agree("precision and recall", "torch-fidelity", torch.stack(neighbourhoods.compute()), theirs, 1e-2)
+    agree("precision and recall", "torch-fidelity", torch.stack(neighbourhoods.compute()[:2]), theirs, 1e-2)
 
 
 def test_the_network_of_the_fid(tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ def test_precision_and_recall() -> None:
     def ours() -> tuple[float, float]:
         metric = PrecisionRecall(real)
         metric.update(generated, torch.arange(len(generated)))
-        precision, recall = metric.compute()
-        return precision.item(), recall.item()
+        manifolds = metric.compute()
+        return manifolds.precision.item(), manifolds.recall.item()
 
     fidelity = peer_module("torch_fidelity.metric_prc")
 

@@ -38,6 +38,26 @@ def test_a_checkpoint_shows_everything_that_was_measured_of_it(full: Page) -> No
     assert rows[2][6:11] == ["not measured"] * 5  # of the run that was evaluated without them
 
 
+@pytest.mark.parametrize(
+    ("measured", "sentence"),
+    [
+        (("precision",), "95 % intervals of the precision; recall has none."),
+        (("precision", "recall"), "95 % intervals of their means at this number of samples"),
+    ],
+)
+def test_the_chart_of_precision_and_recall_says_which_of_them_have_intervals(
+    measured: tuple[str, ...], sentence: str
+) -> None:
+    name = f"fractions-{len(measured)}"
+    writer = writer_of(name)
+    evaluation = writer.evaluate(writer.train("tiny-linear-0f0f0f0f0f0f"), DIGITS, {100: 10.0, 200: 9.0}, score=False)
+    writer.further(evaluation, DIGITS, [100, 200])
+    for metric in measured:
+        ends = {f"{DIGITS.metric(metric)}_ci_{end}": {100: 0.4, 200: 0.7} for end in ("low", "high")}
+        writer.metrics(evaluation, ends)
+    assert sentence in page_of(name).text
+
+
 def test_an_extrapolated_distance_that_was_logged_without_an_interval_has_no_column_of_them() -> None:
     writer = writer_of("extrapolated")
     evaluation = writer.evaluate(writer.train("tiny-linear-0e0e0e0e0e0e"), DIGITS, {100: 9.0}, score=False)

@@ -42,8 +42,8 @@ def training_config(shards: Location, storage: Path) -> TrainConfig:
 # What a real evaluation has beside the distance, its interval, IS and KID.
 FURTHER = (
     "fid_infinity", "fid_infinity_ci_low", "fid_infinity_ci_high", "is_std", "is_ci_low", "is_ci_high", "kid_std",
-    "kid_ci_low", "kid_ci_high", "precision", "precision_ci_low", "precision_ci_high", "recall", "samples_per_second",
-    "saturation", "saturation_data", "spread"
+    "kid_ci_low", "kid_ci_high", "precision", "precision_ci_low", "precision_ci_high", "recall", "recall_ci_low",
+    "recall_ci_high", "samples_per_second", "saturation", "saturation_data", "spread"
 )  # fmt: skip
 
 

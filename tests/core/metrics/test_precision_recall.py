@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_core.metrics import PrecisionRecall, precision_recall
+from ddpm_core.rng import permutation
 
 
 def features(seed: int, n: int, d: int = 3, shift: float = 0.0) -> Tensor:
@@ -21,8 +22,8 @@ def features(seed: int, n: int, d: int = 3, shift: float = 0.0) -> Tensor:
 def measured(generated: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
     metric = PrecisionRecall(reference, k=k)
     metric.update(generated, torch.arange(len(generated)))
-    precision, recall = metric.compute()
-    return precision.item(), recall.item()
+    manifolds = metric.compute()
+    return manifolds.precision.item(), manifolds.recall.item()
 
 
 def share_inside(queries: Tensor, points: Tensor, k: int) -> float:
@@ -62,7 +63,7 @@ def test_no_more_than_a_block_of_distances_is_held_at_any_number_of_images() -> 
     generated, reference = features(10, 5_000), features(11, 4_000)
     with Largest() as largest:
         measured(generated, reference)
-    assert 512 * 512 <= largest.values <= 512 * (512 + 3)  # and the k nearest so far
+    assert 512 * 512 <= largest.values <= 512 * (512 + 8 * 3)  # and the nearest so far
 
 
 def test_radii_equal_scikit_learns_neighbours() -> None:
@@ -101,7 +102,7 @@ def test_any_partition_and_order_merge_to_the_same(order: list[int], cut: int) -
         other = PrecisionRecall(reference)
         other.update(generated[part], torch.tensor(part))
         metric.merge_state(other.statistics())
-    assert tuple(value.item() for value in metric.compute()) == measured(generated, reference)
+    assert tuple(value.item() for value in metric.compute()[:2]) == measured(generated, reference)
 
 
 def test_the_smallest_sets_have_one_neighbour_more_than_none() -> None:
@@ -109,7 +110,7 @@ def test_the_smallest_sets_have_one_neighbour_more_than_none() -> None:
     reference, generated = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5], [5.0]])
     metric = PrecisionRecall(reference, k=1)
     metric.update(generated, torch.arange(2))
-    assert tuple(value.item() for value in metric.compute()) == (0.5, 1.0)
+    assert tuple(value.item() for value in metric.compute()[:2]) == (0.5, 1.0)
 
 
 def test_arguments_that_are_wrong_are_named() -> None:
@@ -125,3 +126,27 @@ def test_arguments_that_are_wrong_are_named() -> None:
         metric.compute()
     with pytest.raises(ValueError, match=r"^reference must be finite"):
         PrecisionRecall(torch.full((5, 2), torch.inf))
+
+
+def test_the_error_of_recall_is_that_of_halves_of_the_samples_with_radii_of_their_own() -> None:
+    generated, real = features(0, 120).double(), features(1, 150, shift=0.4).double()
+    metric = PrecisionRecall(real)
+    metric.update(generated, torch.arange(120))
+    unused, variances = torch.zeros(150, dtype=torch.float64), []
+    for division in range(8):
+        order = permutation(0, "recall-halves", division, 120)
+        halves = [generated[order[:60]], generated[order[60:]]]
+        one, other = (
+            precision_recall.inside_manifolds(half, real, precision_recall.squared_radii(half, 3), unused)[1].double()
+            for half in halves
+        )
+        alone, together = (one - other).square().mean() / 300, (one.mean() - other.mean()).square() / 2
+        variances.append((alone + together) / 2)
+    assert metric.compute().recall_error.item() == pytest.approx(torch.stack(variances).mean().sqrt().item(), rel=1e-12)
+
+
+def test_halves_that_have_no_k_neighbours_give_no_error() -> None:
+    for n, known in ((7, False), (8, True)):
+        metric = PrecisionRecall(features(0, 20))
+        metric.update(features(1, n), torch.arange(n))
+        assert metric.compute().recall_error.isfinite().item() == known
