@@ -15,6 +15,10 @@ from reports.sections.checkpoint_charts import further_charts, ranking_charts
 from reports.verdicts.ranking import Entry, Ranking
 from reports.verdicts.wording import decimals_of, ends_text, interval_text, metric_name, sampler_words, score_text
 
+EXTRAPOLATION = (
+    "At n → ∞: the intercept of a line in 1/n, its interval over the seeds at this n. Neither knows of the term in 1/n², for "
+    "which the intercept is too low, by 8 % of what it corrects at 50,000 samples of 2,048 alike features, by more at fewer"
+)
 # Beside distance and score: metric -> title; {} is the distance's name.
 _FURTHER = {INFINITY: "{} at n → ∞", KID: "KID", PRECISION: "Precision", RECALL: "Recall"}
 
@@ -100,8 +104,11 @@ def ranking_table(store: Store, record: ExperimentRecord, ranking: Ranking) -> T
     images = [NOT_RECORDED if entry.images_seen is None else count(entry.images_seen) for entry in entries]
     columns.append((Column(title="Images seen", numeric=True), images))
     cells = zip(*(texts[: len(entries)] for _, texts in columns), strict=True)
+    caption = f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})"
+    if any(protocol.distance + INFINITY in entry.evaluation.metrics for entry in entries):
+        caption += f". {EXTRAPOLATION}"
     return Table(
-        caption=f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})",
+        caption=caption,
         columns=tuple(column for column, _ in columns),
         rows=tuple(
             Row(cells=row, mark=mark_of(verdict), href=run_link(record, entry.run.run_id))

@@ -66,6 +66,7 @@ def test_an_extrapolated_distance_that_was_logged_without_an_interval_has_no_col
     (rows,) = page.tables(f"Checkpoints by fd_digits (protocol {DIGITS.fingerprint})")
     assert rows[0][5] == "8.50"
     assert "at n → ∞" in page.text
+    assert "the intercept is too low, by 8 % of what it corrects" in page.text
     assert "95 % interval at n → ∞" not in page.text
 
 
