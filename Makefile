@@ -12,7 +12,7 @@ demo: $(VENV)/.installed  ## raw images to a report, at laptop size
 	@$(BIN)/python jobs/demo.py
 
 test: $(VENV)/.installed-dev  ## the test suite, in two processes
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev  ## long chaos tests
 	@$(BIN)/python -m pytest -m slow

@@ -148,6 +148,8 @@ class Progress:
 
     def rate(self, now: float) -> float | None:
         """Work a second, None if too little is known of it."""
+        if self.done == self.before:
+            return None
         if self.done >= self.total:
             return (self.done - self.before) / max(now - self.started, 1e-9)
         if self._base is None:

@@ -76,6 +76,14 @@ def test_nothing_is_estimated_from_the_first_units_and_then_it_is_right(
     assert said[-1].standing.final
 
 
+@pytest.mark.parametrize("total", [0, 3])
+def test_a_stage_that_was_done_before_has_no_speed(total: int, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PACE, "0.5")
+    lines: list[str] = []
+    Progress("preprocess", total, "images", lines.append, done=total)
+    assert lines == [f"preprocess: {total} of {total} images | in 0:00"]
+
+
 def test_a_curve_shows_the_lowest_and_the_highest_mean() -> None:
     assert sparkline([1.0, 2.0, 3.0, 8.0]) == "▁▂▃█"
     assert sparkline([5.0] * 3) == "▁▁▁"
