@@ -13,11 +13,12 @@ from reports.records.records import run_link
 from reports.records.store import Store, public_uri
 from reports.sections.checkpoint_charts import further_charts, ranking_charts
 from reports.verdicts.ranking import Entry, Ranking
-from reports.verdicts.wording import decimals_of, ends_text, interval_text, metric_name, sampler_words, score_text
+from reports.verdicts.wording import decimals_of, interval_text, metric_name, sampler_words, score_text
 
 EXTRAPOLATION = (
-    "At n → ∞: the intercept of a line in 1/n, its interval over the seeds at this n. Neither knows of the term in 1/n², for "
-    "which the intercept is too low, by 8 % of what it corrects at 50,000 samples of 2,048 alike features, by more at fewer"
+    "At n → ∞: the intercept of a line in 1/n, ± its 95 % interval over the seeds at this n. Neither knows of the term in "
+    "1/n², for which the intercept is too low, by 8 % of what it corrects at 50,000 samples of 2,048 alike features, by more at "
+    "fewer"
 )
 # Beside distance and score: metric -> title; {} is the distance's name.
 _FURTHER = {INFINITY: "{} at n → ∞", KID: "KID", PRECISION: "Precision", RECALL: "Recall"}
@@ -135,15 +136,17 @@ def _further_columns(
         values = [_logged(store, entry, name) for entry in entries]
         largest = max((abs(value) for value in values if value), default=0.1)
         digits = decimals if metric == INFINITY else decimals_for(largest)
-        column = Column(title=title.format(metric_name(protocol.distance)), numeric=True)
-        columns.append((column, [fixed(value, digits) for value in values]))
+        texts = [fixed(value, digits) for value in values]
         if metric == INFINITY:  # those of the others are drawn
-            ends = [(_logged(store, entry, name + CI_LOW), _logged(store, entry, name + CI_HIGH)) for entry in entries]
-            intervals = [known_interval(low, high) for low, high in ends]
-            if any(intervals):
-                column = Column(title="95 % interval at n → ∞", numeric=True)
-                columns.append((column, [ends_text(interval, digits) for interval in intervals]))
+            texts = [_with_reach(store, entry, name, text, digits) for entry, text in zip(entries, texts, strict=True)]
+        columns.append((Column(title=title.format(metric_name(protocol.distance)), numeric=True), texts))
     return columns
+
+
+def _with_reach(store: Store, entry: Entry, name: str, text: str, digits: int) -> str:
+    """A value ± how far its interval reaches to either side, if that was logged."""
+    interval = known_interval(_logged(store, entry, name + CI_LOW), _logged(store, entry, name + CI_HIGH))
+    return text if interval is None else f"{text} ± {fixed((interval[1] - interval[0]) / 2, digits)}"
 
 
 def _logged(store: Store, entry: Entry, name: str) -> float | None:

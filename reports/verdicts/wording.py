@@ -1,7 +1,6 @@
 """Measured values in words: names of metrics, distances with the digits that their intervals support."""
 
 from ddpm_core.protocol import Protocol
-from ddpm_core.verdicts import Interval
 from reports.formatting import NOT_MEASURED, decimals_for, fixed
 from reports.verdicts.ranking import Entry
 
@@ -26,11 +25,7 @@ def distance_text(entry: Entry) -> str:
 
 def interval_text(entry: Entry, decimals: int | None = None) -> str:
     """Both ends of the 95 % interval; "not measured" without one."""
-    return ends_text(entry.checkpoint.interval, decimals_of(entry) if decimals is None else decimals)
-
-
-def ends_text(interval: Interval | None, decimals: int) -> str:
-    """Both ends of an interval; "not measured" without one."""
+    interval, decimals = entry.checkpoint.interval, decimals_of(entry) if decimals is None else decimals
     return NOT_MEASURED if interval is None else " to ".join(fixed(end, decimals) for end in interval)
 
 
