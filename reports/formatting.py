@@ -1,12 +1,22 @@
 """Numbers, counts and lists as text for a person: sensible digits, thousands by commas, a real minus and exponent."""
 
 import math
+import re
 
 NOT_MEASURED = "not measured"
 NOT_RECORDED = "not recorded"
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MINUS = str.maketrans("-", "−")
+
+
+def typeset(sentence: str) -> str:
+    """A sentence that a terminal shows too, with a real minus and a plus-minus that stays with its numbers.
+
+    >>> typeset("20.5 above (95 % interval -3 to 1.5e-05)")
+    '20.5 above (95 % interval −3 to 1.5e-05)'
+    """
+    return re.sub(r"(?<!\S)-(?=\d)", "−", sentence).replace(" +- ", "\u00a0±\u00a0")
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -64,7 +64,7 @@ PROTOCOL = Protocol(
     reference_sha256=SHA,
     reference_images=12,
 )
-PIXELS = Extractor("pixels", "pixels", SHA, 64, None, "area-8")
+PIXELS = Extractor("pixels", SHA, 64, None, "area-8", spec="pixels")
 OUTCOME = Outcome("linear", 0, "finished", 4, "run", "evaluation", "fd_pixels", 1.5, 1.0, 2.0)
 OTHER_VALUES: tuple[Any, ...] = (
     None,

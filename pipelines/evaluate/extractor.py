@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddpm_core.errors import InputError, one_line
-from ddpm_core.extractors import known_facts
+from ddpm_core.extractors import ExtractorFacts, known_facts
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.locations import location, open_url
 from pipelines.storage.node_cache import on_this_node
@@ -14,26 +14,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Extractor:
+class Extractor(ExtractorFacts):
     """What is known of a feature extractor without its network, which workers load by `spec`.
 
-    spec: inception, dinov2, pixels, or the absolute path of a TorchScript file. dim, num_logits: of its outputs, no logits if
-    None.
+    spec: inception, dinov2, pixels, or the absolute path of a TorchScript file.
     """
 
     spec: str
-    name: str
-    sha256: str
-    dim: int
-    num_logits: int | None
-    resize: str
 
 
 def describe_extractor(given: str, dataset: ShardedDataset) -> Extractor:
     """The extractor that a person names, for this data set's images. Raises InputError if it cannot be had."""
     spec = str(location(given, option="--extractor")) if given.endswith(".pt") or "://" in given else given
     facts = known_facts(spec, channels=dataset.shape[2]) or load_for(spec, dataset)
-    return Extractor(spec, facts.name, facts.sha256, facts.dim, facts.num_logits, facts.resize)
+    return Extractor(facts.name, facts.sha256, facts.dim, facts.num_logits, facts.resize, spec)
 
 
 def load_for(spec: str, dataset: ShardedDataset) -> "FeatureExtractor":

@@ -253,14 +253,12 @@ def neighbour_values(samples: Tensor, real: Tensor, protocol: Protocol) -> dict[
         neighbourhoods = metrics.PrecisionRecall(real, PR_K)
         neighbourhoods.update(samples, numbers)
         manifolds = neighbourhoods.compute()
-        precision, name, recall = (
-            float(manifolds.precision),
-            protocol.metric(records.PRECISION),
-            protocol.metric(records.RECALL),
-        )
-        values |= {name: precision, recall: float(manifolds.recall)} | ends(recall, metrics.recall_interval(manifolds))
+        name, precision = protocol.metric(records.PRECISION), float(manifolds.precision)
         # Given the reference, each sample is inside its manifold or not, whatever the others are.
-        values |= ends(name, metrics.proportion_interval(round(precision * len(samples)), len(samples)))
+        inside = round(precision * len(samples))
+        values |= {name: precision} | ends(name, metrics.proportion_interval(inside, len(samples)))
+        name = protocol.metric(records.RECALL)
+        values |= {name: float(manifolds.recall)} | ends(name, metrics.recall_interval(manifolds))
     return values
 
 

@@ -133,7 +133,7 @@ def _further_columns(
         name = protocol.distance + INFINITY if metric == INFINITY else protocol.metric(metric)
         if not any(name in entry.evaluation.metrics for entry in entries):
             continue
-        values = [_logged(store, entry, name) for entry in entries]
+        values = [logged_value(store, entry, name) for entry in entries]
         largest = max((abs(value) for value in values if value), default=0.1)
         digits = decimals if metric == INFINITY else decimals_for(largest)
         texts = [fixed(value, digits) for value in values]
@@ -145,11 +145,11 @@ def _further_columns(
 
 def _with_reach(store: Store, entry: Entry, name: str, text: str, digits: int) -> str:
     """A value ± how far its interval reaches to either side, if that was logged."""
-    interval = known_interval(_logged(store, entry, name + CI_LOW), _logged(store, entry, name + CI_HIGH))
+    interval = known_interval(logged_value(store, entry, name + CI_LOW), logged_value(store, entry, name + CI_HIGH))
     return text if interval is None else f"{text} ± {fixed((interval[1] - interval[0]) / 2, digits)}"
 
 
-def _logged(store: Store, entry: Entry, name: str) -> float | None:
+def logged_value(store: Store, entry: Entry, name: str) -> float | None:
     """A metric of an entry, None if it was not logged."""
     evaluation = entry.evaluation
     return store.history(evaluation.run_id, name).at(entry.checkpoint.step) if name in evaluation.metrics else None

@@ -12,7 +12,7 @@ from reports.formatting import NOT_MEASURED, count, counted, fixed
 from reports.records.entities import ExperimentRecord
 from reports.records.records import run_link
 from reports.records.store import Store
-from reports.sections.checkpoints import mark_of
+from reports.sections.checkpoints import logged_value, mark_of
 from reports.verdicts.ranking import Entry, Ranking, measured_most
 from reports.verdicts.wording import decimals_of, interval_text, metric_name, sampler_words
 
@@ -194,6 +194,5 @@ def error_words(store: Store, entry: Entry) -> str:
     """How far the profile of an EMA that was made after the training is from the wanted one; nothing of the training's own."""
     if length_of(entry) is None:
         return ""
-    logged = EMA_ERROR in entry.evaluation.metrics
-    error = store.history(entry.evaluation.run_id, EMA_ERROR).at(entry.checkpoint.step) if logged else None
+    error = logged_value(store, entry, EMA_ERROR)
     return NOT_MEASURED if error is None else f"{100.0 * error:.1f} %"

@@ -7,7 +7,7 @@ from typing import Literal
 from ddpm_core.verdicts import distances_by_point, listed
 from reports.drawing import figures
 from reports.drawing.elements import Chart, Column, Row, Table, long_table, numeric
-from reports.formatting import count, decimals_for, fixed, number, shortened
+from reports.formatting import count, decimals_for, fixed, number, shortened, typeset
 from reports.records.entities import ExperimentRecord, ScheduleCurves
 from reports.records.records import run_link
 from reports.sections.checkpoints import mark_of
@@ -39,7 +39,7 @@ def sweep_section(record: ExperimentRecord, analysis: SweepAnalysis) -> SweepSec
     return SweepSection(
         title=sweep.name,
         charts=schedule_charts(sweep.schedules, sweep.run_id),
-        rankings=tuple((trials.conclusion, _tables(record, trials)) for trials in analysis.rankings),
+        rankings=tuple((typeset(trials.conclusion), _tables(record, trials)) for trials in analysis.rankings),
         without=trials_without_result(analysis),
         note=note if once and analysis.rankings else "",
     )

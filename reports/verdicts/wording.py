@@ -25,8 +25,11 @@ def distance_text(entry: Entry) -> str:
 
 def interval_text(entry: Entry, decimals: int | None = None) -> str:
     """Both ends of the 95 % interval; "not measured" without one."""
-    interval, decimals = entry.checkpoint.interval, decimals_of(entry) if decimals is None else decimals
-    return NOT_MEASURED if interval is None else " to ".join(fixed(end, decimals) for end in interval)
+    interval = entry.checkpoint.interval
+    if interval is None:
+        return NOT_MEASURED
+    digits = decimals_of(entry) if decimals is None else decimals
+    return " to ".join(fixed(end, digits) for end in interval)
 
 
 def score_text(entry: Entry) -> str:
