@@ -66,9 +66,12 @@ def section_titles(protocols: Sequence[Protocol]) -> list[str]:
 
 def protocol_section(store: Store, record: ExperimentRecord, ranking: Ranking, title: str) -> ProtocolSection:
     protocol = ranking.protocol
+    name = protocol.distance + INFINITY
+    extrapolated = any(name in entry.evaluation.metrics for entry in (*ranking.entries, *ranking.unranked))
     return ProtocolSection(
         title=title,
-        description=protocol.describe(),
+        # Not in the table's caption, which a phone shows as far as it shows the table.
+        description=f"{protocol.describe()}. {EXTRAPOLATION}" if extrapolated else protocol.describe(),
         charts=ranking_charts(ranking),
         further=further_charts(store, ranking),
         table=ranking_table(store, record, ranking),
@@ -105,11 +108,8 @@ def ranking_table(store: Store, record: ExperimentRecord, ranking: Ranking) -> T
     images = [NOT_RECORDED if entry.images_seen is None else count(entry.images_seen) for entry in entries]
     columns.append((Column(title="Images seen", numeric=True), images))
     cells = zip(*(texts[: len(entries)] for _, texts in columns), strict=True)
-    caption = f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})"
-    if any(protocol.distance + INFINITY in entry.evaluation.metrics for entry in entries):
-        caption += f". {EXTRAPOLATION}"
     return Table(
-        caption=caption,
+        caption=f"Checkpoints by {metric_name(protocol.distance)} (protocol {protocol.fingerprint})",
         columns=tuple(column for column, _ in columns),
         rows=tuple(
             Row(cells=row, mark=mark_of(verdict), href=run_link(record, entry.run.run_id))
