@@ -20,8 +20,8 @@ test-slow: $(VENV)/.installed-dev  ## long chaos tests
 mutants: $(VENV)/.installed-dev  ## small changes of the code that the tests must notice; a sample
 	@$(BIN)/python tests/mutants.py --sample 40 --seed 0
 
-bench: $(VENV)/.installed-dev  ## benchmarks, each a ratio measured in one run
-	@$(BIN)/python -m pytest -m bench -s tests/benchmarks
+bench: $(VENV)/.peers  ## benchmarks, each a ratio measured in one run; the table at the end is tests/benchmarks/README.md's
+	@DDPM_PEERS=$(CURDIR)/$(VENV)/peers $(BIN)/python -m pytest -m bench -s tests/benchmarks
 
 bench-gpu: $(VENV)/.installed-dev  ## what one GPU does, as a table and as JSON
 	@$(BIN)/python tests/gpu/bench.py --output runs/bench-gpu.json
@@ -58,4 +58,9 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	@echo "Installing the test tools into $(VENV) ..."
 	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.peers: tests/benchmarks/peers.txt $(VENV)/.installed-dev
+	@echo "Installing what is measured beside ours into $(VENV)/peers ..."
+	@$(PIP) --no-deps --upgrade --target $(VENV)/peers --requirement $<
 	@touch $@

@@ -4,6 +4,7 @@ the network, stay float32."""
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,27 +39,31 @@ def in_slices(network: Callable[..., Tensor], images: int) -> Callable[..., Tens
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Inside, networks compute in float32 on every device: no autocast, no TF32 in convolutions or products, whatever
-    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says, and no cuDNN algorithm that is chosen by timing."""
-    with autocast(device, "float32"):
+    """Inside, networks and products are in float32 on every device: no autocast, no TF32 or bfloat16 in their place, whatever
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or torch.set_float32_matmul_precision say, and no cuDNN algorithm that is chosen by
+    timing."""
+    with autocast(device, "float32"), _as_stored():
         if device.type != "cuda":
             yield
             return
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False), _products_in_float32():
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             yield
 
 
 @contextmanager
-def _products_in_float32() -> Iterator[None]:
-    """Inside, cuBLAS multiplies float32 without TF32."""
-    products = torch.backends.cuda.matmul
-    before = torch.get_float32_matmul_precision(), products.fp32_precision
+def _as_stored() -> Iterator[None]:
+    """Inside, cuBLAS and oneDNN multiply float32 as float32."""
+    onednn: Any = torch.backends.mkldnn
+    settings = torch.backends.cuda.matmul, onednn.matmul, onednn.conv
+    before = torch.get_float32_matmul_precision(), [each.fp32_precision for each in settings]
     torch.set_float32_matmul_precision("highest")
+    onednn.conv.fp32_precision = "ieee"
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
-        products.fp32_precision = before[1]
+        for each, precision in zip(settings, before[1], strict=True):
+            each.fp32_precision = precision
 
 
 def compute_deterministically() -> None:

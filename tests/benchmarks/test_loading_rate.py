@@ -1,8 +1,9 @@
-"""How fast shuffled images come out of shards, against goals, and against row groups of compressed Parquet."""
+"""How fast shuffled images come out of shards, against goals, row groups of compressed Parquet, and other formats."""
 
 import functools
+import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from support.contest import contest, peer_module
 from support.synthetic_shards import random_pixels, write_dataset
 from support.timing import seconds
 
@@ -111,3 +114,94 @@ def test_the_order_of_three_million_images_takes_seconds() -> None:
         times = [seconds(functools.partial(epoch_order, groups, 0, 0, window)) for _ in range(3)]
         print(f"\n{groups.sum():,} images, window {window}: an epoch's order in {statistics.median(times):.1f} s")
         assert statistics.median(times) < 20
+
+
+def batches_of(size: int, items: Iterator[np.ndarray]) -> int:
+    """How many batches, uint8 [size, H, W, C], a peer's items make; each is a flat or shaped array."""
+    count = 0
+    for first in items:
+        torch.from_numpy(np.stack([first, *itertools.islice(items, size - 1)]))
+        count += 1
+    return count
+
+
+def written_for_litdata(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+    litdata, cache = peer_module("litdata"), peer_module("litdata.streaming.cache").Cache
+    writer = cache(str(folder), chunk_bytes="64MB")
+    for number, image in enumerate(images):
+        writer[number] = {"image": image.tobytes()}
+    writer.done()
+    writer.merge(1)
+
+    def items() -> Iterator[np.ndarray]:
+        for item in litdata.StreamingDataset(str(folder), shuffle=True):
+            yield np.frombuffer(item["image"], np.uint8)
+
+    return items
+
+
+def written_for_mosaicml(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+    streaming = peer_module("streaming")
+    shape = ",".join(map(str, images.shape[1:]))
+    with streaming.MDSWriter(columns={"image": f"ndarray:uint8:{shape}"}, out=str(folder)) as writer:
+        for image in images:
+            writer.write({"image": image})
+    streaming.base.util.clean_stale_shared_memory()
+    dataset = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=1)
+    return lambda: (item["image"] for item in dataset)
+
+
+def written_for_webdataset(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+    webdataset = peer_module("webdataset")
+    folder.mkdir()
+    with webdataset.ShardWriter(f"{folder}/%04d.tar", maxsize=64 << 20, verbose=0) as writer:
+        for number, image in enumerate(images):
+            writer.write({"__key__": f"{number:08d}", "bin": image.tobytes()})
+    tars = [str(path) for path in sorted(folder.glob("*.tar"))]
+
+    def items() -> Iterator[np.ndarray]:
+        shuffled = webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False).shuffle(1000)
+        return (np.frombuffer(item["bin"], np.uint8) for item in shuffled)
+
+    return items
+
+
+def written_as_pngs(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:08d}.png", compress_level=1)
+    paths = sorted(folder.iterdir())
+
+    def items() -> Iterator[np.ndarray]:
+        return (np.asarray(Image.open(paths[i])) for i in np.random.default_rng(0).permutation(len(paths)))
+
+    return items
+
+
+PEERS = {
+    "litdata": written_for_litdata,
+    "mosaicml-streaming": written_for_mosaicml,
+    "webdataset": written_for_webdataset,
+    "a folder of PNGs": written_as_pngs,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the peers' own
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(("side", "count", "size"), [(256, 2048, 64), (32, 16_384, 128)])
+def test_an_epoch_of_shuffled_batches_against_other_formats(
+    tmp_path: Path, side: int, count: int, size: int, peer: str
+) -> None:
+    """In one thread, from the page cache. Ours draws from the whole set; litdata, mosaicml-streaming and webdataset shuffle
+    within some shards or items."""
+    images = random_pixels(count, (side, side, 3)) & 0x1F  # so that PNG has something to do
+    dataset = write_dataset(tmp_path / "set", images, [count // 4] * 4)
+    items = PEERS[peer](images, tmp_path / "peers")
+
+    def ours() -> int:
+        batches = (dataset.pixels(dataset.global_batch(0, step, size)) for step in range(count // size))
+        return sum(len(torch.from_numpy(batch)) > 0 for batch in batches)
+
+    assert ours() == batches_of(size, items()) == count // size
+    row = contest(f"an epoch of {count:,} shuffled {side}x{side} images", peer, ours, lambda: batches_of(size, items()))
+    assert row.ratio > 1.0

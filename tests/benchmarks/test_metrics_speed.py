@@ -102,6 +102,8 @@ def test_the_error_of_an_extrapolated_distance_costs_less_than_two_of_its_fiftee
     assert row.ratio > 0.5
 
 
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pytorch-fid's use of scipy
 def test_the_frechet_distance_of_two_statistics() -> None:
     moments = [tuple(m.clone() for m in statistics_of(features(seed, 10_000)).moments()) for seed in (0, 1)]
     (mu1, sigma1), (mu2, sigma2) = moments
@@ -117,6 +119,12 @@ def test_the_frechet_distance_of_two_statistics() -> None:
     fidelity = peer_module("torch_fidelity.metric_fid")
     row = contest("", "torch-fidelity", ours, lambda: fidelity.fid_statistics_to_metric(*by_numpy, verbose=False))
     assert row.ratio > 2.0
+    by_sqrtm, flat = (
+        peer_module("pytorch_fid.fid_score").calculate_frechet_distance,
+        [m.numpy() for m in (*moments[0], *moments[1])],
+    )
+    row = contest("", "pytorch-fid", ours, lambda: by_sqrtm(*flat), pairs=1)
+    assert row.ratio > 2.0
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all extracted features")
@@ -130,21 +138,24 @@ def test_kernel_distance() -> None:
         metric.update(generated, torch.arange(len(generated)))
         return metric.compute()[0].item()
 
-    def by_torchmetrics() -> float:
-        metric = KernelInceptionDistance(feature=Features(), subsets=20, subset_size=1_000)
-        metric.update(real, real=True)
-        metric.update(generated, real=False)
+    def by_torchmetrics(dtype: torch.dtype) -> float:
+        metric = KernelInceptionDistance(feature=Features(), subsets=20, subset_size=1_000).set_dtype(dtype)
+        metric.update(real.to(dtype), real=True)
+        metric.update(generated.to(dtype), real=False)
         return float(metric.compute()[0].item())
 
-    assert ours() == pytest.approx(by_torchmetrics(), abs=5e-5)  # other subsets
-    work = f"KID of 5,000 x {DIM} features, 20 subsets of 1,000 (ours in float64)"
-    assert contest(work, "torchmetrics (float32)", ours, by_torchmetrics).ratio > 0.5
-    fidelity = peer_module("torch_fidelity.metric_kid")
-    choices = {"kid_subsets": 20, "kid_subset_size": 1_000, "verbose": False}
-    row = contest(
-        "", "torch-fidelity (float32)", ours, lambda: fidelity.kid_features_to_metric(generated, real, **choices)
-    )
-    assert row.ratio > 0.3
+    def by_fidelity(dtype: torch.dtype) -> Any:
+        choices = {"kid_subsets": 20, "kid_subset_size": 1_000, "verbose": False}
+        return peer_module("torch_fidelity.metric_kid").kid_features_to_metric(
+            generated.to(dtype), real.to(dtype), **choices
+        )
+
+    assert ours() == pytest.approx(by_torchmetrics(torch.float64), abs=5e-5)  # other subsets
+    work = f"KID of 5,000 x {DIM} features, 20 subsets of 1,000"
+    assert contest(work, "torchmetrics in float64", ours, lambda: by_torchmetrics(torch.float64)).ratio > 1.0
+    assert contest("", "torchmetrics in float32", ours, lambda: by_torchmetrics(torch.float32)).ratio > 0.5
+    assert contest("", "torch-fidelity in float64", ours, lambda: by_fidelity(torch.float64)).ratio > 0.8
+    assert contest("", "torch-fidelity in float32", ours, lambda: by_fidelity(torch.float32)).ratio > 0.3
 
 
 def test_precision_and_recall() -> None:
@@ -158,13 +169,15 @@ def test_precision_and_recall() -> None:
 
     fidelity = peer_module("torch_fidelity.metric_prc")
 
-    def by_fidelity() -> tuple[float, float]:
-        found = fidelity.prc_features_to_metric(generated, real, verbose=False)
+    def by_fidelity(dtype: torch.dtype) -> tuple[float, float]:
+        found = fidelity.prc_features_to_metric(generated.to(dtype), real.to(dtype), verbose=False)
         return found["precision"], found["recall"]
 
-    assert ours() == pytest.approx(by_fidelity(), abs=2e-3)  # float32 may put a feature on the other side of a ball
-    work = f"precision and recall of 4,000 x {DIM} features (ours in float64)"
-    assert contest(work, "torch-fidelity (float32)", ours, by_fidelity).ratio > 0.75
+    assert ours() == pytest.approx(by_fidelity(torch.float64), abs=1e-7)
+    assert ours() == pytest.approx(by_fidelity(torch.float32), abs=2e-3)  # some features on the other side of a ball
+    work = f"precision and recall of 4,000 x {DIM} features"
+    assert contest(work, "torch-fidelity in float64", ours, lambda: by_fidelity(torch.float64)).ratio > 1.0
+    assert contest("", "torch-fidelity in float32", ours, lambda: by_fidelity(torch.float32)).ratio > 0.75
 
 
 def test_inception_features(tmp_path: Path) -> None:

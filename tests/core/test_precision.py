@@ -69,6 +69,34 @@ def test_full_float32_ends_an_autocast_and_gives_it_back(fails: bool) -> None:
         assert network(x).dtype == torch.bfloat16
 
 
+def test_full_float32_is_of_products_and_convolutions_on_a_cpu_too() -> None:
+    """Those that multiply bfloat16 (AMX, AVX-512) are told to in vain."""
+    onednn: Any = torch.backends.mkldnn
+    default = torch.get_float32_matmul_precision()
+    layer, images = nn.Conv2d(64, 64, 3), torch.rand(2, 64, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = images.reshape(64, -1)
+
+    def computed() -> list[Tensor]:
+        return [x @ x.T, layer(images)]
+
+    exact = computed()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        onednn.conv.fp32_precision = "bf16"
+        rounded = computed()
+        with full_float32(CPU):
+            inside = computed()
+        after = torch.get_float32_matmul_precision(), onednn.matmul.fp32_precision, onednn.conv.fp32_precision
+    finally:
+        torch.set_float32_matmul_precision(default)
+        onednn.conv.fp32_precision = "none"
+    assert after == ("medium", "bf16", "bf16")
+    for one, other, coarse in zip(exact, inside, rounded, strict=True):
+        assert torch.equal(one, other)
+        if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+            assert not torch.equal(one, coarse)  # the case can tell
+
+
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_full_float32_on_a_gpu_is_without_tf32_and_of_fixed_algorithms() -> None:
     """The switches of cuDNN and cuBLAS can be read where there is no GPU."""

@@ -19,6 +19,12 @@ import torch
 from threadpoolctl import threadpool_limits
 
 PAIRS = 3
+# What peers import and none of these benchmarks use.
+UNUSED = (
+    *("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"),
+    *("transformers", "transformers.feature_extraction_utils", "transformers.tokenization_utils_base"),
+    *("streaming.multimodal", "streaming.text", "streaming.vision", "snappy", "zstd"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,11 @@ def status_mib(field: str) -> float:
 def peer_module(name: str) -> ModuleType:
     """A peer's module, installed or in the folder that DDPM_PEERS names; the test is skipped if it is in neither.
 
-    What it wants of torchvision at import is made up. (torchmetrics does not import beside an installed torch-fidelity
-    without torchvision: hence the folder, filled by pip install --no-deps --target.)
+    What it imports and these benchmarks do not use is made up. (torchmetrics does not import beside an installed
+    torch-fidelity without torchvision: hence the folder.)
     """
     folder = os.environ.get("DDPM_PEERS")
-    wanted = ["torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"]
-    made_up = [each for each in wanted if each not in sys.modules]
+    made_up = [each for each in UNUSED if each not in sys.modules]
     path = [*sys.path]
     sys.path += [folder] if folder else []
     try:
