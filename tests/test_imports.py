@@ -30,11 +30,18 @@ def test_preprocessing_loads_ray_torch_and_pandas_only_to_make_something() -> No
     assert not loaded("import pipelines.preprocess.driver") & {*HEAVY, "pandas"}
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "likelihood", "nightly"])
-def test_what_is_measured_is_looked_for_without_what_samples_and_measures(stage: str) -> None:
-    modules = loaded(f"import pipelines.{stage}.driver")
+@pytest.mark.parametrize("module", ["train.session", "evaluate.driver", "likelihood.driver", "nightly.driver"])
+def test_what_is_done_is_looked_for_without_what_trains_samples_and_measures(module: str) -> None:
+    modules = loaded(f"import pipelines.{module}")
     assert "mlflow" in modules
     assert not modules & {"torch", "ray", "torchmetrics", "matplotlib"}
+
+
+@pytest.mark.parametrize("stage", ["train", "sweep"])
+def test_shards_are_checked_before_mlflow_is_loaded_too(stage: str) -> None:
+    modules = loaded(f"import pipelines.{stage}.driver")
+    assert "pyarrow" in modules
+    assert not modules & {*HEAVY, "pandas"}
 
 
 def test_that_this_machine_has_no_gpu_is_known_without_torch_and_ray(

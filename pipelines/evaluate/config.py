@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from ddpm_core.configs import LATER, EmaLength, FixedVariance, Method, Mode, Precision, Purpose, Spacing
+from ddpm_core.configs import LATER, EmaLength, Execution, FixedVariance, Method, Mode, Precision, Purpose, Spacing
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import NEIGHBOURS
 from ddpm_core.ranges import Count, FilePath, Name, Positive, Range, Seed
@@ -109,6 +109,30 @@ class EvaluateConfig(StorageOptions, PoolOptions):
     def foreign(self) -> bool:
         """Whether the weights come from elsewhere."""
         return self.weights not in ("ema", "raw")
+
+    @property
+    def execution(self) -> Execution:
+        """How the network is asked to be run."""
+        return Execution(
+            mode=self.mode, precision=self.precision, channels_last=self.channels_last, compile=self.compile
+        )
+
+    def executed(self, chosen: Execution) -> "EvaluateConfig":
+        """With what was chosen for `execution`."""
+        return replace(
+            self,
+            mode=chosen.mode,
+            precision=chosen.precision,
+            channels_last=chosen.channels_last,
+            compile=chosen.compile,
+        )
+
+    def steps_of(self, num_timesteps: int) -> int:
+        """How many of so many timesteps the sampler visits. Raises InputError for more than there are."""
+        steps = self.sampler_steps or num_timesteps
+        if steps > num_timesteps:
+            raise InputError(f"--sampler-steps is {steps}: the run's schedule has {num_timesteps} timesteps")
+        return steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from pipelines.evaluate.evaluation import (
 )
 from pipelines.evaluate.illustrate import illustrate
 from pipelines.evaluate.records import Records
-from pipelines.evaluate.subject import Role, Subject, choose_subject, sampler_steps
+from pipelines.evaluate.subject import Role, Subject, choose_subject
 from pipelines.runtime.fan_out import Pool
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe
@@ -125,7 +125,7 @@ def evaluate_grid(config: GridConfig, say: Say = lambda line: None) -> dict[tupl
     # Before anything is sampled: the cells differ in their sampler alone.
     checkpoint = only_checkpoint(next(iter(cells.values())), "a grid is")
     for cell in cells.values():
-        sampler_steps(cell, checkpoint.diffusion_config().num_timesteps)
+        cell.steps_of(checkpoint.diffusion_config().num_timesteps)
     return {place: evaluate(cell, say).best for place, cell in cells.items()}
 
 

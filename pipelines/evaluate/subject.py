@@ -1,11 +1,11 @@
 """What is evaluated, what it is compared with, and under which protocols."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ddpm_core.checkpoint import Checkpoint
-from ddpm_core.configs import Execution, Purpose
+from ddpm_core.configs import Purpose
 from ddpm_core.errors import InputError
 from ddpm_core.protocol import Protocol
 from ddpm_core.timesteps import progress_timesteps
@@ -49,7 +49,7 @@ class Subject:
         """What the numbers will depend on. Raises InputError for a sampler that cannot be."""
         config, dataset, extractor = self.config, self.references[role], self.extractor
         T = self.checkpoints[0].diffusion_config().num_timesteps
-        steps = sampler_steps(config, T)
+        steps = config.steps_of(T)
         return Protocol(
             num_samples=config.samples,
             seed=config.seed,
@@ -110,14 +110,6 @@ class Subject:
         )
 
 
-def sampler_steps(config: EvaluateConfig, num_timesteps: int) -> int:
-    """How many timesteps the sampler visits. Raises InputError for more than there are."""
-    steps = config.sampler_steps or num_timesteps
-    if steps > num_timesteps:
-        raise InputError(f"--sampler-steps is {steps}: the run's schedule has {num_timesteps} timesteps")
-    return steps
-
-
 def choose_subject(config: EvaluateConfig, storage: Storage, say: Say) -> Subject:
     """The checkpoints that a configuration asks for. Raises InputError if there are none, or they cannot be evaluated."""
     if config.foreign:
@@ -149,10 +141,10 @@ def open_subject(
             f"evaluate: {config.samples:,} samples for {extractor.dim:,} features: the covariance is singular and "
             "the distance far above its value at large n"
         )
-    config = with_execution(config, say)
+    config = config.executed(choose_execution(config.execution, lambda line: say(f"evaluate: {line}"))[0])
     process = process_of(first, config.var_type)
     T = process.num_timesteps
-    steps = sampler_steps(config, T)
+    steps = config.steps_of(T)
     spacing = config.spacing if steps < T else "uniform"
     if config.sampler == "ancestral" and process.var_type == "fixedlarge" and 4 * steps <= T:
         say(
@@ -185,21 +177,6 @@ def open_reference(given: str, option: str, checkpoint: Checkpoint, name: str) -
             f"trained on images resized by {trained!r}: preprocess the reference with --filter {trained}"
         )
     return dataset
-
-
-def with_execution(config: EvaluateConfig, say: Say) -> EvaluateConfig:
-    """The configuration with its precision, memory format and compilation chosen."""
-    asked = Execution(
-        mode=config.mode, precision=config.precision, channels_last=config.channels_last, compile=config.compile
-    )
-    chosen, _ = choose_execution(asked, lambda line: say(f"evaluate: {line}"))
-    return replace(
-        config,
-        mode=chosen.mode,
-        precision=chosen.precision,
-        channels_last=chosen.channels_last,
-        compile=chosen.compile,
-    )
 
 
 def is_finished(folder: Location, checkpoint: Checkpoint, protocol: Protocol, timesteps: Sequence[int]) -> bool:

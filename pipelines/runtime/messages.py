@@ -5,12 +5,10 @@ import queue as queues
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import ray
-import ray.exceptions
-import ray.util.queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+if TYPE_CHECKING:
+    import ray.util.queue
 
 WAIT = 0.5  # seconds for a message, before the next look at whether the block is left
 
@@ -23,8 +21,11 @@ class MessageQueue(Protocol):
 
 
 @contextlib.contextmanager
-def message_queue() -> Iterator[ray.util.queue.Queue]:
+def message_queue() -> "Iterator[ray.util.queue.Queue]":
     """A queue for the block, which processes on other nodes may be handed."""
+    import ray.util.queue  # here and below: a driver with nothing to do does not load Ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     # Beside the driver, which it cannot outlive anyway: on another node it would die with that.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = ray.util.queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -58,6 +59,8 @@ class Listener(ABC):
         self._thread.join()
 
     def _listen(self) -> None:
+        import ray.exceptions
+
         while True:
             self.between()
             left = self._left.is_set()  # looked at before the queue is emptied, so that nothing is left in it

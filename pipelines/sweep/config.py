@@ -47,6 +47,11 @@ class SweepConfig(Checked, ABC):
                 "--evaluate.ema-length wants what trainings track with --train.optim.posthoc-ema: give both"
             )
 
+    @property
+    def seed_numbers(self) -> range:
+        """Those of each point's trainings."""
+        return range(self.train.seed, self.train.seed + self.seeds)
+
     def training(self, point: Point, seed: int, steps: int) -> TrainConfig:
         """The training of a point with one seed, up to a step."""
         return replace(point.config, seed=seed, steps=steps)

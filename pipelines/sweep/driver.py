@@ -9,36 +9,25 @@ With rungs, all points are compared at certain steps on few samples, and those t
 is faster.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ddpm_core.configs import later_choices
 from ddpm_core.protocol import fingerprint
-from ddpm_core.records import rung_path
-from ddpm_core.schedules import PriorCheck, check_prior
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.extractor import describe_extractor
-from pipelines.evaluate.reference import reference_statistics
-from pipelines.evaluate.subject import sampler_steps, with_execution
-from pipelines.runtime.cluster import check_fits, choose_execution, connect
-from pipelines.runtime.fan_out import Pool
+from pipelines.runtime.cluster import choose_execution
 from pipelines.runtime.progress import Say
-from pipelines.runtime.recipe import keep_recipe
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.layout import open_storage
 from pipelines.storage.locations import location
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.points import Point
-from pipelines.sweep.ranking import Outcome, halve
-from pipelines.sweep.records import log_schedules, open_run, record_result
 from pipelines.sweep.result import SweepResult, read_result
-from pipelines.sweep.trial import Trials
-from pipelines.tracking.run import TrackedRun
-from pipelines.tracking.tracker import open_tracker
+from pipelines.train.checks import check_dataset
 from pipelines.train.config import TrainConfig
-from pipelines.train.driver import check_dataset, run_name
+from pipelines.train.driver import run_name
 
 # The options that decide an evaluation's numbers, beside the extractor: not workers, chunk size or storage, nor what is drawn
 # for a person.
@@ -54,10 +43,10 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     dataset = ShardedDataset.open(location(config.train.shards, option="--shards"))
     for point in points.values():
         check_dataset(point.config, dataset)
-        sampler_steps(config.evaluate, point.config.diffusion.num_timesteps)
+        config.evaluate.steps_of(point.config.diffusion.num_timesteps)
     config, points = with_execution_chosen(config, points, say)
     names = {
-        label: [run_name(config.training(point, seed, 1), dataset) for seed in seeds_of(config)]
+        label: [run_name(config.training(point, seed, 1), dataset) for seed in config.seed_numbers]
         for label, point in points.items()
     }
     given = config.evaluate.extractor
@@ -69,24 +58,10 @@ def sweep(config: SweepConfig, points: Mapping[str, Point], say: Say = lambda li
     if finished is not None:
         say(f"sweep: {name} is done, {len(finished.outcomes)} trials")
         return finished
-    # All that can be refused is looked at before the run is there.
-    extractor = describe_extractor(given, dataset)
-    concurrent = max_concurrent_trials(config.train)
-    run = open_run(open_tracker(config.train, storage), name, fingerprint(decided_by), config, points, dataset)
-    log_schedules(run, points)
-    found = replace(config, train=replace(config.train, storage=str(storage.root), shards=str(dataset.path)))
-    keep_recipe(folder, found)
-    priors = check_priors(points, float(dataset.manifest["second_moment"]), say)
-    try:
-        # Once, here: two trials would make it at the same time.
-        with Pool(None, config.evaluate.cpus_per_worker, say) as pool:
-            reference_statistics(dataset, extractor, pool, config.evaluate.neighbours)
-        trials = Trials(config, points, run.run_id, folder, storage, concurrent, say)
-        outcomes = run_rungs(config, points, trials, run, say)
-        return record_result(run, name, folder, config, points, outcomes, priors)
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+    # Here: MLflow, torch and Ray Tune take seconds, in which what is wrong with a command, or done, is said.
+    from pipelines.sweep.session import run_sweep
+
+    return run_sweep(config, points, name, decided_by, dataset, storage, say)
 
 
 def with_execution_chosen(
@@ -97,12 +72,9 @@ def with_execution_chosen(
     def chosen(train: TrainConfig) -> TrainConfig:
         return replace(train, execution=choose_execution(train.execution, lambda line: None)[0])
 
-    config = replace(config, train=chosen(config.train), evaluate=with_execution(config.evaluate, say))
+    evaluate = choose_execution(config.evaluate.execution, lambda line: say(f"evaluate: {line}"))[0]
+    config = replace(config, train=chosen(config.train), evaluate=config.evaluate.executed(evaluate))
     return config, {label: replace(point, config=chosen(point.config)) for label, point in points.items()}
-
-
-def seeds_of(config: SweepConfig) -> range:
-    return range(config.train.seed, config.train.seed + config.seeds)
 
 
 def sweep_identity(config: SweepConfig, names: Mapping[str, Sequence[str]], extractor: str) -> dict[str, Any]:
@@ -122,59 +94,3 @@ def evaluation_identity(config: EvaluateConfig) -> dict[str, Any]:
     """What decides the result of an evaluation, but for its subject and extractor."""
     values = {key: getattr(config, key) for key in EVALUATION.split()}
     return {**values, **later_choices(config), "precision": config.network_precision}
-
-
-def max_concurrent_trials(train: TrainConfig) -> int:
-    """How many trials may run at once. Raises InputError if the cluster has no room for one.
-
-    Each trial's workers are placed by Train and evaluate, not by Tune: Tune must not start more trials than there is room
-    for, or they take each other's places and wait for ever (ray#54305).
-    """
-    resources = connect()
-    cpus, gpus = train.workers * train.cpus_per_worker, train.workers if resources.gpus else 0
-    check_fits(resources, workers=1, cpus=cpus, gpus=gpus, what="a trial")
-    by_cpus = resources.cpus // cpus
-    return max(1, int(min(by_cpus, resources.gpus // gpus) if gpus else by_cpus))
-
-
-def run_rungs(
-    config: SweepConfig, points: Mapping[str, Point], trials: Trials, run: TrackedRun, say: Say
-) -> tuple[Outcome, ...]:
-    """Bring all trials from rung to rung, and drop points that are stopped there; how each ended, by point and seed."""
-    ended: dict[str, list[Outcome]] = {}
-    for steps in (*config.rungs, config.train.steps):
-        remaining = [label for label in points if label not in ended]
-        outcomes = trials.run_to(steps, [(label, seed) for label in remaining for seed in seeds_of(config)])
-        stopped = halve(outcomes) if steps < config.train.steps else {}
-        for label in remaining:
-            of_point = [outcome for outcome in outcomes if outcome.point == label]
-            if label in stopped:
-                say(f"sweep: {label} stops at step {steps:,}: {stopped[label]}")
-                ended[label] = [  # one that diverged remains diverged
-                    outcome
-                    if outcome.status == "diverged"
-                    else replace(outcome, status="stopped", reason=stopped[label])
-                    for outcome in of_point
-                ]
-            elif steps == config.train.steps:
-                ended[label] = of_point
-        run.log_json(rung_path(steps), {"outcomes": [asdict(o) for o in outcomes], "stopped": stopped})
-    return tuple(outcome for label in points for outcome in ended[label])
-
-
-def check_priors(points: Mapping[str, Point], second_moment: float, say: Say) -> dict[str, PriorCheck]:
-    """Each point's L_T (paper, Eq. 5) beside that of the paper's schedule, said before anything is trained.
-
-    second_moment: E[x_0^2] of the data.
-    """
-    priors = {}
-    for label, point in points.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # check_prior warns of what is said below
-            priors[label] = prior = check_prior(point.config.diffusion.betas(), second_moment)
-        verdict = "not above" if prior.met else "ABOVE"
-        say(
-            f"sweep: {label} leaves L_T = {prior.bits_per_dim:.2g} bits/dim of this data in x_T, {verdict} the paper's "
-            f"{prior.reference_bits_per_dim:.2g}"
-        )
-    return priors

@@ -25,7 +25,8 @@ from pipelines.sweep.points import Point, trial_name
 from pipelines.sweep.ranking import Outcome
 from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import TrainConfig
-from pipelines.train.driver import TrainResult, train
+from pipelines.train.driver import train
+from pipelines.train.session import TrainResult
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ddpm_core import images, rng
 from ddpm_core.dropout import dropout_keys
-from ddpm_core.errors import InputError
 from ddpm_core.training import Batch
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.order import rank_slice
-from pipelines.shards.reader import CACHE_BYTES
 from pipelines.train.config import TrainConfig
 
 DEPTH = 4  # batches ahead of the one in use, each made by a thread
@@ -61,19 +59,6 @@ def draw_at(config: TrainConfig, pixels: Tensor, positions: Tensor) -> Batch:
     noise = rng.normal(config.seed, "noise", positions, 0, x_start.shape[1:])
     layers = config.unet.dropout_layers
     return Batch(x_start, t, noise, dropout_keys(config.seed, positions, layers) if layers else None)
-
-
-def check_shuffle(config: TrainConfig, dataset: ShardedDataset) -> None:
-    """Raises InputError if each image would cost a whole row group again: data that is read by row groups, more of it than a
-    process keeps, and no window that makes do with those."""
-    if dataset.by_image or dataset.nbytes <= CACHE_BYTES:
-        return
-    fitting = CACHE_BYTES // 2 // int(np.prod(dataset.shape))  # a batch may end one window and begin the next
-    if config.shuffle_window is None or config.shuffle_window > fitting:
-        raise InputError(
-            f"--shuffle-window is {config.shuffle_window} for {str(dataset.path)!r}, {dataset.nbytes / 1e9:.1f} GB that can only "
-            f"be read by row groups: give at most {fitting}, or a local copy with storage uint8"
-        )
 
 
 class Loader(Iterator[Batch]):

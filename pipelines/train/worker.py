@@ -26,8 +26,9 @@ from pipelines.checkpoints.saver import Saver
 from pipelines.checkpoints.store import newest_checkpoint
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.locations import Location
+from pipelines.train.checks import check_shuffle
 from pipelines.train.config import TrainConfig
-from pipelines.train.loader import Loader, check_shuffle
+from pipelines.train.loader import Loader
 from pipelines.train.meter import OPEN, Meter
 
 BEAT = 10  # steps between looks for a request to stop and for a node that is about to go

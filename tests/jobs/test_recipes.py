@@ -5,11 +5,11 @@ import inspect
 import pkgutil
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
@@ -190,16 +190,21 @@ def test_a_path_that_is_not_utf_8_is_refused_by_name(tmp_path: Path, monkeypatch
 
 
 def source_with_callees(function: Any) -> str:
-    """The source of a function and of what it names in its module, and so on."""
-    module, names, sources = sys.modules[function.__module__], [function.__name__], dict[str, str]()
-    while names:
-        name = names.pop()
-        sources[name] = inspect.getsource(getattr(module, name))
-        for other in {*re.findall(r"\w+", sources[name])} - {*sources}:
-            thing = getattr(module, other, None)
-            if (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__module__ == module.__name__:
-                names.append(other)
+    """The source of a function and of what it names in its module, or imports from its package's session, and so on."""
+    places, sources = [(function.__module__, function.__name__)], dict[tuple[str, str], str]()
+    while places:
+        place = places.pop()
+        module = importlib.import_module(place[0])
+        source = sources[place] = inspect.getsource(getattr(module, place[1]))
+        later = re.findall(r"from (pipelines\.\w+\.session) import (\w+)", source)
+        own = [(place[0], name) for name in {*re.findall(r"\w+", source)} if defines(module, name)]
+        places += {*own, *later} - {*sources}
     return "".join(sources.values())
+
+
+def defines(module: ModuleType, name: str) -> bool:
+    thing = getattr(module, name, None)
+    return (inspect.isfunction(thing) or inspect.isclass(thing)) and thing.__module__ == module.__name__
 
 
 def writing_jobs() -> Iterator[tuple[str, str]]:

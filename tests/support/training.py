@@ -10,7 +10,7 @@ from ddpm_core.unet import UNetConfig
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.storage.layout import Storage
 from pipelines.train.config import TrainConfig, config_for
-from pipelines.train.driver import TrainResult
+from pipelines.train.session import TrainResult
 
 NETWORK = UNetConfig(
     image_size=8, in_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.1

@@ -72,7 +72,8 @@ from pipelines.storage.chunks import chunk_path, chunk_ranges, load_chunk, save_
 from pipelines.storage.layout import open_storage
 from pipelines.tracking.tracker import open_tracker
 from pipelines.train.config import config_for
-from pipelines.train.driver import TrainResult, train
+from pipelines.train.driver import train
+from pipelines.train.session import TrainResult
 from pipelines.train.worker import initial_state
 
 

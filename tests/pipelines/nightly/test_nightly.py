@@ -34,7 +34,8 @@ from pipelines.nightly.ledger import open_ledger
 from pipelines.runtime.fan_out import Pool
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train.config import TrainConfig, config_for
-from pipelines.train.driver import TrainResult, train
+from pipelines.train.driver import train
+from pipelines.train.session import TrainResult
 
 STEPS = 6
 

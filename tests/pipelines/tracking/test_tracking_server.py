@@ -193,7 +193,7 @@ def test_a_training_ends_without_its_server_and_a_night_finds_its_entries(
     servers: tuple[Server, Postgres], digits: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _ = servers
-    monkeypatch.setattr("pipelines.train.driver.LAST_WAIT", 2.0)
+    monkeypatch.setattr("pipelines.train.session.LAST_WAIT", 2.0)
     monkeypatch.setattr(alarms, "LEAST_SPREAD", 0.0)  # samples after four steps look wrong, and rightly so
     monkeypatch.setattr(alarms, "MOST_SATURATION", 1.0)
     settings = config_for(

@@ -22,9 +22,10 @@ from ddpm_core.unet import UNetConfig
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.shards.order import BatchOrder, epoch_order, rank_slice
 from pipelines.storage.locations import location
-from pipelines.train import loader
+from pipelines.train import checks, loader
+from pipelines.train.checks import check_shuffle
 from pipelines.train.config import TrainConfig, config_for
-from pipelines.train.loader import Loader, check_shuffle, make_batch
+from pipelines.train.loader import Loader, make_batch
 
 GROUPS = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(np.array)
 WINDOWS = st.none() | st.integers(1, 60)
@@ -316,7 +317,7 @@ def test_a_shuffle_that_would_read_a_row_group_for_every_image_is_refused(
 ) -> None:
     floats = write_dataset(tmp_path / "set", random_pixels(50, SHAPE), [50], "float32")
     check_shuffle(config(), floats)  # small enough to be kept
-    monkeypatch.setattr(loader, "CACHE_BYTES", 64 * 40)
+    monkeypatch.setattr(checks, "CACHE_BYTES", 64 * 40)
     check_shuffle(config(), dataset)  # local, 8-bit: any image can be read alone
     check_shuffle(config(shuffle_window=20), floats)
     for window in (None, 21):

@@ -28,8 +28,9 @@ from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNetConfig
 from pipelines.shards.dataset import ShardedDataset
 from pipelines.train import follower
-from pipelines.train.driver import TrainResult, train
+from pipelines.train.driver import train
 from pipelines.train.loader import make_batch
+from pipelines.train.session import TrainResult
 
 
 @pytest.fixture(scope="session")
