@@ -125,7 +125,7 @@ def batches_of(size: int, items: Iterator[np.ndarray]) -> int:
     return count
 
 
-def written_for_litdata(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+def written_for_litdata(images: np.ndarray, folder: Path, size: int) -> Callable[[], Iterator[np.ndarray]]:
     litdata, cache = peer_module("litdata"), peer_module("litdata.streaming.cache").Cache
     writer = cache(str(folder), chunk_bytes="64MB")
     for number, image in enumerate(images):
@@ -140,18 +140,18 @@ def written_for_litdata(images: np.ndarray, folder: Path) -> Callable[[], Iterat
     return items
 
 
-def written_for_mosaicml(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+def written_for_mosaicml(images: np.ndarray, folder: Path, size: int) -> Callable[[], Iterator[np.ndarray]]:
     streaming = peer_module("streaming")
     shape = ",".join(map(str, images.shape[1:]))
     with streaming.MDSWriter(columns={"image": f"ndarray:uint8:{shape}"}, out=str(folder)) as writer:
         for image in images:
             writer.write({"image": image})
     streaming.base.util.clean_stale_shared_memory()
-    dataset = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=1)
+    dataset = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=size)
     return lambda: (item["image"] for item in dataset)
 
 
-def written_for_webdataset(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+def written_for_webdataset(images: np.ndarray, folder: Path, size: int) -> Callable[[], Iterator[np.ndarray]]:
     webdataset = peer_module("webdataset")
     folder.mkdir()
     with webdataset.ShardWriter(f"{folder}/%04d.tar", maxsize=64 << 20, verbose=0) as writer:
@@ -166,7 +166,7 @@ def written_for_webdataset(images: np.ndarray, folder: Path) -> Callable[[], Ite
     return items
 
 
-def written_as_pngs(images: np.ndarray, folder: Path) -> Callable[[], Iterator[np.ndarray]]:
+def written_as_pngs(images: np.ndarray, folder: Path, size: int) -> Callable[[], Iterator[np.ndarray]]:
     folder.mkdir()
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:08d}.png", compress_level=1)
@@ -196,7 +196,7 @@ def test_an_epoch_of_shuffled_batches_against_other_formats(
     within some shards or items."""
     images = random_pixels(count, (side, side, 3)) & 0x1F  # so that PNG has something to do
     dataset = write_dataset(tmp_path / "set", images, [count // 4] * 4)
-    items = PEERS[peer](images, tmp_path / "peers")
+    items = PEERS[peer](images, tmp_path / "peers", size)
 
     def ours() -> int:
         batches = (dataset.pixels(dataset.global_batch(0, step, size)) for step in range(count // size))

@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import chain
