@@ -127,8 +127,10 @@ def _load(value: bytes, max_pixels: int) -> Image.Image:
 
 
 def _load_as_it_is(value: bytes, max_pixels: int) -> Image.Image:
+    # Pillow tries other formats before WebP, some of which look at more than the first bytes: 5 % of the work of an image.
+    formats = ("WEBP",) if value[:4] == b"RIFF" and value[8:12] == b"WEBP" else None
     with _pillow_without_limit():
-        image: Image.Image = Image.open(io.BytesIO(value))
+        image: Image.Image = Image.open(io.BytesIO(value), formats=formats)
         if image.width * image.height > max_pixels:
             raise TooLargeError(f"{image.width}x{image.height} pixels, more than --max-pixels {max_pixels:,} allows")
         image.load()

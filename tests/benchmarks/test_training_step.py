@@ -109,3 +109,21 @@ def test_dropout_by_address_costs_no_more_than_torchs() -> None:
     ratios = [seconds(lambda: step(keys)) / seconds(lambda: step(None)) for _ in range(ROUNDS)]
     print(f"\na step with dropout by address takes {statistics.median(ratios):.3f} of one with torch's")
     assert statistics.median(ratios) < 1.03
+
+
+@pytest.mark.timeout(1200)
+def test_what_torch_compile_costs_and_gains_without_a_gpu() -> None:
+    """A sampling step of the same network, compiled as evaluations compile it."""
+    network = UNet(PRESET.unet).eval()
+    compiled = torch.compile(network, fullgraph=True)
+    x, t, _ = batch()
+    with torch.no_grad():
+        expected = network(x, t)  # warm up
+        eager = statistics.median(seconds(lambda: network(x, t)) for _ in range(ROUNDS))
+        start = seconds(lambda: torch.testing.assert_close(compiled(x, t), expected, rtol=1e-3, atol=1e-4))
+        ratios = [seconds(lambda: network(x, t)) / seconds(lambda: compiled(x, t)) for _ in range(ROUNDS)]
+    print(
+        f"\na compiled sampling step is {statistics.median(ratios):.2f} x as fast; to compile it takes as long as "
+        f"{start / eager:,.0f} steps of {BATCH} images"
+    )
+    assert statistics.median(ratios) > 0.9
