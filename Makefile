@@ -21,7 +21,7 @@ mutants: $(VENV)/.installed-dev  ## small changes of the code that the tests mus
 	@$(BIN)/python tests/mutants.py --sample 40 --seed 0
 
 bench: $(VENV)/.peers  ## benchmarks, each a ratio measured in one run; the table at the end is tests/benchmarks/README.md's
-	@DDPM_PEERS=$(CURDIR)/$(VENV)/peers $(BIN)/python -m pytest -m bench -s tests/benchmarks
+	@DDPM_PEERS=$(CURDIR)/$(VENV)/peers $(BIN)/python -m pytest -o addopts="-ra --strict-markers" -m bench -s tests/benchmarks
 
 bench-gpu: $(VENV)/.installed-dev  ## what one GPU does, as a table and as JSON
 	@$(BIN)/python tests/gpu/bench.py --output runs/bench-gpu.json
