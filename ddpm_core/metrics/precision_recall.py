@@ -210,37 +210,38 @@ def inside_manifolds(
     x_inside = torch.zeros(len(x), dtype=torch.bool, device=radii_x.device)
     y_inside = torch.zeros(*radii_x.shape[:-1], len(y), dtype=torch.bool, device=radii_x.device)
     sets_x, sets_inside = radii_x.reshape(-1, len(x)), y_inside.view(-1, len(y))
-    largest, x_points, y_points = sets_x.max(0).values, _Points(x), _Points(y)
+    x_points, y_points = _Points(x), _Points(y)
     for row in range(0, len(x), _ROWS):
         rows = slice(row, row + _ROWS)
         for column in range(0, len(y), _ROWS):
             columns = slice(column, column + _ROWS)
             distances = _distances(x_points, rows, y_points, columns)
             error = _error(x_points, rows, y_points, columns).max()
-            # Few pairs are near enough; of those that no other pair has decided, a few so near a ball's surface that their
-            # distance is made exactly.
-            near_y = distances <= (radii_y[columns] + error).to(distances.dtype)
-            i, j = (near_y & ~x_inside[rows, None]).nonzero(as_tuple=True)
-            i, j, measured = i + row, j + column, distances[i, j].double()
-            x_inside[i[_covers(radii_y[None, j], measured, error, x, i, y, j)[0]]] = True
-            near_x = distances <= (largest[rows] + error).to(distances.dtype)[:, None]
-            i, j = (near_x & ~sets_inside[:, columns].all(0)).nonzero(as_tuple=True)
-            i, j, measured = i + row, j + column, distances[i, j].double()
-            number, pair = _covers(sets_x[:, i], measured, error, x, i, y, j).nonzero(as_tuple=True)
-            sets_inside[number, j[pair]] = True
+            block = distances, error, x[rows], y[columns]
+            _, i, _ = _inside(*block, radii_y[None, None, columns], ~x_inside[rows, None])
+            x_inside[row + i] = True
+            number, _, j = _inside(*block, sets_x[:, rows, None], ~sets_inside[:, columns].all(0, keepdim=True))
+            sets_inside[number, column + j] = True
     return x_inside, y_inside
 
 
-def _covers(
-    radii: Float64[Tensor, "sets p"],
-    measured: Float64[Tensor, " p"],
+def _inside(
+    distances: Float[Tensor, "r c"],
     error: Float64[Tensor, ""],
-    x: Float[Tensor, "n d"],
-    i: Int64[Tensor, " p"],
-    y: Float[Tensor, "m d"],
-    j: Int64[Tensor, " p"],
-) -> Bool[Tensor, "sets p"]:
-    """Which radii reach from x[i] to y[j], whose squared distance is `measured` within `error`."""
-    unsure = ((measured - radii).abs() <= error).any(0)
+    x: Float[Tensor, "r d"],
+    y: Float[Tensor, "c d"],
+    radii: Float64[Tensor, "sets #r #c"],
+    undecided: Bool[Tensor, "#r #c"],
+) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " p"], Int64[Tensor, " p"]]:
+    """(set, i, j) of the undecided pairs that a radius of the set reaches; the distances are within `error`."""
+    # Few pairs are near enough; of those, a few so near a ball's surface that their distance is made exactly.
+    near = distances <= (radii.max(0).values + error).to(distances.dtype)
+    i, j = (near & undecided).nonzero(as_tuple=True)
+    measured = distances[i, j].double()
+    limits = radii[
+        :, i.clamp(max=radii.shape[1] - 1), j.clamp(max=radii.shape[2] - 1)
+    ]  # one for all i or all j is at 0
+    unsure = ((measured - limits).abs() <= error).any(0)
     measured[unsure] = _exact(x, i[unsure], y, j[unsure, None])[:, 0]
-    return measured <= radii
+    number, pair = (measured <= limits).nonzero(as_tuple=True)
+    return number, i[pair], j[pair]

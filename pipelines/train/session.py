@@ -12,12 +12,7 @@ from ddpm_core.commit import remove_leftovers
 from ddpm_core.errors import DivergedError, InputError, one_line
 from ddpm_core.protocol import fingerprint
 from pipelines.checkpoints.store import saved_checkpoints, set_aside_damaged
-from pipelines.runtime.cluster import (
-    Resources,
-    check_fits,
-    connect,
-    gpu_kinds,
-)
+from pipelines.runtime.cluster import Resources, check_fits, connect, gpu_kinds
 from pipelines.runtime.messages import message_queue
 from pipelines.runtime.progress import Say
 from pipelines.runtime.recipe import keep_recipe

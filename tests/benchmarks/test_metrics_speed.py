@@ -119,11 +119,9 @@ def test_the_frechet_distance_of_two_statistics() -> None:
     fidelity = peer_module("torch_fidelity.metric_fid")
     row = contest("", "torch-fidelity", ours, lambda: fidelity.fid_statistics_to_metric(*by_numpy, verbose=False))
     assert row.ratio > 2.0
-    by_sqrtm, flat = (
-        peer_module("pytorch_fid.fid_score").calculate_frechet_distance,
-        [m.numpy() for m in (*moments[0], *moments[1])],
-    )
-    row = contest("", "pytorch-fid", ours, lambda: by_sqrtm(*flat), pairs=1)
+    by_sqrtm = peer_module("pytorch_fid.fid_score").calculate_frechet_distance
+    arrays = [each.numpy() for each in (mu1, sigma1, mu2, sigma2)]
+    row = contest("", "pytorch-fid", ours, lambda: by_sqrtm(*arrays), pairs=1)
     assert row.ratio > 2.0
 
 
