@@ -30,9 +30,10 @@ def addressed_dropout(h: Float[Tensor, "b c *rest"], p: float, key: Int32[Tensor
     word ^= (word >> 15) & 0x1FFFF
     word += key[:, 1:]
     word *= _SECOND
-    word ^= (word >> 16) & 0xFFFF
-    # Two units a word: the lower half decides the even one, the upper half the odd one.
-    halves = word[:, :, None] << torch.arange(16, -1, -16, dtype=torch.int32, device=h.device)
+    # Two units a word w: the lower half of w ^ (w >> 16) decides the even one, the upper half the odd one. As the upper halves
+    # of w 2^16 ^ w and of w: an expression short enough for the compiler to keep it in one kernel with what it multiplies.
+    halves = word[:, :, None] * torch.arange(65536, -1, -65536, dtype=torch.int32, device=h.device)
+    halves ^= word[:, :, None]
     keep = (halves >= (cut - 32768) * 65536).flatten(1)[:, : h[0].numel()].view(h.shape)
     if not h.is_contiguous():
         keep = keep.contiguous(memory_format=torch.channels_last)  # units are numbered alike in both formats
