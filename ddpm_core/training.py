@@ -13,7 +13,7 @@ from ddpm_core.configs import Execution as Execution
 from ddpm_core.configs import OptimConfig as OptimConfig
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.ema import Ema, PowerEma
-from ddpm_core.precision import in_precision
+from ddpm_core.precision import compile_network, in_precision
 from ddpm_core.unet import UNet
 
 QUARTERS = 4  # of 0..T-1, whose losses are recorded apart
@@ -37,7 +37,7 @@ class TrainState:
                 raise ValueError(f"activation_checkpointing is on for a {type(model).__name__}: a UNet is wanted")
             model.activation_checkpointing = True
         if self.execution.compile:
-            model.compile(fullgraph=True)
+            compile_network(model)
         self.ema = Ema(model, config.ema_decay, config.ema_start)
         lengths = TRACKED_LENGTHS if config.posthoc_ema else ()
         self.averages = {f"{length:g}": PowerEma(model, length) for length in lengths}

@@ -79,7 +79,18 @@ class Upsample(nn.Module):
         self.conv = _conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(_double(x))
+
+
+def _double(x: Tensor) -> Tensor:
+    """[B,C,H,W] -> [B,C,2H,2W]: each pixel four times."""
+    if not torch.compiler.is_compiling():
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    # The compiler would make the gradient of that by atomic additions in float32, in no fixed order and no memory format.
+    b, c, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(b, height, 2, width, 2, c)
+    doubled = rows.reshape(b, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
+    return doubled.contiguous() if x.is_contiguous() else doubled
 
 
 class ResBlock(nn.Module):

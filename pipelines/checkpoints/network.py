@@ -10,7 +10,7 @@ from ddpm_core.checkpoint import Checkpoint
 from ddpm_core.commit import ReadablePath
 from ddpm_core.configs import FixedVariance, Precision, Weights
 from ddpm_core.diffusion import DenoiseFn, GaussianDiffusion
-from ddpm_core.precision import in_precision, in_slices
+from ddpm_core.precision import compile_network, in_precision, in_slices
 from ddpm_core.unet import UNet
 from pipelines.checkpoints.process import process_of
 from pipelines.storage.node_cache import NodeFolder
@@ -71,5 +71,5 @@ class NetworkHolder:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.to(self.device).eval()
         if self.compile:
-            network.compile(fullgraph=True)
+            compile_network(network)
         return network

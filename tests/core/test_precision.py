@@ -70,7 +70,7 @@ def test_full_float32_ends_an_autocast_and_gives_it_back(fails: bool) -> None:
 
 
 def test_full_float32_is_of_products_and_convolutions_on_a_cpu_too() -> None:
-    """Those that multiply bfloat16 (AMX, AVX-512) are told to in vain."""
+    """Those that multiply bfloat16 are told to in vain."""
     onednn: Any = torch.backends.mkldnn
     default = torch.get_float32_matmul_precision()
     layer, images = nn.Conv2d(64, 64, 3), torch.rand(2, 64, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -93,7 +93,7 @@ def test_full_float32_is_of_products_and_convolutions_on_a_cpu_too() -> None:
     assert after == ("medium", "bf16", "bf16")
     for one, other, coarse in zip(exact, inside, rounded, strict=True):
         assert torch.equal(one, other)
-        if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+        if "amx_bf16" in Path("/proc/cpuinfo").read_text():  # with AVX-512 alone oneDNN may go on in float32
             assert not torch.equal(one, coarse)  # the case can tell
 
 
@@ -176,7 +176,7 @@ def test_ten_checkpoints_go_through_one_compiled_graph(tmp_path: Path, monkeypat
     """A graph for each would reach the compiler's limit, after minutes of compiling; and each gives its own samples."""
     graphs = CompileCounterWithBackend("eager")
     monkeypatch.setattr(
-        UNet, "compile", lambda network, **options: nn.Module.compile(network, backend=graphs, **options)
+        UNet, "compile", lambda network, **_: nn.Module.compile(network, fullgraph=True, backend=graphs)
     )
     holder, config = NetworkHolder("raw", compile=True), {"unet": asdict(SMALL), "diffusion": asdict(DiffusionConfig())}
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])

@@ -28,7 +28,7 @@ from ddpm_core.devices import peak_flops
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.dropout import dropout_keys
 from ddpm_core.inception.network import InceptionV3
-from ddpm_core.precision import full_float32, in_precision
+from ddpm_core.precision import compile_network, full_float32, in_precision
 from ddpm_core.presets import PRESETS
 from ddpm_core.samplers import sample, sample_steps
 from ddpm_core.training import TrainState, train_step
@@ -45,6 +45,9 @@ ALONE = {
     "compile": replace(EXACT, compile=True),
 }
 TOGETHER = {"fast": FAST}
+# Of the compiler: for shares so small that launching kernels takes the time, and in place of precision.UNCUT.
+GRAPHS = {"triton.cudagraphs": True}
+LIMITS = {"realize_opcount_threshold": 30, "realize_reads_threshold": 4, "realize_acc_reads_threshold": 8}
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class Training:
     unet: UNetConfig
     batch: int
     execution: Execution
+    options: dict[str, Any] = field(default_factory=dict)  # of the compiler
 
     def __post_init__(self) -> None:
         device = self.bench.device
@@ -188,6 +192,8 @@ class Training:
             self.execution = fit_micro_batch(self.unet, self.optim, self.execution, 1, capacity)
             torch.cuda.reset_peak_memory_stats(device)
         self.state = TrainState(UNet(self.unet), self.optim, self.execution)
+        if self.options:
+            compile_network(self.state.model, **self.options)
         self.state.to(device)
         self.diffusion = PRESETS["cifar10"].diffusion.build().to(device)
         side, channels = self.unet.image_size, self.unet.in_channels
@@ -261,7 +267,7 @@ def sampler(bench: Bench, execution: Execution) -> Iterator[tuple[GaussianDiffus
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.to(bench.device).eval()
     if execution.compile:
-        network.compile(fullgraph=True)
+        compile_network(network)
     with full_float32(bench.device):
         yield (
             PRESETS["cifar10"].diffusion.build().to(bench.device),
@@ -397,6 +403,10 @@ def run(bench: Bench) -> list[Row]:
     bench.part("from noise to features", lambda: end_to_end(bench, best))
     bench.part("diffusers' network, loop by hand", lambda: diffusers_loop(bench))
     training(size.small, share, {"exact": EXACT, **together})
+    if size.compile:
+        for batch, how, options in ((share, "CUDA graphs", GRAPHS), (whole, "the compiler's own limits", LIMITS)):
+            what = f"train {size.small.image_size}x{size.small.image_size}, {batch}: fast, {how}"
+            bench.part(what, lambda b=batch, o=options: Training(bench, size.small, b, best, o).measure())  # type: ignore[misc]
     training(size.large, large, {**together, "bfloat16, channels-last": ALONE["bfloat16, channels-last"]})
     bench.part("Inception", lambda: inception(bench))
     for device in dict.fromkeys((bench.device, torch.device("cpu"))):
