@@ -45,9 +45,16 @@ ALONE = {
     "compile": replace(EXACT, compile=True),
 }
 TOGETHER = {"fast": FAST}
-# Of the compiler: for shares so small that launching kernels takes the time, and in place of precision.UNCUT.
-GRAPHS = {"triton.cudagraphs": True}
-LIMITS = {"realize_opcount_threshold": 30, "realize_reads_threshold": 4, "realize_acc_reads_threshold": 8}
+# Of the compiler, beside those of precision.UNCUT or in their place: what may be worth taking.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "the compiler's own limits": {
+        "realize_opcount_threshold": 30,
+        "realize_reads_threshold": 4,
+        "realize_acc_reads_threshold": 8,
+    },
+    "CUDA graphs": {"triton.cudagraphs": True},
+    "small kernels in one": {"combo_kernels": True},
+}
 
 
 @dataclass(frozen=True)
@@ -403,16 +410,16 @@ def run(bench: Bench) -> list[Row]:
     bench.part("from noise to features", lambda: end_to_end(bench, best))
     bench.part("diffusers' network, loop by hand", lambda: diffusers_loop(bench))
     training(size.small, share, {"exact": EXACT, **together})
-    if size.compile:
-        for batch, how, options in ((share, "CUDA graphs", GRAPHS), (whole, "the compiler's own limits", LIMITS)):
-            what = f"train {size.small.image_size}x{size.small.image_size}, {batch}: fast, {how}"
-            bench.part(what, lambda b=batch, o=options: Training(bench, size.small, b, best, o).measure())  # type: ignore[misc]
     training(size.large, large, {**together, "bfloat16, channels-last": ALONE["bfloat16, channels-last"]})
     bench.part("Inception", lambda: inception(bench))
     for device in dict.fromkeys((bench.device, torch.device("cpu"))):
         bench.part(f"metrics on {device}", lambda device=device: metrics(bench, device))  # type: ignore[misc]
     alone = {name: how for name, how in ALONE.items() if name != "exact" and (size.compile or not how.compile)}
     training(size.small, whole, alone)
+    for how, options in OPTIONS.items() if size.compile else ():
+        for batch in (whole, share):
+            what = f"train {size.small.image_size}x{size.small.image_size}, {batch}: fast, {how}"
+            bench.part(what, lambda b=batch, o=options: Training(bench, size.small, b, best, o).measure())  # type: ignore[misc]
     return bench.rows
 
 
