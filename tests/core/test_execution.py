@@ -18,8 +18,10 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from support.gaussian_case import unchecked
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
+from ddpm_core import training
 from ddpm_core.diffusion import GaussianDiffusion
 from ddpm_core.dropout import dropout_keys
 from ddpm_core.schedules import make_betas
@@ -350,6 +352,29 @@ def test_only_what_changes_results_is_in_a_runs_identity() -> None:
 def test_replicas_that_do_not_divide_the_batch_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"clip_replicas is {count}(: give a positive number| for a batch of 8)"):
         replace(OPTIM, clip_replicas=count)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_network_makes_the_same_steps_in_the_wrapper_of_several_workers(
+    checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler cuts its graph where the wrapper's buckets end, so that gradients travel while others are made."""
+    graphs = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(training, "compile_network", lambda network: network.compile(fullgraph=True, backend=graphs))
+    how = Execution(activation_checkpointing=checkpointing)
+    alone, _ = run(2, how)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        state = TrainState(model(), OPTIM, replace(how, compile=True))
+        wrapper = DistributedDataParallel(state.model, gradient_as_bucket_view=True, bucket_cap_mb=1)
+        with unchecked():
+            for step in range(2):
+                train_step(state, DIFFUSION, wrapper, OPTIM, **batch(step))
+    finally:
+        dist.destroy_process_group()
+    assert graphs.frame_count > 2
+    assert_near(state.model, alone.model, 1e-10)
 
 
 def test_execution_that_cannot_be_is_refused() -> None:

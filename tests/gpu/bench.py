@@ -2,8 +2,8 @@
 
 The card and its measured ceilings; training steps of each execution, alone and together; the shares of a step; sampling
 steps and what they come to; one run of samples and their features from end to end; the feature network; metrics; a loop over
-diffusers' network where that is installed. A part that no longer fits the time says so. With --tiny, at toy size on any
-device: that it runs, and no number of interest.
+diffusers' network where that is installed; last, with other options of the compiler. A part that no longer fits the time
+says so. With --tiny, at toy size on any device: that it runs, and no number of interest.
 """
 
 import argparse
