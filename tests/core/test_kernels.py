@@ -133,7 +133,6 @@ def test_a_compiled_step_adds_up_in_a_fixed_order_and_stays_in_channels_last() -
     assert len(convolutions) > 100
     for node in convolutions:
         made = node.meta["val"] if isinstance(node.meta["val"], Tensor) else node.meta["val"][0]
-        for image in (*(each.meta["val"] for each in node.args[:2]), made):
-            assert image is None or image.stride(1) == 1, (
-                node.name
-            )  # a gradient may be a part of the channels of another
+        # By the stride of its channels, for a gradient may be a part of the channels of another.
+        images = [*(each.meta["val"] for each in node.args[:2]), made]
+        assert all(image is None or image.stride(1) == 1 for image in images), node.name
