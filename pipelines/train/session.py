@@ -120,7 +120,13 @@ class TrainingSession:
                 records.EXECUTION_TAG: reason,
             }
         )
-        synchronise(self.tracked, self.run.name, done)
+        # The workers of a killed driver outlive it by a moment, in which they save and delete on.
+        try:
+            synchronise(self.tracked, self.run.name, done)
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            synchronise(self.tracked, self.run.name, checkpoints_until(self.run, config.steps))
 
     def follow(self, *, use_gpu: bool) -> Follower:
         """Train to an end, whichever it is, with the records passed on. Raises what ended the workers."""

@@ -26,8 +26,10 @@ from ddpm_core.diffusion import DiffusionConfig
 from ddpm_core.errors import DivergedError, InputError
 from ddpm_core.training import OptimConfig
 from ddpm_core.unet import UNetConfig
+from pipelines.runtime.cluster import Resources
 from pipelines.shards.dataset import ShardedDataset
-from pipelines.train import follower
+from pipelines.train import follower, session
+from pipelines.train.config import TrainConfig
 from pipelines.train.driver import train
 from pipelines.train.loader import make_batch
 from pipelines.train.session import TrainResult
@@ -104,6 +106,25 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_ends_alike(
     assert any("from step 8 on" in line for line in lines)
     assert contents(again) == contents(undisturbed)
     assert len(list(newest.parent.glob("step-00000012.damaged-*"))) == 1
+
+
+def test_a_checkpoint_that_a_killed_drivers_workers_delete_meanwhile_stops_no_resumption(
+    undisturbed: TrainResult, digits: ShardedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They outlive it by a moment: what the next driver has listed may go before it is read."""
+    folder = tmp_path / "train" / undisturbed.run.name
+    shutil.copytree(Path(str(undisturbed.run.folder)), folder)
+    shutil.rmtree(folder / "step-00000012")
+    check = session.check_resources
+
+    def meanwhile(config: TrainConfig) -> Resources:
+        shutil.rmtree(folder / "step-00000008")
+        return check(config)
+
+    monkeypatch.setattr(session, "check_resources", meanwhile)
+    resumed = train(config(digits, tmp_path))
+    assert contents(resumed) == contents(undisturbed)
+    assert logged(resumed, tmp_path) == [(step, loss) for step, loss, _ in losses(undisturbed)]
 
 
 def test_one_worker_takes_the_same_steps_as_two(undisturbed: TrainResult, alone: TrainResult) -> None:
