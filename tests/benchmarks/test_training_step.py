@@ -2,6 +2,7 @@
 around our own network: alternating in one run, median of the ratios of CPU time, which other work on the machine disturbs
 less than the clock; torch has one thread here."""
 
+import copy
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.timing import seconds
 from torch import Tensor, nn
 
 from ddpm_core.dropout import dropout_keys
+from ddpm_core.precision import compile_network
 from ddpm_core.presets import PRESETS
 from ddpm_core.training import Execution, TrainState, train_step
 from ddpm_core.unet import UNet
@@ -152,7 +154,8 @@ def test_the_share_of_a_small_training_outside_its_network(tmp_path: Path) -> No
 def test_what_torch_compile_costs_and_gains_without_a_gpu() -> None:
     """A sampling step of the same network, compiled as evaluations compile it."""
     network = UNet(PRESET.unet).eval()
-    compiled = torch.compile(network)
+    compiled = copy.deepcopy(network)
+    compile_network(compiled)
     x, t, _ = batch()
     with torch.no_grad():
         expected = network(x, t)  # warm up

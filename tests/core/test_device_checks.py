@@ -23,7 +23,9 @@ def test_ten_steps_on_the_cpu_are_those_in_float64(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own
 def test_several_networks_go_through_one_graph_on_the_cpu() -> None:
     with unchecked():
-        device_checks.check_several_networks_go_through_one_compiled_graph(CPU, "eager")
+        device_checks.check_several_networks_go_through_one_compiled_graph(
+            CPU, lambda network: network.compile(fullgraph=True, backend="eager")
+        )
 
 
 @pytest.mark.slow

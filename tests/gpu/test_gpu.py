@@ -10,6 +10,7 @@ from support import device_checks
 from support.device_checks import CHECKS, COMPILED, EXECUTIONS
 from torch.nn.parallel import DistributedDataParallel
 
+from ddpm_core.precision import compile_network
 from ddpm_core.training import TrainState, train_step
 
 pytestmark = [
@@ -38,7 +39,7 @@ def test_compiled_normals_are_the_cpus() -> None:
 
 
 def test_ten_checkpoints_go_through_one_compiled_graph() -> None:
-    device_checks.check_several_networks_go_through_one_compiled_graph(CUDA, "inductor")
+    device_checks.check_several_networks_go_through_one_compiled_graph(CUDA, compile_network)
 
 
 def test_a_deterministic_training_resumes_bit_for_bit(tmp_path: Path) -> None:
